@@ -1,0 +1,67 @@
+"""Methods: one file each, one line each here. Other packages add theirs through the entry point group
+`zsq.generators` (name = "package.module:Class")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from zsq.generators.deepinversion import DeepInversion
+from zsq.generators.dsg import DSG
+from zsq.generators.noise import Noise
+from zsq.generators.zeroq import ZeroQ
+
+from zsq.contract import Generator, Teacher
+from zsq.errors import UnknownNameError, UsageError
+from zsq.runtime import Runtime
+
+METHODS: dict[str, type[Generator]] = {
+    "noise": Noise,
+    "zeroq": ZeroQ,
+    "deepinversion": DeepInversion,
+    "dsg": DSG,
+}
+
+
+def available_methods() -> dict[str, type[Generator]]:
+    """The methods of this package and of every installed plug-in.
+
+    Raises:
+        UsageError: a plug-in takes a name that is already taken.
+    """
+    methods = dict(METHODS)
+    for point in entry_points(group="zsq.generators"):
+        if point.name in methods:
+            raise UsageError(f"plug-in '{point.value}' names its method '{point.name}', which exists already")
+        methods[point.name] = point.load()
+    return methods
+
+
+def method_class(name: str) -> type[Generator]:
+    """The class behind a method's name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    methods = available_methods()
+    if name not in methods:
+        raise UnknownNameError("method", name, methods)
+    return methods[name]
+
+
+def create(
+    name: str,
+    teacher: Teacher,
+    overrides: Mapping[str, Any] | None = None,
+    iterations: int | None = None,
+    runtime: Runtime | None = None,
+) -> Generator:
+    """A method ready to synthesize for this teacher; its options are resolved for the teacher's image size.
+
+    Raises:
+        UnknownNameError, OptionError, NoBatchNormError, MismatchError: see `Options.resolve`, `Generator`.
+    """
+    cls = method_class(name)
+    options = cls.options_class.resolve(name, teacher.spec, overrides or {}, iterations)
+    return cls(teacher, options, runtime or Runtime())

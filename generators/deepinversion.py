@@ -1,0 +1,124 @@
+"""DeepInversion (Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha, Kautz; CVPR 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zsq.contract import Facts, Group, Options, scales_with_iterations
+from zsq.engine.invert import Inversion, InversionMethod, Stage
+from zsq.engine.objectives import (
+    Term,
+    batch_norm_l2,
+    bn_alignment,
+    cross_entropy,
+    mean_image_norm,
+    total_variation_l2,
+)
+from zsq.engine.parameterise import Pixels
+from zsq.engine.schedules import Cosine, Schedule
+from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.engine.targets import balanced_labels, class_count
+from zsq.engine.views import Flip, Halve, Roll, View
+from zsq.imagespec import ImageSpec
+
+SMALL_IMAGE = 64  # the CIFAR script's constants up to here, the ImageNet script's above
+
+
+class DeepInversionOptions(Options):
+    """Constants of the public CIFAR-10 script; above 64 px those of the ImageNet script, setting 0."""
+
+    iterations: int = 2000
+    low_resolution_iterations: int = scales_with_iterations(0)
+    learning_rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    cosine: bool = False
+    warmup: int = scales_with_iterations(0)
+    bn_weight: float = 10.0
+    first_layer_weight: float = 1.0
+    ce_weight: float = 1.0
+    tv_weight: float = 2.5e-5
+    l2_weight: float = 0.0
+    l2_per_image: bool = False
+    jitter: int = 2
+    flip: bool = False
+
+    @classmethod
+    def published(cls, spec: ImageSpec) -> dict[str, Any]:
+        """The ImageNet script's constants for large images."""
+        if max(spec.size) <= SMALL_IMAGE:
+            return {}
+        return {
+            "iterations": 3000,
+            "low_resolution_iterations": 2000,
+            "learning_rate": 0.2,
+            "betas": (0.5, 0.9),
+            "cosine": True,
+            "warmup": 100,
+            "bn_weight": 0.05,
+            "first_layer_weight": 10.0,
+            "tv_weight": 1e-4,
+            "l2_weight": 1e-5,
+            "l2_per_image": True,
+            "jitter": 30,
+            "flip": True,
+        }
+
+
+class DeepInversion(InversionMethod):
+    """Pixels; class targets; batch statistics, biased variance, un-squared norms; TV and L2 priors."""
+
+    name = "deepinversion"
+    options_class = DeepInversionOptions
+    default_batch = 64
+    facts = Facts(
+        paper="Yin et al., Dreaming to Distill (DeepInversion), CVPR 2020",
+        summary="class targets, batch BN statistics as un-squared norms, TV and L2 priors, jitter",
+        needs_labels=True,
+        needs_batch_norm=True,
+        deviations=(
+            "pixels are clamped to valid values after each step (the CIFAR script does not)",
+            "the last iterate is kept, not the iterate of least loss",
+            "no competition with a student (the paper's Adaptive DeepInversion)",
+            "classes in turn over the whole run, not hand-picked ones",
+            "batch 64 as in the ImageNet script; the CIFAR script has 256",
+        ),
+    )
+
+    def labels(self, group: Group) -> Tensor:
+        """Classes in turn over the whole run."""
+        return balanced_labels(group, class_count(self.teacher, self.name))
+
+    def inversion(self, batch: int) -> Inversion:
+        """The paper's objective, at half resolution first where the options say so."""
+        o = self.options
+        tapped = TappedTeacher(self.teacher, self.name)
+        weights = torch.ones(len(tapped.names), device=self.runtime.device)
+        weights[0] = o.first_layer_weight
+        alignment = Alignment("batch", moment="var", distance="norm", layer_weights_L=weights)
+
+        def schedule(rate: float, iterations: int, device: str) -> Schedule:
+            return (
+                Cosine(rate, iterations, device, o.warmup) if o.cosine else Schedule(rate, iterations, device)
+            )
+
+        spec, device = self.teacher.spec, self.runtime.device
+        pixels = Pixels(spec, batch, device, o.learning_rate, betas=o.betas, schedule=schedule)
+        terms = [
+            Term("ce", o.ce_weight, cross_entropy),
+            Term("bn", o.bn_weight, bn_alignment(alignment)),
+            Term("tv", o.tv_weight, total_variation_l2),
+            Term("l2", o.l2_weight, mean_image_norm if o.l2_per_image else batch_norm_l2),
+        ]
+        full = o.iterations - o.low_resolution_iterations
+        stages = [
+            Stage(o.low_resolution_iterations, (Halve(), *self._views(o.jitter // 2))),
+            Stage(full, self._views(o.jitter)),
+        ]
+        return Inversion(tapped, pixels, terms, stages, self.runtime)
+
+    def _views(self, jitter: int) -> tuple[View, ...]:
+        flip = (Flip(per_image=False),) if self.options.flip else ()
+        return (Roll(jitter), *flip)

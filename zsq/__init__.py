@@ -1,0 +1,1 @@
+"""zsq: a trained network goes in, the calibration images that its quantizer needs come out."""

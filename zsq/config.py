@@ -1,0 +1,199 @@
+"""What a command was asked to do: one frozen model per stage, TOML recipes, the resolved form and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from zsq.errors import OptionError, UnknownNameError
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Stage(BaseModel):
+    """Base of all: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RuntimeConfig(Stage):
+    """The RUNTIME options as given; `zsq.runtime.Runtime.resolve` turns `auto` into values."""
+
+    precision: str = "auto"
+    compile: str = "auto"
+    threads: PositiveInt | None = None
+    device: str = "auto"
+
+
+class GenerateConfig(Stage):
+    """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own."""
+
+    teacher: str
+    weights: str | None = None
+    method: str
+    count: PositiveInt = 1024
+    batch: PositiveInt | None = None
+    shard_size: PositiveInt = 256
+    seed: Seed = 0
+    iterations: PositiveInt | None = None
+    real: str | None = None
+    set: dict[str, Any] = {}
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+class RecipeTeacher(Stage):
+    """The teacher of a recipe; `expected_accuracy` in points stops a run that measures another one."""
+
+    name: str
+    weights: str | None = None
+    expected_accuracy: float | None = None
+
+
+class RecipeSource(Stage):
+    """One synthetic arm: a method and how it differs from the recipe's `[generate]`."""
+
+    method: str
+    batch: PositiveInt | None = None
+    iterations: PositiveInt | None = None
+    set: dict[str, Any] = {}
+
+
+class RecipeGenerate(Stage):
+    """What all synthetic arms share. Shard set k has seed `seed` + k."""
+
+    count: PositiveInt
+    shard_sets: PositiveInt = 3
+    shard_size: PositiveInt = 256
+    seed: Seed = 0
+    iterations: PositiveInt | None = None
+
+
+class RecipeStudent(Stage):
+    """A student, at one or several bit widths."""
+
+    name: str
+    bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v))]
+    first_last: int | None = None
+    set: dict[str, Any] = {}
+
+
+class Recipe(Stage):
+    """`zsq run`: generate each source, fit each student, measure the gap, report."""
+
+    title: str
+    teacher: RecipeTeacher
+    generate: RecipeGenerate
+    sources: tuple[RecipeSource, ...]
+    students: tuple[RecipeStudent, ...]
+    real: str
+    eval: str
+    seeds: PositiveInt = 1
+    show_real: bool = False
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """`model(**values)`, or one line that names the first wrong key.
+
+    Raises:
+        OptionError: an unknown key or a value of the wrong kind.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise OptionError(f"{where}: {key}: {first['msg']}") from None
+
+
+def recipe_paths() -> dict[str, Path]:
+    """Name -> file of the recipes that come with zsq."""
+    from importlib.resources import files
+
+    folder = files("zsq.recipes")
+    return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by the name of one that comes with zsq, or by the path of a TOML file.
+
+    `${NAME}` is an environment variable; relative paths stand from the recipe's own folder.
+
+    Raises:
+        UnknownNameError: no such recipe. OptionError: not TOML, or wrong keys or values.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = recipe_paths()
+        if name not in known:
+            raise UnknownNameError("recipe", name, known)
+        path = known[name]
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"recipe {path} cannot be read ({error.strerror})", "a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"recipe {path} is not TOML ({error})") from None
+    return validated(Recipe, _expanded(values, path), f"recipe {path.name}")
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    return expand_variables(value, f"recipe {path.name}") if isinstance(value, str) else value
+
+
+def expand_variables(text: str, where: str) -> str:
+    """Replace each `${NAME}` by the environment variable.
+
+    Raises:
+        OptionError: a variable that is not set.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            remedy = f"export {match[1]}=FOLDER"
+            raise OptionError(f"{where}: ${{{match[1]}}} is not set", "an environment variable", remedy)
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value_of, text)
+
+
+def parse_set(pairs: list[str]) -> dict[str, Any]:
+    """`["a=1", "b=true", "c=x"]` -> {"a": 1, "b": True, "c": "x"}: JSON where it parses, else text.
+
+    Raises:
+        OptionError: a pair without `=`.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise OptionError(f"--set {pair}", "key=value")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return values
+
+
+def config_json(values: Any) -> str:
+    """Canonical JSON of a resolved configuration."""
+    return json.dumps(values, indent=1, sort_keys=True, default=str)
+
+
+def config_sha256(values: Any) -> str:
+    """Hash of the canonical JSON."""
+    return hashlib.sha256(config_json(values).encode()).hexdigest()

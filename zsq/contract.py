@@ -1,0 +1,372 @@
+"""READ FIRST. What the parts of zsq owe each other.
+
+A `Teacher` goes in. A `Plan` cuts the run into `Group`s, pure data and the unit of determinism and resume. A
+`Generator` turns a group into a `SyntheticBatch`; the writer turns batches into shards. A `Student` fits a
+quantized copy of the teacher on stored images and returns a `FittedStudent`.
+
+Tensor suffixes everywhere: N images, C channels, H height, W width, K classes, L statistic layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from zsq.errors import OptionError
+from zsq.imagespec import ImageSpec
+from zsq.runtime import Runtime
+from zsq.seeding import torch_generator
+
+Task = Literal["classify", "embed"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody."""
+
+    name: str
+    network: nn.Module
+    spec: ImageSpec
+    num_outputs: int
+    weights_sha256: str
+    task: Task = "classify"
+    expected_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        """Freeze the network."""
+        self.network.eval().requires_grad_(False)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, None for an embedding network."""
+        return self.num_outputs if self.task == "classify" else None
+
+    def logits(self, standard_NCHW: Tensor) -> Tensor:
+        """Standard-space images -> (N, num_outputs) logits, or embeddings where `task` is embed."""
+        return self.network(self.spec.standard_to_norm(standard_NCHW))
+
+    def to(self, device: str) -> Teacher:
+        """This teacher with its network on `device` (moved in place)."""
+        return dataclasses.replace(self, network=self.network.to(device))
+
+
+class StepLog(Protocol):
+    """Receives the progress of a loop."""
+
+    def advance(self, amount: int, **values: float) -> None:
+        """`amount` units of work are done; `values` are current figures to show, such as losses."""
+
+
+class Silent:
+    """The StepLog that drops everything."""
+
+    def advance(self, amount: int, **values: float) -> None:
+        """Nothing."""
+
+
+def scales_with_iterations(default: int, **constraints: Any) -> Any:
+    """Field of an option counted in iterations: `--iterations` stretches it with the run."""
+    return Field(default, json_schema_extra={"scales": True}, **constraints)
+
+
+class Options(BaseModel):
+    """Options of one method or student: its constants, with published values as defaults.
+
+    `iterations`, where a subclass has it, is the published length; fields made by `scales_with_iterations`
+    are tied to it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def published(cls, spec: ImageSpec) -> dict[str, Any]:
+        """Published values that depend on the image size, over the class's defaults."""
+        return {}
+
+    @classmethod
+    def resolve(
+        cls, owner: str, spec: ImageSpec, overrides: Mapping[str, Any], iterations: int | None = None
+    ) -> Self:
+        """Defaults for `spec`, shortened or stretched to `iterations`, then `overrides` on top.
+
+        Raises:
+            OptionError: an unknown key, a value of the wrong kind or range, or iterations below 1.
+        """
+        unknown = set(overrides) - set(cls.model_fields)
+        if unknown:
+            known = ", ".join(sorted(cls.model_fields)) or "none"
+            raise OptionError(f"{owner} has no option '{sorted(unknown)[0]}'", f"one of: {known}")
+        if iterations is not None and iterations < 1:
+            raise OptionError(f"--iterations {iterations}", "at least 1")
+        try:
+            options = cls(**cls.published(spec))
+            published_iterations = getattr(options, "iterations", None)
+            if iterations is not None and published_iterations:
+                options = cls(**_stretched(options, iterations / published_iterations), iterations=iterations)
+            return cls(**(options.model_dump() | dict(overrides)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise OptionError(f"{owner}: {key}={first.get('input')!r}: {first['msg']}") from None
+
+
+def _stretched(options: Options, ratio: float) -> dict[str, Any]:
+    values = options.model_dump(exclude={"iterations"})
+    for name, field in type(options).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("scales") and values[name]:
+            values[name] = max(1, round(values[name] * ratio))
+    return values
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method or student declares about itself.
+
+    `data_read` is what of the real world it reads: "none", or e.g. "1 image per class".
+    """
+
+    paper: str
+    summary: str
+    needs_labels: bool = False
+    needs_batch_norm: bool = False
+    needs_real: bool = False
+    trains_network: bool = False
+    data_read: str = "none"
+    deviations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive images that are made together; everything about them follows from this and the teacher."""
+
+    index: int
+    seed: int
+    first_image: int
+    batch_sizes: tuple[int, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Images in all batches of the group."""
+        return sum(self.batch_sizes)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The group's own random stream for one purpose; a fresh generator at each call."""
+        return torch_generator(self.seed, self.index, purpose)
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """The least work that ends in whole shards: several small groups in one, or one group in several."""
+
+    groups: tuple[Group, ...]
+    first_shard: int
+    shard_sizes: tuple[int, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Images in all groups of the unit."""
+        return sum(self.shard_sizes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run as data: the same for every process count, and the unit of resume."""
+
+    count: int
+    batch: int
+    shard_size: int
+    seed: int
+    batches_per_group: int | None = 1  # None: the whole set is one group
+
+    def __post_init__(self) -> None:
+        """Refuse counts that make no plan."""
+        for name in ("count", "batch", "shard_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"--{name.replace('_', '-')} {getattr(self, name)}", "at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise OptionError(f"--seed {self.seed}", "a number from 0 to 2**63 - 1")
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups in order."""
+        per_group = self.count if self.batches_per_group is None else self.batches_per_group * self.batch
+        groups = []
+        for index, first in enumerate(range(0, self.count, per_group)):
+            size = min(per_group, self.count - first)
+            batches = tuple(min(self.batch, size - done) for done in range(0, size, self.batch))
+            groups.append(Group(index, self.seed, first, batches))
+        return tuple(groups)
+
+    @property
+    def units(self) -> tuple[WorkUnit, ...]:
+        """Groups packed into shards of at most `shard_size` images; a larger group spans several."""
+        units: list[WorkUnit] = []
+        pending: list[Group] = []
+        next_shard = 0
+
+        def close() -> None:
+            nonlocal next_shard
+            if not pending:
+                return
+            total = sum(group.num_images for group in pending)
+            sizes = tuple(min(self.shard_size, total - done) for done in range(0, total, self.shard_size))
+            units.append(WorkUnit(tuple(pending), next_shard, sizes))
+            next_shard += len(sizes)
+            pending.clear()
+
+        for group in self.groups:
+            if sum(g.num_images for g in pending) + group.num_images > self.shard_size:
+                close()
+            pending.append(group)
+        close()
+        return tuple(units)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shard files of the whole run."""
+        last = self.units[-1]
+        return last.first_shard + len(last.shard_sizes)
+
+
+@dataclass(frozen=True)
+class SyntheticBatch:
+    """A group's images as a method leaves them: un-augmented, standard space, float32, on any device.
+
+    `targets_NK` are the class probabilities the method asked for (rows sum to 1), None for a method without
+    labels. `losses` are the final values of each loss term, for the log.
+    """
+
+    standard_NCHW: Tensor
+    targets_NK: Tensor | None = None
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Generator(ABC):
+    """A method. It draws randomness only from the group's streams and leaves the teacher as it was."""
+
+    name: ClassVar[str]
+    facts: ClassVar[Facts]
+    options_class: ClassVar[type[Options]] = Options
+    default_batch: ClassVar[int] = 128
+    batches_per_group: ClassVar[int | None] = 1
+
+    def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
+        """Keep the parts.
+
+        Raises:
+            NoBatchNormError, MismatchError: the teacher lacks what the method's facts say it needs.
+        """
+        self.teacher = teacher
+        self.options = options
+        self.runtime = runtime
+
+    @property
+    def iterations(self) -> int:
+        """Teacher passes (forward and backward) per image; 0 for a method without optimisation."""
+        return getattr(self.options, "iterations", 0)
+
+    def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
+        """Train what all groups share, once per run, cached below `cache`. Nothing for pixel methods."""
+        return None
+
+    @abstractmethod
+    def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
+        """Make the group's images; `log` advances in image-iterations."""
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bit widths of weights and activations; 32 is float."""
+
+    weights: int
+    activations: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """`W4A4` -> Bits(4, 4).
+
+        Raises:
+            OptionError: not of that form, or outside W2..W8, W32, A2..A8, A32.
+        """
+        match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", text.strip())
+        widths = [int(part) for part in match.groups()] if match else []
+        if not widths or any(width not in (*range(2, 9), 32) for width in widths):
+            raise OptionError(f"bits '{text}'", "W2..W8 or W32 with A2..A8 or A32, as in W4A4")
+        return cls(*widths)
+
+    def __str__(self) -> str:
+        """`W4A4`."""
+        return f"W{self.weights}A{self.activations}"
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One row of a student's table of quantized tensors; `num_scales` is 1 for per-tensor."""
+
+    name: str
+    kind: Literal["weight", "activation"]
+    bits: int
+    num_scales: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class FittedStudent:
+    """A quantized copy of the teacher. `network` takes the network's (norm) input, like the teacher's."""
+
+    student: str
+    bits: Bits
+    first_last: int | None
+    network: nn.Module
+    spec: ImageSpec
+    tensors: tuple[QuantizedTensor, ...]
+    task: Task = "classify"
+
+    def logits(self, standard_NCHW: Tensor) -> Tensor:
+        """Standard-space images -> (N, num_outputs)."""
+        return self.network(self.spec.standard_to_norm(standard_NCHW))
+
+
+class Student(ABC):
+    """A recipe that fits a quantized copy of a teacher on images, whatever their source."""
+
+    name: ClassVar[str]
+    facts: ClassVar[Facts]
+    options_class: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any, runtime: Runtime) -> None:
+        """Keep the parts."""
+        self.options = options
+        self.runtime = runtime
+
+    @abstractmethod
+    def fit(
+        self,
+        teacher: Teacher,
+        pixels_NCHW: Tensor,
+        bits: Bits,
+        *,
+        first_last: int | None = None,
+        seed: int = 0,
+        log: StepLog | None = None,
+    ) -> FittedStudent:
+        """Fit on uint8 images of the teacher's spec, unlabelled; the teacher is left as it was.
+
+        Args:
+            first_last: bits of the first convolution and of the last layer; None: as `bits`.
+            seed: of every random draw of the fit.
+
+        Raises:
+            UntraceableError: the network's graph cannot be traced or holds an operation we cannot place.
+            MismatchError: images of another shape than the teacher's.
+        """

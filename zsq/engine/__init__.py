@@ -1,0 +1,1 @@
+"""images x view -> teacher with taps -> statistics -> objectives -> step."""

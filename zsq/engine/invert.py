@@ -1,0 +1,149 @@
+"""The loop: parameterisation -> view -> tapped teacher -> terms -> step."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from zsq.contract import Generator, Group, StepLog, SyntheticBatch
+from zsq.engine.objectives import Forward, Term
+from zsq.engine.parameterise import Parameterisation
+from zsq.engine.statistics import TappedTeacher
+from zsq.engine.views import View, apply_views, draw_views
+from zsq.runtime import Runtime
+
+LOG_EVERY = 25  # iterations between host reads of the losses
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive iterations with one view and fresh optimizer state."""
+
+    iterations: int
+    views: tuple[View, ...] = ()
+
+
+@dataclass
+class LossHistory:
+    """Values of each term at the logged iterations, on the device until asked for."""
+
+    names: tuple[str, ...]
+    rows: list[Tensor] = field(default_factory=list)
+
+    def last(self) -> dict[str, float]:
+        """Name -> latest value."""
+        return dict(zip(self.names, self.rows[-1].tolist(), strict=True))
+
+    def idle(self) -> list[str]:
+        """Terms that never changed over at least two logged iterations: they steer nothing."""
+        if len(self.rows) < 2:
+            return []
+        table = torch.stack(self.rows)
+        return [name for name, column in zip(self.names, table.T, strict=True) if (column == column[0]).all()]
+
+
+class Inversion:
+    """Optimises one batch after another against a frozen teacher; the compiled step is reused."""
+
+    def __init__(
+        self,
+        tapped: TappedTeacher,
+        parameterisation: Parameterisation,
+        terms: Sequence[Term],
+        stages: Sequence[Stage],
+        runtime: Runtime,
+    ) -> None:
+        """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out."""
+        self.tapped = tapped
+        self.parameterisation = parameterisation
+        self.terms = [term for term in terms if term.weight != 0]
+        self.stages = [stage for stage in stages if stage.iterations > 0]
+        self.runtime = runtime
+        self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
+
+    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
+        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor]:
+            images = apply_views(views, self.parameterisation(), draws)
+            with self.runtime.autocast():
+                logits, layers = self.tapped(images)
+            forward = Forward(images, logits, layers, targets_NK)
+            values = [term.function(forward) for term in self.terms]
+            total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
+            return total, torch.stack(values).detach()
+
+        return step
+
+    def run(
+        self, generator: torch.Generator, targets_NK: Tensor | None, log: StepLog
+    ) -> tuple[Tensor, LossHistory]:
+        """One batch from its start to its last iterate: (N, C, H, W) in standard space, on the device."""
+        device = self.runtime.device
+        self.parameterisation.reset(generator)
+        history = LossHistory(tuple(term.name for term in self.terms))
+        targets_NK = targets_NK.to(device) if targets_NK is not None else None
+        for stage, step in zip(self.stages, self._steps, strict=True):
+            groups = self.parameterisation.groups()
+            schedules = [g.schedule(g.rate, stage.iterations, device) for g in groups]
+            optimizer = torch.optim.Adam(
+                [
+                    {"params": list(g.tensors), "lr": s.rate, "betas": g.betas}
+                    for g, s in zip(groups, schedules, strict=True)
+                ],
+                fused=True,
+            )
+            shape = self.parameterisation().shape
+            for iteration in range(stage.iterations):
+                draws = [draw.to(device) for draw in draw_views(stage.views, shape, generator)]
+                optimizer.zero_grad()
+                total, values = step(draws, targets_NK)
+                total.backward()
+                optimizer.step()
+                for schedule in schedules:
+                    schedule.step(iteration, total.detach())
+                self.parameterisation.project()
+                done = iteration + 1
+                if done % LOG_EVERY == 0 or done == stage.iterations:
+                    history.rows.append(values)
+                    log.advance(shape[0] * ((done - 1) % LOG_EVERY + 1), **history.last())
+        with torch.no_grad():
+            return self.parameterisation().detach().clone(), history
+
+
+class InversionMethod(Generator):
+    """A method that is an `Inversion` per batch: a subclass says which, and which labels it asks for."""
+
+    @abstractmethod
+    def inversion(self, batch: int) -> Inversion:
+        """The composition for batches of this size."""
+
+    def labels(self, group: Group) -> Tensor | None:
+        """(num_images, K) class probabilities to ask for; None for a method without a class term."""
+        return None
+
+    def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
+        """Invert the group's batches one after another, all from the group's own stream."""
+        targets_NK = self.labels(group)
+        rng = group.generator("synthesis")
+        images: list[Tensor] = []
+        first = 0
+        for batch in group.batch_sizes:
+            wanted = targets_NK[first : first + batch] if targets_NK is not None else None
+            made, history = self._inversion(batch).run(rng, wanted, log)
+            images.append(made.cpu())
+            first += batch
+            for term in history.idle():
+                warnings.warn(
+                    f"{self.name}: loss term '{term}' never changed: it steers nothing", stacklevel=2
+                )
+        return SyntheticBatch(torch.cat(images), targets_NK, history.last() if history.rows else {})
+
+    def _inversion(self, batch: int) -> Inversion:
+        cache: dict[int, Inversion] = self.__dict__.setdefault("_inversions", {})
+        if batch not in cache:
+            cache[batch] = self.inversion(batch)
+        return cache[batch]

@@ -1,0 +1,74 @@
+"""Every loss term: a pure function of one forward pass, named, with its paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsq.engine.statistics import Alignment, LayerSums, input_sums
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets."""
+
+    viewed_NCHW: Tensor
+    logits_NK: Tensor
+    layers: Sequence[LayerSums]
+    targets_NK: Tensor | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A named, weighted loss term; `function` returns a scalar."""
+
+    name: str
+    weight: float
+    function: Callable[[Forward], Tensor]
+
+
+def bn_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
+    """The statistics of all BN inputs against the stored ones."""
+    return lambda forward: alignment(forward.layers)
+
+
+def input_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
+    """The images' own statistics against mean 0 and std 1 (ZeroQ, Cai et al., CVPR 2020)."""
+    return lambda forward: alignment([input_sums(forward.viewed_NCHW)])
+
+
+def cross_entropy(forward: Forward) -> Tensor:
+    """Mean over images of -sum_k target_k log softmax(logits)_k."""
+    assert forward.targets_NK is not None
+    return F.cross_entropy(forward.logits_NK, forward.targets_NK)
+
+
+def total_variation_l2(forward: Forward) -> Tensor:
+    """Sum of the 2-norms of the four difference tensors (horizontal, vertical, both diagonals) of the whole
+    batch, neither squared nor averaged (DeepInversion, Yin et al., CVPR 2020)."""
+    x = forward.viewed_NCHW
+    differences = (
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+    return torch.stack([_norm(d.flatten()) for d in differences]).sum()
+
+
+def mean_image_norm(forward: Forward) -> Tensor:
+    """mean_n ||x_n||_2 (DeepInversion's ImageNet L2 term)."""
+    return _norm(forward.viewed_NCHW.flatten(1)).mean()
+
+
+def batch_norm_l2(forward: Forward) -> Tensor:
+    """||x||_2 of the whole batch (DeepInversion's CIFAR L2 term)."""
+    return _norm(forward.viewed_NCHW.flatten())
+
+
+def _norm(x: Tensor) -> Tensor:
+    return (x.square().sum(-1) + 1e-12).sqrt()

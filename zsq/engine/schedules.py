@@ -1,0 +1,83 @@
+"""Learning-rate schedules that live on the device: no host synchronisation per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Schedule:
+    """Constant learning rate, and the base of the others; `rate` is the 0-d tensor the optimizer reads."""
+
+    def __init__(self, rate: float, iterations: int, device: str) -> None:
+        """`iterations`: length of the run the schedule is for."""
+        self.initial = rate
+        self.iterations = iterations
+        self.rate = torch.tensor(rate, device=device)
+
+    def step(self, iteration: int, loss: Tensor) -> None:
+        """After iteration `iteration` (from 0) with this detached loss."""
+
+
+class Plateau(Schedule):
+    """Multiply by `factor` when the loss has not fallen by 0.01 % for more than `patience` steps."""
+
+    def __init__(
+        self, rate: float, iterations: int, device: str, factor: float, patience: int, floor: float
+    ) -> None:
+        """`floor`: smallest rate. The rule is that of torch's ReduceLROnPlateau, kept on the device."""
+        super().__init__(rate, iterations, device)
+        self.factor, self.patience, self.floor = factor, patience, floor
+        self.best = torch.tensor(math.inf, device=device)
+        self.waited = torch.zeros((), device=device)
+
+    def step(self, iteration: int, loss: Tensor) -> None:
+        """Update the running minimum and, where it stood still too long, the rate."""
+        better = loss < self.best * (1 - 1e-4)
+        self.best = torch.where(better, loss, self.best)
+        self.waited = torch.where(better, 0.0, self.waited + 1)
+        late = self.waited > self.patience
+        self.rate.copy_(torch.where(late, (self.rate * self.factor).clamp_min(self.floor), self.rate))
+        self.waited = torch.where(late, 0.0, self.waited)
+
+
+class Cosine(Schedule):
+    """Linear warm-up over `warmup` steps, then half a cosine to zero."""
+
+    def __init__(self, rate: float, iterations: int, device: str, warmup: int = 0) -> None:
+        """`warmup` in steps."""
+        super().__init__(rate, iterations, device)
+        self.warmup = warmup
+        self._set(0)
+
+    def step(self, iteration: int, loss: Tensor) -> None:
+        """Set the rate for the next iteration."""
+        self._set(iteration + 1)
+
+    def _set(self, iteration: int) -> None:
+        if iteration < self.warmup:
+            share = (iteration + 1) / self.warmup
+        else:
+            share = 0.5 + 0.5 * math.cos(
+                math.pi * (iteration - self.warmup) / max(1, self.iterations - self.warmup)
+            )
+        self.rate.fill_(self.initial * share)
+
+
+class Exponential(Schedule):
+    """Multiply by `factor` every `every` steps."""
+
+    def __init__(self, rate: float, iterations: int, device: str, factor: float, every: int) -> None:
+        """`every` in steps."""
+        super().__init__(rate, iterations, device)
+        self.factor, self.every = factor, every
+
+    def step(self, iteration: int, loss: Tensor) -> None:
+        """Set the rate for the next iteration."""
+        self.rate.fill_(self.initial * self.factor ** ((iteration + 1) // self.every))
+
+
+MakeSchedule = Callable[[float, int, str], Schedule]

@@ -1,0 +1,219 @@
+"""Where activations are tapped and how their statistics are compared with the stored ones.
+
+Every BN loss of the literature is one `Alignment`: scope x moment x distance x reduction x weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zsq.contract import Teacher
+from zsq.errors import NoBatchNormError
+
+EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
+
+Scope = Literal["sample", "batch", "set"]
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """Sums over positions of one layer's input, shifted by the target mean against cancellation; float32.
+
+    s1_NC = sum_p (a - mean_C), s2_NC = sum_p (a - mean_C)^2 over `num_positions` positions. `mean_C`, `var_C`
+    are the targets: what the layer's input should look like.
+    """
+
+    s1_NC: Tensor
+    s2_NC: Tensor
+    num_positions: int
+    mean_C: Tensor
+    var_C: Tensor
+
+
+@dataclass(frozen=True)
+class SetSums:
+    """Sums of the images outside the current batch, per layer: a constant part of whole-set statistics."""
+
+    s1_C: Tensor
+    s2_C: Tensor
+    num_images: int
+
+
+def layer_sums(activations: Tensor, mean_C: Tensor, var_C: Tensor) -> LayerSums:
+    """One float32 pass over activations (N, C, ...)."""
+    shifted = activations.to(mean_C.dtype).flatten(2) if activations.dim() > 2 else activations[..., None]
+    shifted = shifted.to(mean_C.dtype) - mean_C[:, None]
+    return LayerSums(shifted.sum(2), (shifted * shifted).sum(2), shifted.shape[2], mean_C, var_C)
+
+
+def input_sums(standard_NCHW: Tensor) -> LayerSums:
+    """Statistics of the images themselves; in standard space their targets are mean 0 and variance 1."""
+    zero = standard_NCHW.new_zeros(standard_NCHW.shape[1])
+    return layer_sums(standard_NCHW, zero, zero + 1)
+
+
+class TappedTeacher(nn.Module):
+    """A private copy of a teacher whose BN inputs are measured: the teacher itself never carries a hook."""
+
+    def __init__(self, teacher: Teacher, owner: str = "this method") -> None:
+        """Copy the network, channels_last, and tap the input of every BN that stores running statistics.
+
+        Raises:
+            NoBatchNormError: there is none.
+        """
+        super().__init__()
+        self.spec = teacher.spec
+        self.network = copy.deepcopy(teacher.network).to(memory_format=torch.channels_last)
+        self.names: list[str] = []
+        self._sums: list[LayerSums] = []
+        for name, module in self.network.named_modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                module.register_forward_pre_hook(self._measure)
+                self.names.append(name)
+        if not self.names:
+            raise NoBatchNormError(
+                f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
+                f"BN layers, which {owner} matches",
+                "use a method that needs none (see `zsq list methods`)",
+            )
+
+    def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean_C, var_C = module.running_mean, module.running_var
+        assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
+        self._sums.append(layer_sums(inputs[0], mean_C, var_C))
+
+    def forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+        """Standard-space images -> logits and the sums at each executed BN, in order of execution."""
+        self._sums.clear()
+        logits = self.network(self.spec.standard_to_norm(standard_NCHW))
+        sums = list(self._sums)
+        self._sums.clear()
+        return logits.float() if logits.dtype == torch.bfloat16 else logits, sums
+
+
+def mean_gap_and_var(
+    sums: LayerSums, scope: Scope, unbiased: bool = False, others: SetSums | None = None
+) -> tuple[Tensor, Tensor]:
+    """(mean - target mean, variance) of one layer: (N, C) in sample scope, (C,) otherwise.
+
+    A layer with one position per image has no variance of its own: sample scope is batch scope there.
+    """
+    s1, s2, count = sums.s1_NC, sums.s2_NC, sums.num_positions
+    if scope != "sample" or count == 1:
+        count = count * s1.shape[0]
+        s1, s2 = s1.sum(0), s2.sum(0)
+        if scope == "set" and others is not None:
+            s1, s2 = s1 + others.s1_C, s2 + others.s2_C
+            count = count + others.num_images * sums.num_positions
+    gap = s1 / count
+    var = (s2 / count - gap * gap).clamp_min(0)
+    if unbiased and count > 1:
+        var = var * (count / (count - 1))
+    return gap, var
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One BN loss.
+
+    moment: compares the variance or sqrt(variance + 1e-6), beside the mean.
+    distance: "squared" r_c(g^2) · "norm" sqrt(sum_c g^2), un-squared · "slack" r_c(relu(|g| - d)^2).
+    mean_slack_L, spread_slack_L: the d of each layer. sample_weights_NL: weight of sample n in layer l.
+    """
+
+    scope: Scope = "batch"
+    moment: Literal["std", "var"] = "std"
+    distance: Literal["squared", "norm", "slack"] = "squared"
+    unbiased: bool = False
+    over_channels: Literal["sum", "mean"] = "mean"
+    over_layers: Literal["sum", "mean"] = "sum"
+    layer_weights_L: Tensor | None = None
+    sample_weights_NL: Tensor | None = None
+    mean_slack_L: Tensor | None = None
+    spread_slack_L: Tensor | None = None
+
+    def gaps(self, sums: LayerSums, others: SetSums | None = None) -> tuple[Tensor, Tensor]:
+        """Signed gaps of mean and of std or variance: (N, C) in sample scope, else (C,)."""
+        gap, var = mean_gap_and_var(sums, self.scope, self.unbiased, others)
+        if self.moment == "var":
+            return gap, var - sums.var_C
+        return gap, (var + EPSILON).sqrt() - (sums.var_C + EPSILON).sqrt()
+
+    def layer(self, sums: LayerSums, index: int = 0, others: SetSums | None = None) -> Tensor:
+        """Loss of layer `index`, a scalar: both moments, mean over samples in sample scope."""
+        mean_gap, spread_gap = self.gaps(sums, others)
+        loss = self._distance(mean_gap, self.mean_slack_L, index)
+        loss = loss + self._distance(spread_gap, self.spread_slack_L, index)
+        if loss.dim() and self.sample_weights_NL is not None:
+            loss = loss * self.sample_weights_NL[:, index]
+        return loss.mean()
+
+    def _distance(self, gap: Tensor, slack_L: Tensor | None, index: int) -> Tensor:
+        if self.distance == "norm":
+            return (gap.square().sum(-1) + 1e-12).sqrt()
+        if self.distance == "slack":
+            assert slack_L is not None
+            gap = (gap.abs() - slack_L[index]).relu()
+        squared = gap.square()
+        return squared.sum(-1) if self.over_channels == "sum" else squared.mean(-1)
+
+    def __call__(self, layers: Sequence[LayerSums], others: Sequence[SetSums] | None = None) -> Tensor:
+        """Loss over all layers, a scalar."""
+        losses = torch.stack(
+            [self.layer(sums, index, others[index] if others else None) for index, sums in enumerate(layers)]
+        )
+        if self.layer_weights_L is not None:
+            losses = losses * self.layer_weights_L
+        return losses.sum() if self.over_layers == "sum" else losses.mean()
+
+
+def image_distances(layers: Sequence[LayerSums]) -> Tensor:
+    """Each image's own BN distance (N,): mean over layers of mean_c[(m - M)^2 + (s - S)^2], biased std.
+
+    Layers with one position per image count with their mean alone, so that no image depends on another.
+    """
+    per_layer = []
+    for sums in layers:
+        gap = sums.s1_NC / sums.num_positions
+        distance = gap.square().mean(1)
+        if sums.num_positions > 1:
+            var = (sums.s2_NC / sums.num_positions - gap.square()).clamp_min(0)
+            std_gap = (var + EPSILON).sqrt() - (sums.var_C + EPSILON).sqrt()
+            distance = distance + std_gap.square().mean(1)
+        per_layer.append(distance)
+    return torch.stack(per_layer).mean(0)
+
+
+@torch.no_grad()
+def set_sums(tapped: TappedTeacher, chunks: Sequence[Tensor]) -> list[LayerSums]:
+    """Sums over all standard-space images of `chunks`, each layer as one sample: whole-set statistics.
+
+    Memory is that of one chunk.
+    """
+    totals: list[LayerSums] = []
+    for chunk in chunks:
+        _, layers = tapped(chunk)
+        merged = [
+            LayerSums(
+                s.s1_NC.sum(0, keepdim=True),
+                s.s2_NC.sum(0, keepdim=True),
+                s.num_positions * len(chunk),
+                s.mean_C,
+                s.var_C,
+            )
+            for s in layers
+        ]
+        totals = [_added(a, b) for a, b in zip(totals, merged, strict=True)] if totals else merged
+    return totals
+
+
+def _added(a: LayerSums, b: LayerSums) -> LayerSums:
+    positions = a.num_positions + b.num_positions
+    return LayerSums(a.s1_NC + b.s1_NC, a.s2_NC + b.s2_NC, positions, a.mean_C, a.var_C)

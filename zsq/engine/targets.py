@@ -1,0 +1,37 @@
+"""Label policies: which class each image is asked to show. Always (N, K) class probabilities."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsq.contract import Group, Teacher
+from zsq.errors import MismatchError
+
+
+def uniform_labels(group: Group, num_classes: int) -> Tensor:
+    """Each image's class drawn uniformly from the group's own stream."""
+    classes = torch.randint(num_classes, (group.num_images,), generator=group.generator("labels"))
+    return F.one_hot(classes, num_classes).float()
+
+
+def balanced_labels(group: Group, num_classes: int) -> Tensor:
+    """Classes in turn over the whole run: image i of the run shows class i mod K."""
+    classes = (torch.arange(group.num_images) + group.first_image) % num_classes
+    return F.one_hot(classes, num_classes).float()
+
+
+def class_count(teacher: Teacher, owner: str) -> int:
+    """The teacher's number of classes.
+
+    Raises:
+        MismatchError: an embedding network has none.
+    """
+    if teacher.num_classes is None:
+        raise MismatchError(
+            f"teacher '{teacher.name}' is an embedding network without classes",
+            f"a classifier, since {owner} asks for classes",
+            "use a method without labels (see `zsq list methods`)",
+        )
+    return teacher.num_classes

@@ -1,0 +1,121 @@
+"""What the teacher sees of an image. A view draws its parameters outside the compiled step, as tensors, and
+applies them inside it: one vectorised operation per batch, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import kornia
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class View(Protocol):
+    """Images (N, C, H, W) in standard space -> what the teacher sees."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Random parameters for one batch of this shape, a CPU tensor (empty where nothing is random)."""
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """The view of the images under `draw`."""
+
+
+def draw_views(views: Sequence[View], shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+    """One draw per view, in order."""
+    return [view.draw(shape, generator) for view in views]
+
+
+def apply_views(views: Sequence[View], images_NCHW: Tensor, draws: Sequence[Tensor]) -> Tensor:
+    """The views one after another; with none, the images themselves."""
+    for view, draw in zip(views, draws, strict=True):
+        images_NCHW = view(images_NCHW, draw)
+    return images_NCHW
+
+
+class Flip:
+    """Horizontal flip with probability 1/2: one coin for the batch, or one per image."""
+
+    def __init__(self, per_image: bool = True) -> None:
+        """`per_image`: a coin for each image."""
+        self.per_image = per_image
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(N or 1, 1, 1, 1) bool."""
+        return torch.rand(shape[0] if self.per_image else 1, 1, 1, 1, generator=generator) < 0.5
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Flip the images whose coin says so."""
+        return torch.where(draw, kornia.geometry.transform.hflip(images_NCHW), images_NCHW)
+
+
+class Roll:
+    """Jitter: the whole batch rolled by up to +-`pixels` in both directions (DeepInversion)."""
+
+    def __init__(self, pixels: int) -> None:
+        """`pixels`: the largest shift."""
+        self.pixels = pixels
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(2,) int64: shift down and shift right."""
+        return torch.randint(-self.pixels, self.pixels + 1, (2,), generator=generator)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Roll with wrap-around; an index, so that the shift stays a tensor."""
+        height, width = images_NCHW.shape[-2:]
+        rows = (torch.arange(height, device=images_NCHW.device) - draw[0]) % height
+        columns = (torch.arange(width, device=images_NCHW.device) - draw[1]) % width
+        return images_NCHW[:, :, rows][:, :, :, columns]
+
+
+class ResizedCrop:
+    """Each image cropped to a random `scale` share of its area and resized back (bilinear)."""
+
+    def __init__(self, scale: tuple[float, float]) -> None:
+        """`scale`: smallest and largest share of the area, in (0, 1]; the aspect ratio is kept."""
+        self.scale = scale
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(N, 4, 2) corners of each crop, clockwise from top left, in pixels (x, y)."""
+        count, _, height, width = shape
+        low, high = self.scale
+        side = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
+        x0 = (1 - side) * (width - 1) * torch.rand(count, generator=generator)
+        y0 = (1 - side) * (height - 1) * torch.rand(count, generator=generator)
+        x1, y1 = x0 + side * (width - 1), y0 + side * (height - 1)
+        corners = [torch.stack(point, 1) for point in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
+        return torch.stack(corners, 1)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Crop and resize to the full size."""
+        height, width = images_NCHW.shape[-2:]
+        return kornia.geometry.transform.crop_and_resize(images_NCHW, draw, (height, width))
+
+
+class Blur:
+    """Gaussian blur with a 3x3 kernel (Sony's data generation)."""
+
+    def __init__(self, sigma: float) -> None:
+        """`sigma` in pixels."""
+        self.sigma = sigma
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Nothing random: an empty tensor."""
+        return torch.empty(0)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Blur with reflected borders."""
+        return kornia.filters.gaussian_blur2d(images_NCHW, (3, 3), (self.sigma, self.sigma))
+
+
+class Halve:
+    """The low-resolution stage: 2x2 average pooling (DeepInversion, ImageNet)."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Nothing random: an empty tensor."""
+        return torch.empty(0)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Half the height and width."""
+        return F.avg_pool2d(images_NCHW, 2)

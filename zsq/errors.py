@@ -1,0 +1,78 @@
+"""What can go wrong and is not a defect of zsq: one class per cause, one line per message.
+
+Every message says what was found, what was expected and what to do. The command line prints it without a
+traceback and leaves with `exit_code`: 2 where the call itself was wrong, 1 where a file or the machine was.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZsqError(Exception):
+    """Base of every error a user can meet; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
+        """Join the parts into one line; line breaks inside them are folded."""
+        message = "; ".join(part for part in (found, expected and f"expected {expected}", remedy) if part)
+        super().__init__(" ".join(message.split()))
+
+
+class UsageError(ZsqError):
+    """An option, or a combination of options, that cannot work."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A method, teacher, student or recipe that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """Name the nearest known name, and all of them."""
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"see `zsq list {kind}s`"
+        super().__init__(f"unknown {kind} '{name}'", f"one of {', '.join(known)}", hint)
+
+
+class OptionError(UsageError):
+    """An option with a value it cannot take, or one that has no effect."""
+
+
+class MismatchError(UsageError):
+    """Two inputs that do not belong together: images and teacher, weights and architecture."""
+
+
+class NoBatchNormError(UsageError):
+    """A method that matches BN statistics was given a teacher without BN."""
+
+
+class UntraceableError(UsageError):
+    """A network whose graph cannot be traced, or an operation that no quantizer handles."""
+
+
+class RunFolderError(UsageError):
+    """A run folder that is in the way, or that was made with other options."""
+
+
+class ImagesError(UsageError):
+    """A source of images that is missing, empty or not an image source."""
+
+
+class WeightsError(ZsqError):
+    """Weights that are missing, unreadable, unsafe or of another format."""
+
+
+class ShardError(ZsqError):
+    """A shard or manifest that is truncated, altered or not in the format."""
+
+
+class StorageError(ZsqError):
+    """The disk refused a write."""
+
+
+class TeacherAccuracyError(ZsqError):
+    """A teacher that measures another accuracy than its card or recipe states."""

@@ -1,0 +1,371 @@
+"""Images in: whatever SRC names becomes one set of uint8 pixels and labels in memory.
+
+Class folders with numeric names are class indices, others count by the rank of the sorted name; `unlabelled/`
+reads as -1. Nothing is resized here: an image of another size is refused. Foreign files are never unpacked to
+disk, and are checked for their size before they are decoded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import io
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zsq.errors import ImagesError, MismatchError, OptionError
+from zsq.imagespec import ImageSpec
+from zsq.seeding import numpy_generator
+from zsq.shards.manifest import SHARDS_FOLDER
+from zsq.shards.reader import ShardDataset
+from zsq.shards.schema import SHARD_PATTERN, ShardProvenance
+
+UNLABELLED = "unlabelled"
+
+# Pillow's parsers for what people store photos in; its others start programs or are rarely tested.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+# Conversion from more than 8 bits clips instead of scaling.
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+MAX_SIDE = 16_384
+MAX_FILE_BYTES = 256 * 2**20
+MAX_SET_BYTES = 64 * 2**30
+
+# What Pillow, zipfile, numpy and torchvision raise on files that are damaged or not theirs.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    ImportError,
+    MemoryError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+SOURCES = (
+    "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
+    "or torchvision:NAME:ROOT[:SPLIT]"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
+
+    `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    source: str
+    provenance: ShardProvenance | None = None
+
+    @property
+    def is_shards(self) -> bool:
+        """Whether the images came from a shard folder."""
+        return self.provenance is not None
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.pixels)
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """A copy of the images at `indices`, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(self.pixels[chosen], self.labels[chosen], self.source, self.provenance)
+
+    def disjoint_sets(self, num_sets: int, count: int, seed: int) -> list[ImageSet]:
+        """`num_sets` random sets of `count` images with no image in common.
+
+        Raises:
+            ImagesError: not enough images.
+        """
+        wanted = num_sets * count
+        if wanted > len(self):
+            raise ImagesError(
+                f"{self.source} holds {len(self)} images",
+                f"{wanted} for {num_sets} disjoint sets of {count}",
+                "lower --count or give more images",
+            )
+        order = torch.from_numpy(numpy_generator(seed, 0, "disjoint sets").permutation(len(self)))
+        return [self.subset(part) for part in order[:wanted].split(count)]
+
+
+def load_images(source: str | Path, spec: ImageSpec | None = None, limit: int | None = None) -> ImageSet:
+    """Read SRC.
+
+    Args:
+        spec: of the teacher the images are for; fixes channels and size. Without it photos are read as RGB
+            and the first one's size holds for all.
+        limit: read that many at most, evenly spread over the order of the source.
+
+    Raises:
+        ImagesError: missing, empty, unreadable, or not a source.
+        MismatchError: images of another shape than the spec's, or photos of several sizes.
+        ShardError: a damaged shard.
+    """
+    source = str(source)
+    if limit is not None and limit < 1:
+        raise OptionError(f"{limit} images", "at least 1")
+    path = Path(source)
+    if source.startswith("embedded:"):
+        return _embedded(source, spec, limit)
+    if source.startswith("torchvision:"):
+        return _torchvision(source, spec, limit)
+    if path.is_dir():
+        return _shards(path, spec, limit) if _holds_shards(path) else _class_folders(path, spec, limit)
+    if path.suffix == ".npz" and path.is_file():
+        return _npz(path, spec, limit)
+    if path.suffix == ".zip" and path.is_file():
+        return _zip(path, spec, limit)
+    what = "is no source of images" if path.exists() else "does not exist"
+    raise ImagesError(f"{source} {what}", SOURCES)
+
+
+def _spread(total: int, limit: int | None) -> np.ndarray:
+    count = total if limit is None else min(limit, total)
+    return np.arange(count) * total // max(count, 1)
+
+
+def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:
+    if spec is not None and tuple(shape) != spec.shape:
+        found, expected = ("x".join(map(str, each)) for each in (shape, spec.shape))
+        raise MismatchError(f"{source} holds {found} images", f"{expected} as the teacher takes (CxHxW)")
+
+
+def _check_memory(source: str, count: int, shape: Sequence[int]) -> None:
+    if max(shape) > MAX_SIDE or count * math.prod(shape) > MAX_SET_BYTES:
+        found = f"{source} holds {count} images of {'x'.join(map(str, shape))}"
+        raise ImagesError(found, f"at most {MAX_SIDE} px a side and {MAX_SET_BYTES >> 30} GiB in all")
+
+
+def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    from zsq.teacher.digits import Split, load_digits_images
+
+    name, _, split = source.removeprefix("embedded:").partition(":")
+    if name != "digits":
+        raise ImagesError(f"unknown images '{source}'", "embedded:digits[:train|val|test]")
+    pixels, labels = load_digits_images(cast(Split, split or "train"))
+    _check_shape(source, pixels.shape[1:], spec)
+    return ImageSet(pixels, labels, source).subset(torch.from_numpy(_spread(len(pixels), limit)))
+
+
+def _holds_shards(folder: Path) -> bool:
+    nested = folder / SHARDS_FOLDER
+    candidates = nested if nested.is_dir() else folder
+    return any(re.fullmatch(SHARD_PATTERN, path.name) for path in candidates.iterdir())
+
+
+def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    images = ShardDataset(folder)
+    _check_shape(str(folder), images.spec.shape, spec)
+    chosen = _spread(images.num_images, limit)
+    _check_memory(str(folder), len(chosen), images.spec.shape)
+    return ImageSet(images.pixels(chosen), images.labels(chosen), str(folder), images.provenance)
+
+
+def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            too_large = sum(info.file_size for info in archive.infolist()) > MAX_SET_BYTES
+        if too_large:
+            raise ImagesError(f"{path} unpacks to too much", f"at most {MAX_SET_BYTES >> 30} GiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
+    except UNREADABLE as error:
+        raise ImagesError(f"{path} cannot be read ({_first_line(error)})", "an intact .npz") from None
+    images = found.get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        what = "no `images`" if images is None else f"`images` {images.dtype} {images.shape}"
+        raise ImagesError(f"{path} holds {what}", "`images` uint8 (N, H, W, C)")
+    labels = found.get("labels", np.full(len(images), -1))
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ImagesError(
+            f"{path} holds `labels` {labels.dtype} {labels.shape}", f"integers ({len(images)},)"
+        )
+    _check_shape(str(path), (images.shape[3], *images.shape[1:3]), spec)
+    chosen = _spread(len(images), limit)
+    pixels = np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2))
+    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), str(path))
+
+
+def _class_folders(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if _is_image(path)]
+    classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path)]
+    names, labels = _chosen(str(folder), names, classes, limit)
+    pixels = _decoded(names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), spec)
+    return ImageSet(pixels, labels, str(folder))
+
+
+def _zip(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        raise ImagesError(f"{path} cannot be read ({_first_line(error)})", "an intact .zip") from None
+
+    def member(index: int) -> Image.Image:
+        info = members[names[index]]
+        if info.file_size > MAX_FILE_BYTES:
+            raise ValueError(f"{info.file_size} bytes unpacked, more than a photo")
+        return Image.open(io.BytesIO(archive.read(info)), formats=IMAGE_FORMATS)
+
+    with archive:
+        entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
+        members = {str(entry): info for entry, info in entries if _is_image(entry)}
+        classes = {PurePosixPath(name).parent.name for name in members}
+        names, labels = _chosen(str(path), list(members), classes, limit)
+        return ImageSet(_decoded(names, member, spec), labels, str(path))
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts[-3:])
+
+
+def _is_image(path: PurePath) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path)
+
+
+def _chosen(
+    source: str, names: Sequence[str], classes: Collection[str], limit: int | None
+) -> tuple[list[str], Tensor]:
+    """`limit` of the sorted names, and their labels by the names of their folders."""
+    folders = {PurePosixPath(name).parent for name in names}
+    if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
+        raise ImagesError(
+            f"{source} holds {'images outside of class folders' if folders else 'no images'}",
+            f"<class>/<image>, all class folders side by side; images without a class in {UNLABELLED}/",
+        )
+    names = sorted(names)
+    names = [names[index] for index in _spread(len(names), limit)]
+    index_of = _class_indices(source, set(classes))
+    return names, torch.tensor([index_of[PurePosixPath(name).parent.name] for name in names])
+
+
+def _class_indices(source: str, classes: set[str]) -> dict[str, int]:
+    named = sorted(classes - {UNLABELLED})
+    numeric = [name for name in named if re.fullmatch("[0-9]{1,9}", name)]
+    if numeric and len(numeric) < len(named):
+        other = min(set(named) - set(numeric))
+        raise ImagesError(
+            f"{source} has class folders '{numeric[0]}' and '{other}'", "all numbers or all names"
+        )
+    indices = {name: int(name) if numeric else rank for rank, name in enumerate(named)}
+    return indices | {UNLABELLED: -1}
+
+
+def _torchvision(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    dataset = _torchvision_dataset(source)
+    chosen = _spread(len(dataset), limit)
+    if len(chosen) == 0:
+        raise ImagesError(f"{source} holds no images", "at least one")
+    labels = np.empty(len(chosen), np.int64)
+
+    def item(index: int) -> Image.Image:
+        image, labels[index] = dataset[int(chosen[index])]
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"a {type(image).__name__} instead of an image")
+        return image
+
+    names = [f"{source} item {index}" for index in chosen]
+    return ImageSet(_decoded(names, item, spec, num_threads=1), torch.from_numpy(labels), source)
+
+
+def _torchvision_dataset(source: str) -> Any:
+    """Open the data set without downloading; SPLIT becomes its `train` or `split` argument."""
+    from torchvision import datasets
+
+    match = re.fullmatch(r"torchvision:(\w+):(.+?)(?::(\w+))?", source)
+    if match is None:
+        raise ImagesError(f"'{source}'", "torchvision:NAME:ROOT[:SPLIT]")
+    name, root, split = match.groups()
+    kind = getattr(datasets, name, None) if name in datasets.__all__ else None
+    parameters = inspect.signature(kind).parameters if kind else {}
+    if kind is None or "root" not in parameters:
+        near = difflib.get_close_matches(name, datasets.__all__, n=1)
+        raise ImagesError(
+            f"torchvision has no data set '{name}' with a folder", (near and f"e.g. {near[0]}") or ""
+        )
+    arguments: dict[str, Any] = {"root": root}
+    if "download" in parameters:
+        arguments["download"] = False
+    if split and "train" in parameters and split in ("train", "test"):
+        arguments["train"] = split == "train"
+    elif split and "split" in parameters:
+        arguments["split"] = split
+    elif split:
+        raise ImagesError(f"{source}: {name} has no split '{split}'", "train or test, where it has them")
+    try:
+        return kind(**arguments)
+    except UNREADABLE as error:
+        remedy = "zsq downloads no images: put the data set there first"
+        raise ImagesError(f"{source} cannot be read ({_first_line(error)})", remedy=remedy) from None
+
+
+def _decoded(
+    names: Sequence[str],
+    open_image: Callable[[int], Image.Image],
+    spec: ImageSpec | None,
+    num_threads: int | None = None,
+) -> Tensor:
+    """uint8 (N, C, H, W) of the images that `open_image` opens (the decoding itself happens here)."""
+    channels = spec.channels if spec else 3
+    if channels not in (1, 3):
+        raise MismatchError(f"photos for a teacher of {channels} channels", "1 or 3 channels")
+
+    def load(index: int) -> np.ndarray:
+        with open_image(index) as image:
+            height, width = size
+            if (image.height, image.width) != size:
+                found = f"{names[index]} is {image.width}x{image.height} px (WxH)"
+                whose = "as the teacher takes" if spec else "as the first image"
+                raise MismatchError(found, f"{width}x{height} {whose}", "resize the images first")
+            if image.mode in DEEP_MODES:
+                raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
+            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        return array.reshape(height, width, channels).transpose(2, 0, 1)
+
+    def fill(index: int) -> None:
+        with _named(names[index]):
+            pixels[index] = load(index)
+
+    with _named(names[0]), open_image(0) as first:
+        size = spec.size if spec else (first.height, first.width)
+    _check_memory(names[0], len(names), (channels, *size))
+    pixels = np.empty((len(names), channels, *size), np.uint8)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(fill, range(len(names))):
+            pass
+    return torch.from_numpy(pixels)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ImagesError(f"{name} cannot be read ({_first_line(error)})", "an intact image") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

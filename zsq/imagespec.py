@@ -1,0 +1,99 @@
+"""ImageSpec: the shape and the value spaces of a teacher's images. The only place that converts between them.
+
+pixels    uint8 0..255, (N, C, H, W): what shards store
+unit      float 0..1
+standard  zero mean and unit variance over natural images: where images are optimised
+norm      what the teacher's network takes, after resizing to `input_size`
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+PositiveInt = Annotated[int, Field(gt=0, le=16384)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class ImageSpec(BaseModel):
+    """Immutable description of a teacher's images; `size` and `input_size` are (height, width)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    size: tuple[PositiveInt, PositiveInt]
+    input_size: tuple[PositiveInt, PositiveInt] | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+    standard_mean: tuple[float, ...] | None = None
+    standard_std: tuple[PositiveFloat, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_value_per_channel(self) -> ImageSpec:
+        for field in ("mean", "std", "standard_mean", "standard_std"):
+            values = getattr(self, field)
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{field} has {len(values)} values for {self.channels} channels")
+        if self.channel_order == "bgr" and self.channels != 3:
+            raise ValueError("channel_order 'bgr' needs 3 channels")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a stored image."""
+        return (self.channels, *self.size)
+
+    def _standard_moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            _per_channel(self.standard_mean or self.mean, like),
+            _per_channel(self.standard_std or self.std, like),
+        )
+
+    def pixels_to_standard(self, pixels_NCHW: Tensor) -> Tensor:
+        """uint8 0..255 -> float32 standard space."""
+        unit = pixels_NCHW.to(torch.float32) / 255
+        mean, std = self._standard_moments(unit)
+        return (unit - mean) / std
+
+    def standard_to_unit(self, standard_NCHW: Tensor) -> Tensor:
+        """Standard space -> 0..1 (not clamped)."""
+        mean, std = self._standard_moments(standard_NCHW)
+        return standard_NCHW * std + mean
+
+    def standard_to_pixels(self, standard_NCHW: Tensor) -> Tensor:
+        """Standard space -> uint8 0..255, clamped and rounded to nearest."""
+        return (self.standard_to_unit(standard_NCHW) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def standard_to_norm(self, standard_NCHW: Tensor) -> Tensor:
+        """Standard space -> the network's input: renormalised, reordered and resized, differentiably."""
+        images = standard_NCHW
+        if self.standard_mean is not None or self.standard_std is not None:
+            unit = self.standard_to_unit(images)
+            images = (unit - _per_channel(self.mean, unit)) / _per_channel(self.std, unit)
+        if self.channel_order == "bgr":
+            images = images.flip(1)
+        if self.input_size is not None and self.input_size != self.size:
+            align = None if self.interpolation == "nearest" else False
+            images = F.interpolate(
+                images, size=list(self.input_size), mode=self.interpolation, align_corners=align
+            )
+        return images
+
+    def pixels_to_norm(self, pixels_NCHW: Tensor) -> Tensor:
+        """uint8 0..255 -> the network's input."""
+        return self.standard_to_norm(self.pixels_to_standard(pixels_NCHW))
+
+    def valid_box(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Standard-space values of pixel 0 and pixel 255, each (1, C, 1, 1)."""
+        black = torch.zeros(1, self.channels, 1, 1, dtype=torch.uint8, device=device)
+        return self.pixels_to_standard(black), self.pixels_to_standard(black + 255)
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)

@@ -1,0 +1,105 @@
+"""Uniform grids and the differentiable fake-quantization onto them.
+
+A grid is the integers lo..hi, a step s > 0 and an integer zero point z: q = clip(round(x / s) + z, lo, hi),
+and the value that comes out is s (q - z). Rounding is to nearest, ties to even. Suffix C: output channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SMALLEST_STEP = 1e-8
+
+Kind = Literal["weight", "activation"]
+
+
+def integer_range(bits: int, signed: bool) -> tuple[int, int]:
+    """(lo, hi): -2^(b-1)..2^(b-1)-1 when signed, else 0..2^b-1."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def affine_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Step and zero point of the unsigned `bits`-bit grid over [low, high], stretched to hold 0.
+
+    Zero lies on the grid, so zero padding and ReLU's zeros stay exact; where low >= 0 the zero point is 0.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    levels = 2**bits - 1
+    step = ((high - low) / levels).clamp(min=SMALLEST_STEP)
+    return step, (-low / step).round().clamp(0, levels)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Forward on the grid; backward STE-clip for x and the closed form of LSQ (Esser et al. 2020) for s."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, zero_point: Tensor, lo: int, hi: int, scale: float
+    ) -> Tensor:
+        scaled = x / step
+        quotient = scaled.round().clamp_(lo - zero_point, hi - zero_point)
+        ctx.save_for_backward(scaled, quotient, step, zero_point)
+        ctx.bounds, ctx.scale = (lo, hi), scale
+        return quotient * step
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, quotient, step, zero_point = ctx.saved_tensors
+        lo, hi = ctx.bounds
+        grad_x = grad * (scaled == scaled.clamp(lo - zero_point, hi - zero_point))
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None, None, None
+        # round(v) - v inside and the clipped integer outside, as grad . quotient - grad_x . v
+        grad_step = (grad * quotient).sub_(grad_x * scaled).sum_to_size(step.shape)
+        return grad_x, grad_step * ctx.scale, None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor, step: Tensor, zero_point: Tensor, lo: int, hi: int, gradient_scale: float = 1.0
+) -> Tensor:
+    """`x` on the grid, float32, same shape; `step` and `zero_point` broadcast against it.
+
+    Gradients: of x, 1 inside the range and 0 outside; of the step, round(v) - v inside and lo - z or hi - z
+    outside with v = x / s, summed to the step's shape and times `gradient_scale`.
+    """
+    return _FakeQuantize.apply(x.float(), step, zero_point, lo, hi, gradient_scale)
+
+
+class FakeQuantizer(nn.Module):
+    """One tensor's grid as a module: a buffer per step and zero point, or a parameter per learned step."""
+
+    step: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, step: Tensor, zero_point: Tensor, lo: int, hi: int, kind: Kind, learned: bool = False
+    ) -> None:
+        """Keep the grid; `step` broadcasts against the tensors to come (a scalar for per-tensor)."""
+        super().__init__()
+        step = step.detach().clone().clamp(min=SMALLEST_STEP)
+        if learned:
+            self.step = nn.Parameter(step)
+        else:
+            self.register_buffer("step", step)
+        self.register_buffer("zero_point", zero_point.detach().clone())
+        self.lo, self.hi, self.kind = lo, hi, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid, float32 whatever autocast says."""
+        return fake_quantize(
+            x, self.step.clamp(min=SMALLEST_STEP), self.zero_point, self.lo, self.hi, self.gradient_scale(x)
+        )
+
+    def gradient_scale(self, x: Tensor) -> float:
+        """LSQ's 1 / sqrt(N Qp): N weights per step, or N features per image and step."""
+        images = x.shape[0] if self.kind == "activation" else 1
+        return (x.numel() / images / self.step.numel() * max(self.hi, 1)) ** -0.5
+
+    def extra_repr(self) -> str:
+        """Shown by print(network)."""
+        return f"{self.kind}, {self.lo}..{self.hi}, {self.step.numel()} steps"

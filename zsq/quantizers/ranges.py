@@ -1,0 +1,156 @@
+"""From values to a range: min-max, percentile, Lp search and KL. Pure functions.
+
+Suffixes: C channels (1 for per-tensor), M values. Values are weights, or a histogram's bins with counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from zsq.quantizers.grids import SMALLEST_STEP, affine_grid
+from zsq.quantizers.observers import BINS_PER_SIDE, Histogram
+
+# Exponent of the error and number of clip ratios, as in BRECQ (Li et al. 2021) and GENIE (Jeon et al. 2023).
+LP_EXPONENT = 2.4
+NUM_RATIOS = 100
+# At least half of these hold values: 2048 or more over the tensor's own range.
+KL_BINS = 4096
+
+
+def minmax_range(histogram: Histogram) -> tuple[float, float]:
+    """The extremes."""
+    return histogram.low, histogram.high
+
+
+def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:
+    """Quantiles (1-p)/2 and (1+p)/2, or 0 and p for one-sided values; linear inside a bin.
+
+    Args:
+        percentile: p in percent, as 99.99.
+    """
+    p = percentile / 100
+    if histogram.low >= 0:
+        return 0.0, _quantile(histogram, p)
+    if histogram.high <= 0:
+        return _quantile(histogram, 1 - p), 0.0
+    return _quantile(histogram, (1 - p) / 2), _quantile(histogram, (1 + p) / 2)
+
+
+def _quantile(histogram: Histogram, q: float) -> float:
+    cumulative = histogram.counts.double().cumsum(0)
+    rank = q * cumulative[-1]
+    index = int(torch.searchsorted(cumulative, rank).clamp(max=len(cumulative) - 1))
+    inside = (rank - cumulative[index] + histogram.counts[index]) / histogram.counts[index].clamp(min=1)
+    value = (index - len(cumulative) // 2 + float(inside)) * histogram.width
+    return min(max(value, histogram.low), histogram.high)
+
+
+def lp_error(
+    values_CM: Tensor, counts_M: Tensor | None, step_C: Tensor, zero_C: Tensor, lo: int, hi: int, p: float
+) -> Tensor:
+    """Sum over M of counts |x - xq|^p, (C,)."""
+    step, zero = step_C[:, None], zero_C[:, None]
+    quotient = (values_CM / step).round_()
+    quotient = torch.minimum(torch.maximum(quotient, lo - zero), hi - zero)
+    error = (values_CM - quotient * step).abs_().pow_(p)
+    return (error if counts_M is None else error * counts_M).sum(dim=1)
+
+
+def lp_affine(
+    values_CM: Tensor,
+    bits: int,
+    counts_M: Tensor | None = None,
+    p: float = LP_EXPONENT,
+    each_end: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Step and zero point (C,) of the unsigned grid with the least Lp error over clip ratios 1.00 .. 0.01.
+
+    Both ends are clipped by one ratio, then with `each_end` each by its own; ratio 1, min-max, is among them.
+    """
+    low, high = values_CM.amin(dim=1).clamp(max=0), values_CM.amax(dim=1).clamp(min=0)
+    best = torch.full_like(low, torch.inf)
+    two_sided = bool((low < 0).any() and (high > 0).any())
+    clips = ((True, True), (False, True), (True, False)) if each_end and two_sided else ((True, True),)
+    for clip_low, clip_high in clips:
+        start_low, start_high = low, high
+        for ratio in _ratios():
+            candidate_low = start_low * ratio if clip_low else start_low
+            candidate_high = start_high * ratio if clip_high else start_high
+            step, zero = affine_grid(candidate_low, candidate_high, bits)
+            error = lp_error(values_CM, counts_M, step, zero, 0, 2**bits - 1, p)
+            better = error < best
+            best = torch.where(better, error, best)
+            low, high = torch.where(better, candidate_low, low), torch.where(better, candidate_high, high)
+    return affine_grid(low, high, bits)
+
+
+def lp_symmetric(
+    values_CM: Tensor, lo: int, hi: int, counts_M: Tensor | None = None, p: float = LP_EXPONENT
+) -> Tensor:
+    """Step (C,) of the grid lo..hi around 0 with the least Lp error over clip ratios 1.00 .. 0.01."""
+    largest = (values_CM.abs().amax(dim=1) / hi).clamp(min=SMALLEST_STEP)
+    best, best_step = torch.full_like(largest, torch.inf), largest
+    zero = torch.zeros_like(largest)
+    for ratio in _ratios():
+        step = largest * ratio
+        error = lp_error(values_CM, counts_M, step, zero, lo, hi, p)
+        better = error < best
+        best, best_step = torch.where(better, error, best), torch.where(better, step, best_step)
+    return best_step
+
+
+def _ratios() -> Iterator[float]:
+    return ((NUM_RATIOS - index) / NUM_RATIOS for index in range(NUM_RATIOS))
+
+
+def kl_range(histogram: Histogram, bits: int) -> tuple[float, float]:
+    """Entropy calibration: the range clipped to +-T where the quantized |x| says least wrong about |x|.
+
+    For each i from the number of levels up: P is the first i bins of |x|, the mass beyond added to the last;
+    Q is the same bins without that mass, merged to the levels and spread over the bins that P fills;
+    T = (argmin KL(P || Q) + 0.5) bin widths. Levels are the grid's own: 2^b one-sided, 2^(b-1) two-sided.
+    """
+    one_sided = histogram.low >= 0 or histogram.high <= 0
+    levels = 2**bits if one_sided else 2 ** (bits - 1)
+    counts = _magnitudes(histogram)
+    used = int(counts.nonzero().max()) + 1
+    if used <= levels:
+        return histogram.low, histogram.high
+    candidates = torch.arange(levels, used + 1)
+    best = candidates[_kl_of(counts, candidates, levels).argmin()]
+    threshold = (float(best) + 0.5) * histogram.width * (BINS_PER_SIDE // KL_BINS)
+    return max(histogram.low, -threshold), min(histogram.high, threshold)
+
+
+def _magnitudes(histogram: Histogram) -> Tensor:
+    """Counts of |x| in KL_BINS bins, float64."""
+    negative, positive = histogram.counts.split(BINS_PER_SIDE)
+    return (negative.flip(0) + positive).view(KL_BINS, -1).sum(dim=1).double()
+
+
+def _kl_of(counts_M: Tensor, candidates_I: Tensor, levels: int) -> Tensor:
+    """KL(P || Q) for each number of kept bins, float64, from cumulative sums instead of I histograms.
+
+    With bins j of level l: sum P log P - sum_l P_l log(Q_l / n_l), n_l the number of bins that P fills.
+    """
+    total = counts_M.sum()
+    below = torch.cat([counts_M.new_zeros(1), counts_M.cumsum(0)])
+    filled = torch.cat([counts_M.new_zeros(1), (counts_M > 0).double().cumsum(0)])
+    entropy = torch.cat([counts_M.new_zeros(1), torch.xlogy(counts_M, counts_M).cumsum(0)])
+    kept, last = below[candidates_I], counts_M[candidates_I - 1]
+    beyond = total - kept
+
+    edges_IL = torch.arange(levels + 1) * candidates_I[:, None] // levels
+    mass_IL = below[edges_IL].diff(dim=1)
+    filled_IL = filled[edges_IL].diff(dim=1)
+    filled_IL[:, -1] += (last == 0) & (beyond > 0)
+    target_IL = mass_IL.clone()
+    target_IL[:, -1] += beyond
+    # An empty Q level under mass of P leaves log 0: an infinite divergence, never the least one.
+    cross = torch.xlogy(target_IL, mass_IL / filled_IL.clamp(min=1)).sum(dim=1)
+    own = entropy[candidates_I] - torch.xlogy(last, last) + torch.xlogy(last + beyond, last + beyond)
+    divergence = (own - cross) / total - total.log() + kept.log()
+    return divergence.where(kept > 0, torch.inf)

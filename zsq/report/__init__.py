@@ -1,0 +1,1 @@
+"""Rows and gaps -> report.json, report.md, report.html, and a table for the terminal."""

@@ -1,0 +1,78 @@
+"""What a report is made of, and the same as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from zsq.contract import QuantizedTensor
+from zsq.gap import NOISE, REAL, Gap, Row
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that a report shows.
+
+    Attributes:
+        teacher: name, weights_sha256, accuracy (points or None), num_outputs, and what else is worth a line.
+        settings: the resolved configuration.
+        layer_names: of the BN layers, in the order of `bn_distance`.
+        bn_distance: source -> distance of its images to the teacher's BN statistics, per layer.
+        cost: source -> teacher passes per image spent on making it.
+        sheets: source -> uint8 (N, C, H, W) images to show.
+        quantized_tensors: "student bits" -> the tensors it quantizes.
+        show_real: whether the owner allows real images in the report; without it they are left out.
+    """
+
+    title: str
+    teacher: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    rows: Sequence[Row]
+    gaps: Sequence[Gap]
+    layer_names: Sequence[str] = ()
+    bn_distance: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    sheets: Mapping[str, Tensor] = field(default_factory=dict)
+    quantized_tensors: Mapping[str, Sequence[QuantizedTensor]] = field(default_factory=dict)
+    show_real: bool = False
+
+    @property
+    def shown_sheets(self) -> dict[str, Tensor]:
+        """The sheets that may be shown: synthetic ones, then noise, then real ones where allowed."""
+        allowed = [source for source in self.sheets if source != REAL or self.show_real]
+        last = {NOISE: 1, REAL: 2}
+        return {source: self.sheets[source] for source in sorted(allowed, key=lambda s: last.get(s, 0))}
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `report.json`: no pictures, null in place of NaN and infinity."""
+        return finite(
+            {
+                "title": self.title,
+                "teacher": dict(self.teacher),
+                "settings": dict(self.settings),
+                "rows": [dataclasses.asdict(row) for row in self.rows],
+                "gaps": [dataclasses.asdict(gap) for gap in self.gaps],
+                "bn_distance": {"layers": list(self.layer_names), "sources": dict(self.bn_distance)},
+                "cost": dict(self.cost),
+                "quantized_tensors": {
+                    student: [dataclasses.asdict(tensor) for tensor in tensors]
+                    for student, tensors in self.quantized_tensors.items()
+                },
+            }
+        )
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity inside it replaced by None."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,187 @@
+"""The report's figures, each an SVG element."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from zsq.gap import NOISE, REAL, Interval
+from zsq.report.svg import GREY, INK, as_svg, blank, looks
+from zsq.report.tables import Entry, number, ordered_sources
+
+# Noise this many times farther off than everything else would press the rest into one line: it is cut.
+CUT_RATIO = 4.0
+# Least range of an axis in points, so that differences of hundredths do not fill a figure.
+LEAST_POINTS = 1.0
+MAX_NAMED_LAYERS = 30
+
+
+@as_svg
+def gap_figure(table: Sequence[Entry]) -> Figure:
+    """Bars of the gap with intervals, one panel per student and bits."""
+    bars = [entry for entry in table if entry.gap is not None]
+    panels = panels_of(bars)
+    figure = blank(0.28 * len(bars) + 0.62 * len(panels) + 0.3)
+    ratios = [len(panel) + 0.6 for panel in panels.values()]
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    look = looks(entry.main.source for entry in table)
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        ax.set_title(title)
+        ax.axvline(0, color=INK, linewidth=0.8)
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.set_yticks(range(len(panel)), [entry.main.source for entry in panel])
+        ax.set_ylim(len(panel) - 0.4, -0.6)
+        low, high = _axis([(entry.main.source, *_reach(entry)) for entry in panel])
+        for height, entry in enumerate(panel):
+            _gap_bar(ax, height, entry, look[entry.main.source][0], high)
+        ax.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+    figure.supxlabel(f"{bars[0].main.metric} on real images minus on the source, points", fontsize="medium")
+    return figure
+
+
+def _reach(entry: Entry) -> Interval:
+    """Range that a bar and its interval cover, zero included."""
+    assert entry.gap is not None
+    low, high = entry.gap.ci95 or (entry.gap.gap, entry.gap.gap)
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _axis(reaches: Sequence[tuple[str, float, float]]) -> Interval:
+    """Range of an axis that holds (source, low, high); without noise where noise dwarfs the rest."""
+
+    def bounds(chosen: Sequence[tuple[str, float, float]]) -> Interval:
+        low, high = min(reach[1] for reach in chosen), max(reach[2] for reach in chosen)
+        return low, max(high, low + LEAST_POINTS)
+
+    every = bounds(reaches)
+    own = [reach for reach in reaches if reach[0] != NOISE]
+    if not own:
+        return every
+    kept = bounds(own)
+    return kept if every[1] - every[0] > CUT_RATIO * (kept[1] - kept[0]) else every
+
+
+def _gap_bar(ax: Axes, height: int, entry: Entry, colour: str, high: float) -> None:
+    assert entry.gap is not None
+    value, bounds = entry.gap.gap, entry.gap.ci95
+    is_cut = value > high
+    ax.barh(height, min(value, high), height=0.62, color=colour, alpha=0.85, linewidth=0)
+    if bounds is not None and not is_cut:
+        ax.plot(bounds, (height, height), color=INK, linewidth=1.1, marker="|", markersize=7)
+    end = high if is_cut else _reach(entry)[1]
+    text = f"\u25b8 {number(value)} (bar cut)" if is_cut else number(value)
+    ax.annotate(text, (end, height), (5, 0), textcoords="offset points", va="center")
+
+
+@as_svg
+def cost_figure(table: Sequence[Entry], cost: Mapping[str, float], teacher_accuracy: float | None) -> Figure:
+    """Accuracy against teacher passes per image, one panel per student and bits; real images are a line."""
+    panels = panels_of([entry for entry in table if entry.main.source in cost or entry.main.source == REAL])
+    columns = min(2, len(panels))
+    num_rows = math.ceil(len(panels) / columns)
+    figure = blank(2.5 * num_rows + 0.5)
+    axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
+    look = looks(entry.main.source for entry in table)
+    for index, (title, panel) in enumerate(panels.items()):
+        ax = axes[index]
+        ax.set_title(title)
+        _cost_panel(ax, panel, cost, look, teacher_accuracy)
+        ax.tick_params(labelbottom=index >= len(panels) - columns)
+        if index % columns == 0:
+            ax.set_ylabel(f"{panel[0].main.metric}, %")
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    figure.supxlabel("teacher passes per image", fontsize="medium")
+    named: dict[str, Artist] = {}
+    for ax in axes:
+        handles, names = ax.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+    figure.legend(list(named.values()), list(named), loc="outside upper left", ncols=min(6, len(named)))
+    return figure
+
+
+def _cost_panel(
+    ax: Axes,
+    panel: Sequence[Entry],
+    cost: Mapping[str, float],
+    look: Mapping[str, tuple[str, str]],
+    teacher_accuracy: float | None,
+) -> None:
+    reaches = [(e.main.source, *(e.main.ci95 or (e.main.mean, e.main.mean))) for e in panel]
+    if teacher_accuracy is not None:
+        ax.axhline(teacher_accuracy, color=GREY, linewidth=1.0, linestyle=":", label="teacher")
+        reaches.append((REAL, teacher_accuracy, teacher_accuracy))
+    low, high = _axis(reaches)
+    span = high - low
+    positive = [value for value in cost.values() if value > 0]
+    is_wide = bool(positive) and max(positive) > 20 * min(positive)
+    if is_wide:
+        ax.set_xscale("symlog", linthresh=min(positive))
+        ax.xaxis.set_major_formatter("{x:g}")
+    drawn: Counter[float] = Counter()
+    for entry in panel:
+        row, (colour, marker) = entry.main, look[entry.main.source]
+        bounds = row.ci95 or (row.mean, row.mean)
+        if row.source == REAL:
+            ax.axhline(row.mean, color=colour, linewidth=1.2, linestyle="--", label=REAL)
+            ax.axhspan(*bounds, color=GREY, alpha=0.2, linewidth=0)
+            continue
+        passes = cost[row.source]
+        # Sources of equal cost side by side: their points would hide each other.
+        x = passes + drawn[passes] * 0.03 * (passes if is_wide else max([1.0, *positive]))
+        drawn[passes] += 1
+        if row.mean < low:
+            y = low - 0.12 * span
+            ax.plot(x, y, color=colour, marker="v", linestyle="none", label=row.source)
+            text = f"{row.source} {number(row.mean)}, below"
+            ax.annotate(text, (x, y), (8, 0), textcoords="offset points", va="center")
+        else:
+            errors = [[row.mean - bounds[0]], [bounds[1] - row.mean]]
+            ax.errorbar(x, row.mean, errors, color=colour, fmt=marker, capsize=3, label=row.source)
+    ax.set_ylim(low - 0.22 * span, high + 0.12 * span)
+
+
+@as_svg
+def distance_figure(layers: Sequence[str], distances: Mapping[str, Sequence[float]]) -> Figure:
+    """BN distance per layer, one line per source, on a logarithmic axis."""
+    sources = ordered_sources(distances)
+    look = looks(sources)
+    figure = blank(3.8 if len(layers) <= MAX_NAMED_LAYERS else 3.2)
+    ax = figure.subplots()
+    for source in sources:
+        colour, marker = look[source]
+        values = [value if value > 0 else math.nan for value in distances[source]]
+        style = "--" if source == REAL else "-"
+        ax.plot(values, style, color=colour, marker=marker, markersize=4, linewidth=1.3, label=source)
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel("BN distance")
+    if len(layers) <= MAX_NAMED_LAYERS:
+        ax.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("BN layer, in the order of the network")
+    ax.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+    figure.legend(loc="outside upper left", ncols=min(6, len(sources)))
+    return figure
+
+
+def panels_of(table: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """'student bits', with the number of images where it differs -> its entries in the table's order."""
+    several = len({entry.main.num_images for entry in table}) > 1
+    panels: dict[str, list[Entry]] = {}
+    for entry in table:
+        title = f"{entry.main.student} {entry.main.bits}"
+        title += f", {entry.main.num_images} images" if several else ""
+        panels.setdefault(title, []).append(entry)
+    return panels

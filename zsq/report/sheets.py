@@ -1,0 +1,41 @@
+"""Contact sheets as PNG data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+MAX_IMAGES = 32
+PER_ROW = 8
+# Edge of one image on the sheet: small images are enlarged by whole factors to at least the first, large
+# ones reduced to at most the second, so that a sheet stays within some hundred kilobytes.
+MIN_EDGE, MAX_EDGE = 64, 128
+
+
+def contact_sheet(pixels_NCHW: Tensor) -> Tensor:
+    """The first images in rows of 8, uint8 (3, H, W); other than 1 or 3 channels show the first alone."""
+    images = pixels_NCHW[:MAX_IMAGES]
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1]
+    edge = max(images.shape[2:])
+    if edge > MAX_EDGE:
+        size = [max(1, round(extent * MAX_EDGE / edge)) for extent in images.shape[2:]]
+        reduced = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        images = reduced.round().clamp(0, 255).to(torch.uint8)
+    elif edge < MIN_EDGE:
+        factor = -(-MIN_EDGE // edge)
+        images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return make_grid(images, nrow=PER_ROW, padding=2, pad_value=128)
+
+
+def png_data_uri(sheet_CHW: Tensor) -> str:
+    """uint8 (3, H, W) -> `data:image/png;base64,...`."""
+    buffer = io.BytesIO()
+    to_pil_image(sheet_CHW).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,157 @@
+"""Rows and gaps as lines of text: one table, shown alike in the terminal, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from zsq.gap import NOISE, REAL, Gap, Interval, Row
+
+MINUS, DASH = "\u2212", "\u2013"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text; `num_left` columns hold names, the others numbers."""
+
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    num_left: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that was measured of one student on one source; `main` is its first metric."""
+
+    main: Row
+    gap: Gap | None
+    others: dict[str, Row]
+
+
+def entries(rows: Sequence[Row], gaps: Sequence[Gap]) -> list[Entry]:
+    """One entry per student, bits and source: by student, then real first and noise last."""
+    grouped: dict[tuple[str, str, int, str], list[Row]] = {}
+    students: dict[tuple[str, str, int], int] = {}
+    sources: dict[str, int] = {}
+    for row in rows:
+        student = (row.student, row.bits, row.num_images)
+        students.setdefault(student, len(students))
+        sources.setdefault(row.source, len(sources))
+        grouped.setdefault((*student, row.source), []).append(row)
+    by_key = {(g.student, g.bits, g.num_images, g.source, g.metric): g for g in gaps}
+    keys = sorted(grouped, key=lambda k: (students[k[:3]], _rank(k[3]), sources[k[3]]))
+    return [
+        Entry(main, by_key.get((*key, main.metric)), {row.metric: row for row in others})
+        for key in keys
+        for main, *others in [grouped[key]]
+    ]
+
+
+def _rank(source: str) -> int:
+    return {REAL: 0, NOISE: 2}.get(source, 1)
+
+
+def ordered_sources(names: Iterable[str]) -> list[str]:
+    """Without repeats: real first, noise last, the others as they come."""
+    return sorted(dict.fromkeys(names), key=_rank)
+
+
+def gap_grid(rows: Sequence[Row], gaps: Sequence[Gap]) -> Grid:
+    """The gap table; the headings name the metrics that the rows hold."""
+    table = entries(rows, gaps)
+    metric = table[0].main.metric if table else "accuracy"
+    others = list(dict.fromkeys(name for entry in table for name in entry.others))
+    header = ("student", "bits", "source", metric, "95 %", "gap", "95 %", "recovery", *others)
+    lines = tuple(_line(entry, others) for entry in table)
+    return Grid((*header, "images", "sets \u00d7 seeds", "s per fit"), lines, 3)
+
+
+def _line(entry: Entry, others: Sequence[str]) -> tuple[str, ...]:
+    main, gap = entry.main, entry.gap
+    recovered = None if gap is None or gap.recovery is None else f"{number(100 * gap.recovery, 0)} %"
+    return (
+        main.student,
+        main.bits,
+        main.source,
+        number(main.mean),
+        interval(main.ci95),
+        number(gap.gap) if gap else DASH,
+        interval(gap.ci95) if gap else DASH,
+        recovered or DASH,
+        *(number(entry.others[name].mean) if name in entry.others else DASH for name in others),
+        str(main.num_images),
+        f"{len({r.shard_set for r in main.runs})} \u00d7 {len({r.seed for r in main.runs})}",
+        number(main.seconds, 1),
+    )
+
+
+def bootstrap_grid(gaps: Sequence[Gap]) -> Grid:
+    """Both intervals of every gap, for whoever wants to compare them; gaps of all metrics."""
+    lines = tuple(
+        (
+            g.student,
+            g.bits,
+            g.source,
+            g.metric,
+            number(g.gap),
+            interval(g.ci95),
+            interval(g.bootstrap95),
+        )
+        for g in gaps
+    )
+    return Grid(("student", "bits", "source", "metric", "gap", "Welch 95 %", "bootstrap 95 %"), lines, 4)
+
+
+def runs_grid(rows: Sequence[Row]) -> Grid:
+    """Every single run."""
+    lines = tuple(
+        (row.student, row.bits, row.source, row.metric, str(run.shard_set), str(run.seed), number(run.value))
+        for row in rows
+        for run in row.runs
+    )
+    return Grid(("student", "bits", "source", "metric", "shard set", "seed", "value"), lines, 4)
+
+
+def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
+    """The gap table for a terminal, within 80 columns for the usual names."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    lines = entries(rows, gaps)
+    others = list(dict.fromkeys(name for entry in lines for name in entry.others))
+    for name in ("student", "bits", "source"):
+        table.add_column(name)
+    for name in ("n", lines[0].main.metric if lines else "accuracy", "gap", "recovery", *others):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous: tuple[str, ...] = ()
+    for entry in lines:
+        cells = _line(entry, others)
+        if previous and cells[:2] != previous:
+            table.add_row()
+        previous = cells[:2]
+        gap = plus_minus(entry.gap.gap, entry.gap.ci95) if entry.gap else DASH
+        mean = plus_minus(entry.main.mean, entry.main.ci95)
+        table.add_row(*cells[:3], str(entry.main.num_images), mean, gap, *cells[7 : 8 + len(others)])
+    return table
+
+
+def plus_minus(value: float, bounds: Interval | None) -> str:
+    """`value \u00b1 half width`, for the symmetric intervals; the value alone without one."""
+    if bounds is None:
+        return number(value)
+    return f"{number(value)} \u00b1 {number((bounds[1] - bounds[0]) / 2)}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed digits with a true minus sign; a dash for None."""
+    if value is None:
+        return DASH
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", MINUS)
+
+
+def interval(bounds: Interval | None, digits: int = 2) -> str:
+    """`[low, high]`; a dash for None."""
+    return DASH if bounds is None else f"[{number(bounds[0], digits)}, {number(bounds[1], digits)}]"

@@ -1,0 +1,63 @@
+"""A run's folder: created empty, `run.json` first, resumed only with the same options."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from zsq.config import config_json
+from zsq.errors import RunFolderError, StorageError
+from zsq.shards.writer import atomic_write_text
+
+RUN_FILE = "run.json"
+
+
+def next_folder(base: Path) -> Path:
+    """`base`, or the first of `base`-2, `base`-3, ... that does not exist."""
+    folder, number = base, 2
+    while folder.exists():
+        folder = base.with_name(f"{base.name}-{number}")
+        number += 1
+    return folder
+
+
+def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
+    """Create `folder` with its `run.json`, or take it up again.
+
+    Raises:
+        RunFolderError: the folder holds something and `resume` is off, or holds a run with other options.
+        StorageError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot create {folder}: {error.strerror}") from None
+    path = folder / RUN_FILE
+    if not any(entry.name != f".{RUN_FILE}.tmp" for entry in os.scandir(folder)):
+        atomic_write_text(path, config_json(options) + "\n")
+        return
+    if not resume:
+        raise RunFolderError(
+            f"{folder} is not empty", "a new folder", "pass --resume to continue, or another --out"
+        )
+    _check_same(path, json.loads(config_json(options)))
+
+
+def _check_same(path: Path, options: dict[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunFolderError(
+            f"{path.parent} holds no readable {RUN_FILE}",
+            "the folder of an earlier run",
+            "choose another --out",
+        ) from None
+    for key in sorted(set(before) | set(options)):
+        if before.get(key) != options.get(key):
+            raise RunFolderError(
+                f"--resume with {key} = {options.get(key)}",
+                f"{before.get(key)} as in {path}",
+                "use the same options, or another --out",
+            )

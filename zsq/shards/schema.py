@@ -1,0 +1,196 @@
+"""What is in a shard: the arrays, the attributes, and the one check that writer, reader and verify share.
+
+Tensor suffixes: N images of the shard, C channels, H height, W width, K outputs of the teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+
+from zsq.errors import OptionError, ShardError
+from zsq.imagespec import ImageSpec
+
+FORMAT_VERSION = 1
+
+SHARD_PATTERN = r"^shard-[0-9]{5}\.h5$"
+
+# Dataset name -> little-endian dtype and number of dimensions; the order is the order in the file.
+ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
+    "pixels": (np.dtype("u1"), 4),
+    "labels": (np.dtype("<i8"), 1),
+    "targets": (np.dtype("<f2"), 2),
+    "logits": (np.dtype("<f4"), 2),
+    "bn_distance": (np.dtype("<f4"), 1),
+}
+OPTIONAL_ARRAYS = frozenset({"targets", "logits"})
+
+# float16 keeps 11 significant bits, so a row of rounded probabilities is off by at most 2**-11 plus the
+# subnormals of very many classes; anything beyond this is not a rounded distribution.
+TARGET_SUM_TOLERANCE = 0.01
+
+
+def shard_name(index: int) -> str:
+    """File name of shard `index`.
+
+    Raises:
+        OptionError: more shards than five digits can name.
+    """
+    if not 0 <= index <= 99_999:
+        raise OptionError(f"shard number {index}", "at most 100000 shards", "use a larger --shard-size")
+    return f"shard-{index:05d}.h5"
+
+
+class ShardEntry(BaseModel):
+    """One line of a manifest's list of shards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: Annotated[str, Field(pattern=SHARD_PATTERN)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    num_images: Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, eq=False)
+class ShardContent:
+    """The arrays of one shard.
+
+    pixels       uint8 (N, C, H, W)
+    labels       int64 (N,), -1 where there is none
+    logits       float32 (N, K), the teacher's on the stored pixels; None for images made without a teacher
+    bn_distance  float32 (N,), NaN where the teacher has no BN or there is no teacher
+    targets      float16 (N, K), rows sum to 1; None for a method without labels
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray | None
+    bn_distance: np.ndarray
+    targets: np.ndarray | None = None
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.pixels)
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of those that are there, in the order of the file."""
+        for name in ARRAYS:
+            array = getattr(self, name)
+            if array is not None:
+                yield name, array
+
+
+@dataclass(frozen=True)
+class ShardProvenance:
+    """Where a shard's images come from. `teacher` and its hash are None for images made elsewhere.
+
+    `groups` are the indices of the plan's groups in this shard, `first_image` is the number of its first
+    image in the run, `data_read` what of the real world the method read ("none", or what).
+    """
+
+    teacher: str | None
+    teacher_sha256: str | None
+    spec: ImageSpec
+    method: str
+    options: dict[str, Any]
+    seed: NonNegativeInt
+    groups: tuple[int, ...]
+    first_image: NonNegativeInt
+    data_read: str
+
+    def shared(self) -> dict[str, Any]:
+        """What all shards of a run have in common, JSON-ready."""
+        own = ("groups", "first_image")
+        return {name: value for name, value in self.attributes().items() if name not in own}
+
+    def attributes(self) -> dict[str, Any]:
+        """Attribute name -> JSON value, the format version first.
+
+        Raises:
+            OptionError: an option that is infinite or NaN, which JSON cannot say.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["spec"] = self.spec.model_dump(mode="json")
+        try:
+            text = json.dumps(fields, allow_nan=False)
+        except ValueError:
+            raise OptionError(f"options {self.options}", "finite numbers") from None
+        return {"format_version": FORMAT_VERSION} | json.loads(text)
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], file: str) -> ShardProvenance:
+        """Parse JSON values.
+
+        Raises:
+            ShardError: another format version, or a value that is missing or of another kind.
+        """
+        version = attributes["format_version"]
+        if version != FORMAT_VERSION:
+            raise ShardError(
+                f"{file}: format version {version}", str(FORMAT_VERSION), "read it with the zsq that wrote it"
+            )
+        values = {name: value for name, value in attributes.items() if name != "format_version"}
+        try:
+            return _PROVENANCE.validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ShardError(f"{file}: attribute {key}: {first['msg']}") from None
+
+
+_PROVENANCE = TypeAdapter(ShardProvenance)
+
+ATTRIBUTES = ("format_version", *(field.name for field in dataclasses.fields(ShardProvenance)))
+
+
+def check_content(content: ShardContent, spec: ImageSpec, file: str) -> None:
+    """Check every array against the schema and against the others.
+
+    Raises:
+        ShardError: naming `file` and the first array that has another dtype, shape or range.
+    """
+    num_images = content.num_images
+    if num_images == 0:
+        raise ShardError(f"{file}: no images", "at least one")
+    for name, array in content.arrays():
+        dtype, ndim = ARRAYS[name]
+        if array.dtype != dtype or array.ndim != ndim or len(array) != num_images or 0 in array.shape:
+            found = f"{name} is {array.dtype} {array.shape}"
+            raise ShardError(f"{file}: {found}", f"{dtype}, {ndim} dimensions, {num_images} images")
+    if content.pixels.shape[1:] != spec.shape:
+        raise ShardError(f"{file}: images of {content.pixels.shape[1:]}", f"{spec.shape} of its image spec")
+    _check_outputs(content, file)
+    _check_labels(content, file)
+    distance = content.bn_distance
+    if not ((distance >= 0) & np.isfinite(distance) | np.isnan(distance)).all():
+        raise ShardError(f"{file}: bn_distance is negative or infinite", "0 or more, or NaN for none")
+
+
+def _check_outputs(content: ShardContent, file: str) -> None:
+    logits, targets = content.logits, content.targets
+    if logits is not None and not np.isfinite(logits).all():
+        raise ShardError(f"{file}: logits are not all finite", "finite numbers")
+    if targets is None:
+        return
+    if logits is not None and logits.shape != targets.shape:
+        raise ShardError(f"{file}: targets {targets.shape} and logits {logits.shape}", "the same shape")
+    sums = targets.astype(np.float64).sum(axis=1)
+    # The comparisons are written so that NaN fails them.
+    if not (targets >= 0).all() or not (np.abs(sums - 1) <= TARGET_SUM_TOLERANCE).all():
+        raise ShardError(f"{file}: targets are not probabilities", "rows from 0 to 1 that sum to 1")
+
+
+def _check_labels(content: ShardContent, file: str) -> None:
+    outputs = content.logits if content.logits is not None else content.targets
+    lowest, highest = int(content.labels.min()), int(content.labels.max())
+    if lowest < -1:
+        raise ShardError(f"{file}: label {lowest}", "-1 for none, or a class from 0")
+    if outputs is not None and highest >= outputs.shape[1]:
+        raise ShardError(f"{file}: label {highest}", f"less than the {outputs.shape[1]} classes")

@@ -1,0 +1,31 @@
+"""Students: one file each, and the one table of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zsq.contract import Student
+from zsq.errors import UnknownNameError
+from zsq.imagespec import ImageSpec
+from zsq.runtime import Runtime
+from zsq.students.lsq_kd import LSQKD
+from zsq.students.ptq import PTQ
+
+STUDENTS: dict[str, type[Student]] = {"ptq": PTQ, "lsq-kd": LSQKD}
+
+
+def create(
+    name: str, spec: ImageSpec, options: Mapping[str, Any], runtime: Runtime, iterations: int | None = None
+) -> Student:
+    """The student `name` with `options` over its defaults for images of `spec`.
+
+    Raises:
+        UnknownNameError: no such student.
+        OptionError: an option it does not have, or of a wrong value.
+    """
+    if name not in STUDENTS:
+        raise UnknownNameError("student", name, STUDENTS)
+    student = STUDENTS[name]
+    resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
+    return student(resolved, runtime)

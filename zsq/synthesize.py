@@ -1,0 +1,309 @@
+"""Plan minus what is done -> method -> shards -> manifest. Work units are split over processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zsq import generators
+from zsq.config import GenerateConfig, config_sha256
+from zsq.contract import Generator, Plan, SyntheticBatch, Teacher, WorkUnit
+from zsq.engine.cost import forward_gflops, seconds_per_image_iteration
+from zsq.engine.statistics import TappedTeacher, image_distances
+from zsq.errors import NoBatchNormError, OptionError, ShardError
+from zsq.progress import Reporter, duration
+from zsq.runfolder import open_run
+from zsq.runtime import Runtime
+from zsq.shards.manifest import (
+    Manifest,
+    MethodRecord,
+    TeacherRecord,
+    library_versions,
+    write_manifest,
+)
+from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_name
+from zsq.shards.verify import verify_shard
+from zsq.shards.writer import write_shard
+from zsq.teacher import load_teacher
+from zsq.version import __version__
+
+SCORE_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with everything resolved, before anything is written."""
+
+    config: GenerateConfig
+    teacher: Teacher
+    method: Generator
+    plan: Plan
+    runtime: Runtime
+    out: Path
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the shards."""
+        return self.out / "shards"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's resolved options, as JSON holds them."""
+        return self.method.options.model_dump(mode="json")
+
+    def resolved(self) -> dict[str, Any]:
+        """What decides the bytes; the content of `run.json`."""
+        return {
+            "command": "generate",
+            "teacher": self.teacher.name,
+            "weights_sha256": self.teacher.weights_sha256,
+            "method": self.method.name,
+            "set": self.options,
+            "real": self.config.real,
+            "count": self.plan.count,
+            "batch": self.plan.batch,
+            "shard_size": self.plan.shard_size,
+            "seed": self.plan.seed,
+            **self.runtime.record(),
+        }
+
+
+def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -> Job:
+    """Check every option and build the parts; writes nothing.
+
+    Raises:
+        ZsqError: an option, a teacher or a combination of both that cannot work.
+    """
+    cls = generators.method_class(config.method)
+    if config.real is not None and not cls.facts.needs_real:
+        raise OptionError(f"--real {config.real}", f"no --real: {config.method} reads no images")
+    if teacher is None:
+        weights = Path(config.weights) if config.weights is not None else None
+        teacher = load_teacher(config.teacher, weights)
+    options = cls.options_class.resolve(config.method, teacher.spec, config.set, config.iterations)
+    iterations = getattr(options, "iterations", 0)
+    runtime = Runtime.resolve(
+        **config.runtime.model_dump(),
+        total_gflops=forward_gflops(teacher) * iterations * config.count if iterations else 0.0,
+    )
+    plan = Plan(
+        count=config.count,
+        batch=min(config.batch or cls.default_batch, config.count),
+        shard_size=config.shard_size,
+        seed=config.seed,
+        batches_per_group=cls.batches_per_group,
+    )
+    return Job(config, teacher, cls(teacher.to(runtime.device), options, runtime), plan, runtime, out)
+
+
+def generate(
+    config: GenerateConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    teacher: Teacher | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Make the images and return the run's folder, which `zsq verify` accepts.
+
+    Args:
+        out: the run's folder; must be empty or absent unless `resume`.
+        teacher: one that is loaded already; else `config.teacher` is loaded.
+
+    Raises:
+        ZsqError: see `resolve`; RunFolderError: the folder is in the way; StorageError: the disk refused.
+    """
+    job = resolve(config, out, teacher)
+    processes = Processes.started()
+    if processes.rank == 0:
+        open_run(out, job.resolved(), resume)
+    processes.wait()
+    reporter = reporter or Reporter(quiet=True)
+    reporter.events.path = out / "events.jsonl" if processes.rank == 0 else None
+    job.shards.mkdir(exist_ok=True)
+    start = time.perf_counter()
+    missing = [unit for unit in job.plan.units if _finished(job, unit, reporter) is None]
+    processes.wait()
+    with job.runtime.threads_set():
+        made = _make_units(job, missing, processes, reporter)
+    processes.wait()
+    if processes.rank == 0:
+        _write_manifest(job, made, time.perf_counter() - start)
+        reporter.say(f"{job.plan.count} images in {job.plan.num_shards} shards: {out}")
+    return out
+
+
+def _make_units(job: Job, missing: list[WorkUnit], processes: Processes, reporter: Reporter) -> int:
+    """Make this process's share of the missing units; image-iterations of all processes."""
+    total = sum(unit.num_images for unit in missing) * max(1, job.method.iterations)
+    if not missing:
+        return total
+    _say_estimate(job, missing, reporter)
+    mine = missing[processes.rank :: processes.count]
+    share = sum(unit.num_images for unit in mine) * max(1, job.method.iterations)
+    with reporter.job(f"{job.method.name} on {job.teacher.name}", share) as log:
+        job.method.prepare(job.plan.seed, job.out / "prepared", log)
+        scorer = Scorer(job.teacher, job.runtime)
+        for unit in mine:
+            made = [job.method.synthesize(group, log) for group in unit.groups]
+            _write_unit(job, unit, made, scorer)
+    return total
+
+
+def _write_unit(job: Job, unit: WorkUnit, made: list[SyntheticBatch], scorer: Scorer) -> None:
+    pixels = job.teacher.spec.standard_to_pixels(torch.cat([batch.standard_NCHW.cpu() for batch in made]))
+    logits, distances = scorer.score(pixels)
+    targets = (
+        torch.cat([b.targets_NK for b in made if b.targets_NK is not None])
+        if made[0].targets_NK is not None
+        else None
+    )
+    labels = targets.argmax(1) if targets is not None else torch.full((len(pixels),), -1)
+    soft = targets is not None and bool((targets.amax(1) < 1).any())
+    first = 0
+    for offset, size in enumerate(unit.shard_sizes):
+        rows = slice(first, first + size)
+        content = ShardContent(
+            pixels=pixels[rows].numpy(),
+            labels=labels[rows].numpy(),
+            logits=logits[rows].numpy(),
+            bn_distance=distances[rows].numpy(),
+            targets=targets[rows].numpy().astype(np.float16) if soft and targets is not None else None,
+        )
+        path = job.shards / shard_name(unit.first_shard + offset)
+        write_shard(path, content, _provenance(job, unit, first))
+        first += size
+
+
+def _provenance(job: Job, unit: WorkUnit, offset: int) -> ShardProvenance:
+    return ShardProvenance(
+        teacher=job.teacher.name,
+        teacher_sha256=job.teacher.weights_sha256,
+        spec=job.teacher.spec,
+        method=job.method.name,
+        options=job.options,
+        seed=job.plan.seed,
+        groups=tuple(group.index for group in unit.groups),
+        first_image=unit.groups[0].first_image + offset,
+        data_read=job.method.facts.data_read,
+    )
+
+
+def _finished(job: Job, unit: WorkUnit, reporter: Reporter | None = None) -> list[ShardEntry] | None:
+    """The unit's shards where all are there and whole, else None; damage is said, and made again."""
+    entries = []
+    offset = 0
+    for index, size in enumerate(unit.shard_sizes, unit.first_shard):
+        path = job.shards / shard_name(index)
+        if not path.exists():
+            return None
+        try:
+            entry, provenance = verify_shard(path)
+            if provenance != _provenance(job, unit, offset) or entry.num_images != size:
+                raise ShardError(f"{path} holds other images than this run's")
+        except ShardError as error:
+            if reporter is not None:
+                reporter.say(f"{error}; its images are made again")
+            return None
+        entries.append(entry)
+        offset += size
+    return entries
+
+
+class Scorer:
+    """What the teacher says of stored images: logits, and each image's own BN distance."""
+
+    def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
+        """`teacher` is on the runtime's device; one without BN gives NaN distances."""
+        self.teacher, self.device = teacher, runtime.device
+        try:
+            self.tapped: TappedTeacher | None = TappedTeacher(teacher)
+        except NoBatchNormError:
+            self.tapped = None
+
+    @torch.no_grad()
+    def score(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images -> float32 logits (N, K) and BN distances (N,), on the CPU, always in fp32."""
+        logits, distances = [], []
+        for pixels in pixels_NCHW.split(SCORE_BATCH):
+            standard = self.teacher.spec.pixels_to_standard(pixels.to(self.device))
+            if self.tapped is None:
+                logits.append(self.teacher.logits(standard))
+                distances.append(torch.full((len(pixels),), torch.nan))
+                continue
+            chunk, layers = self.tapped(standard)
+            logits.append(chunk)
+            distances.append(image_distances(layers))
+        return torch.cat(logits).float().cpu(), torch.cat(distances).float().cpu()
+
+
+def _say_estimate(job: Job, missing: list[WorkUnit], reporter: Reporter) -> None:
+    images = sum(unit.num_images for unit in missing)
+    per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
+    seconds = 0.0
+    if job.method.iterations:
+        rate = seconds_per_image_iteration(job.teacher, job.plan.batch)
+        seconds = rate * images * job.method.iterations
+    reporter.say(
+        f"{job.method.name}: {images} images x {job.method.iterations} teacher passes, "
+        f"about {duration(seconds)} uncompiled in one process, {images * per_image / 1e6:.1f} MB on disk"
+    )
+
+
+def _write_manifest(job: Job, image_iterations: int, seconds: float) -> None:
+    entries: list[ShardEntry] = []
+    for unit in job.plan.units:
+        found = _finished(job, unit)
+        if found is None:
+            raise ShardError(f"shard {unit.first_shard} is missing", "all shards", "run again with --resume")
+        entries += found
+    resolved = job.resolved()
+    manifest = Manifest(
+        zsq_version=__version__,
+        libraries=library_versions(),
+        device=torch.device(job.runtime.device).type,
+        runtime=job.runtime.record(),
+        config=resolved,
+        config_sha256=config_sha256(resolved),
+        teacher=TeacherRecord.of(job.teacher),
+        method=MethodRecord(name=job.method.name, options=job.options, data_read=job.method.facts.data_read),
+        seed=job.plan.seed,
+        num_images=job.plan.count,
+        shards=tuple(entries),
+        seconds=round(seconds, 3),
+        image_iterations_per_second=round(image_iterations / seconds, 1),
+        data_read=job.method.facts.data_read,
+    )
+    write_manifest(job.out, manifest)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that `torchrun` or `accelerate launch` started; one alone otherwise."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def started(cls) -> Processes:
+        """Ask accelerate where several processes were started."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available())
+        return cls(state.process_index, state.num_processes)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()

@@ -1,0 +1,193 @@
+"""Teacher cards: a TOML file that names an architecture, its weights and its images.
+
+Importing an architecture runs its Python: a card is trusted code of the user's own. Its weights are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from zsq.contract import Teacher
+from zsq.errors import MismatchError, UsageError
+from zsq.imagespec import ImageSpec
+from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
+
+_logger = logging.getLogger(__name__)
+
+
+class TeacherCard(BaseModel):
+    """The card's fields; `expected_accuracy` is in percent, `weights` relative to the card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    arguments: dict[str, Any] = {}
+    weights: str | None = Field(None, min_length=1)
+    task: Literal["classify", "embed"] = "classify"
+    num_classes: int | None = Field(None, ge=2)
+    embedding_size: int | None = Field(None, ge=1)
+    expected_accuracy: float | None = Field(None, ge=0, le=100)
+    image: ImageSpec
+
+    @model_validator(mode="after")
+    def _size_belongs_to_task(self) -> Self:
+        wanted, other = ("num_classes", "embedding_size")
+        if self.task == "embed":
+            wanted, other = other, wanted
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            raise ValueError(f"task '{self.task}' needs {wanted} and no {other}")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Length of the network's output rows."""
+        size = self.num_classes if self.task == "classify" else self.embedding_size
+        assert size is not None
+        return size
+
+
+def load_card_teacher(name: str, path_text: str, weights: Path | None = None) -> Teacher:
+    """The teacher of the card at `path_text`, called `name`; `weights` replaces the card's own.
+
+    Raises:
+        UsageError: a card or architecture that cannot be read, imported or built.
+        WeightsError, MismatchError: as for any weights; or outputs of another size than the card says.
+    """
+    path = Path(_expanded(path_text, name))
+    card = read_card(path)
+    if weights is None:
+        if card.weights is None:
+            raise UsageError(f"{path} names no weights", "weights = 'FILE' in the card, or --weights FILE")
+        weights = path.parent / card.weights
+    state, sha256 = read_state_dict(weights)
+    network = _build(card, path)
+    load_weights(network, state, f"{weights} for {card.architecture}")
+    teacher = Teacher(name, network, card.image, card.num_outputs, sha256, card.task, card.expected_accuracy)
+    _check_outputs(teacher, path)
+    return teacher
+
+
+def read_card(path: Path) -> TeacherCard:
+    """The validated card at `path`, with ${VARIABLES} of its strings replaced.
+
+    Raises:
+        UsageError: no such file, no TOML, an unknown, missing or invalid field, or an undefined variable.
+    """
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"teacher card {path}: {error.strerror}", "file:CARD.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"teacher card {path} is no TOML ({error})") from None
+    try:
+        return TeacherCard(**_expanded(fields, str(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "card"
+        raise UsageError(f"teacher card {path}: {field}: {first['msg']}") from None
+
+
+def _expanded(value: Any, where: str) -> Any:
+    """`value` with ${NAME} replaced in every string inside it."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise UsageError(f"{where}: variable {match[0]} is not set", "", f"export {match[1]}=...")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", lookup, value)
+
+
+def _build(card: TeacherCard, path: Path) -> nn.Module:
+    _logger.info("%s: importing %s runs its Python", path, card.architecture)
+    network = build_without_global_rng(_import_architecture, card=card, path=path)
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"{card.architecture} of {path} made a {type(network).__name__}", "a torch nn.Module"
+        )
+    return network
+
+
+def _import_architecture(card: TeacherCard, path: Path) -> Any:
+    module_name, _, callable_name = card.architecture.partition(":")
+    what = f"architecture '{card.architecture}' of {path}"
+    try:
+        module = _import_module(module_name, path.parent)
+        architecture: Callable[..., Any] = getattr(module, callable_name)
+        return architecture(**card.arguments)
+    # The architecture is the user's own code and may raise anything.
+    except Exception as error:
+        raise UsageError(
+            f"{what} failed with {type(error).__name__}: {error}",
+            "module:callable that takes the card's arguments",
+            "importing it runs its Python; the module stands beside the card or is importable",
+        ) from error
+
+
+def _import_module(module_name: str, folder: Path) -> ModuleType:
+    """The module beside the card under a private name, so that cards cannot shadow installed packages."""
+    file = (folder / f"{module_name}.py").resolve()
+    with _on_path(folder.resolve()):
+        if not file.is_file():
+            return importlib.import_module(module_name)
+        digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
+        spec = importlib.util.spec_from_file_location(f"_zsq_card_{digest}_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """`folder` importable for the module's own imports of its neighbours."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _check_outputs(teacher: Teacher, path: Path) -> None:
+    black = torch.zeros(1, *teacher.spec.shape, dtype=torch.uint8)
+    shape = "x".join(str(length) for length in teacher.spec.shape)
+    try:
+        with torch.no_grad():
+            outputs = teacher.network(teacher.spec.pixels_to_norm(black))
+    # The forward pass is the user's own code and may raise anything.
+    except Exception as error:
+        raise MismatchError(
+            f"the network of {path} failed on a {shape} image with {type(error).__name__}: {error}",
+            "an [image] table that fits the network",
+        ) from error
+    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if found != (1, teacher.num_outputs):
+        raise MismatchError(
+            f"the network of {path} makes {found} of one image",
+            f"(1, {teacher.num_outputs}) as the card says",
+            "correct num_classes or embedding_size",
+        )

@@ -1,0 +1,80 @@
+"""From a name to the teacher: `resnet18`, `cifar10:resnet20`, `embedded:digits` or `file:teacher.toml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zsq.contract import Teacher
+from zsq.errors import OptionError, UnknownNameError, UsageError
+from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
+from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
+
+_PATH_ENDINGS = (".toml", ".pt", ".pth", ".th", ".pt2", ".pkl", ".safetensors")
+
+
+def load_teacher(name: str, weights: Path | None = None, device: str = "cpu") -> Teacher:
+    """The teacher called `name`, frozen, on `device`; the global random state stays as it was.
+
+    Args:
+        weights: a safetensors or state dict file in place of the teacher's own.
+
+    Raises:
+        UnknownNameError, UsageError: no such teacher, or a broken card.
+        WeightsError, MismatchError: weights that cannot be had, read, trusted or that belong elsewhere.
+    """
+    source, colon, rest = name.partition(":")
+    if source == "file" and colon:
+        from zsq.teacher.card import load_card_teacher
+
+        return load_card_teacher(name, rest, weights).to(device)
+    if _looks_like_path(name):
+        raise UsageError(
+            f"teacher '{name}' looks like a path",
+            f"--teacher file:{name} for a teacher card, or an architecture's name with --weights {name}",
+        )
+    if source == "cifar10" and rest in _cifar_names():
+        return _load_cifar(name, rest, weights).to(device)
+    if name == "embedded:digits":
+        from zsq.teacher.digits import load_digits_teacher
+
+        if weights is not None:
+            raise OptionError(f"--weights {weights}", "none: embedded:digits carries its own")
+        return load_digits_teacher().to(device)
+    from zsq.teacher.torchvision_models import load_torchvision_teacher, torchvision_names
+
+    if name not in torchvision_names():
+        raise UnknownNameError("teacher", name, [known for known, _ in builtin_teachers()])
+    return load_torchvision_teacher(name, weights).to(device)
+
+
+def builtin_teachers() -> list[tuple[str, str]]:
+    """(name, one-line description) of every teacher that needs no card."""
+    from zsq.teacher.torchvision_models import torchvision_names
+
+    digits = ("embedded:digits", "small residual network for 32-px digits, weights included")
+    cifar = [
+        (f"cifar10:{name}", "CIFAR ResNet of He et al. 2016, needs --weights FILE") for name in _cifar_names()
+    ]
+    torchvision = [(name, "torchvision, 1000 ImageNet classes") for name in torchvision_names()]
+    return [digits, *cifar, *torchvision]
+
+
+def _looks_like_path(name: str) -> bool:
+    return "/" in name or "\\" in name or name.lower().endswith(_PATH_ENDINGS)
+
+
+def _cifar_names() -> list[str]:
+    return [f"resnet{depth}" for depth in DEPTHS]
+
+
+def _load_cifar(name: str, architecture: str, weights: Path | None) -> Teacher:
+    if weights is None:
+        raise OptionError(
+            f"teacher '{name}' without weights",
+            "--weights FILE",
+            "pass a state dict or the public checkpoint of this architecture",
+        )
+    state, sha256 = read_state_dict(weights)
+    network = build_without_global_rng(CifarResNet, depth=int(architecture.removeprefix("resnet")))
+    load_weights(network, state, f"{weights} for {name}")
+    return Teacher(name, network, CIFAR_SPEC, network.linear.out_features, sha256)

@@ -1,0 +1,108 @@
+"""Any torchvision classification model, with the mean, std and size of its default weights.
+
+The one place that may use the network: default weights that are not in torch.hub's folder are downloaded from
+the URL that torchvision names, checked against the hash in their file name.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from zsq.contract import Teacher
+from zsq.errors import WeightsError
+from zsq.imagespec import ImageSpec
+from zsq.teacher.load import build_without_global_rng, load_weights, read_sha256, read_state_dict
+
+NUM_IMAGENET_CLASSES = 1000
+
+
+def torchvision_names() -> list[str]:
+    """Names of all classification models of the installed torchvision."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def load_torchvision_teacher(name: str, weights: Path | None = None) -> Teacher:
+    """The model called `name` with its default weights, or those in the file `weights`.
+
+    The number of classes of a file follows from its last layer. Auxiliary heads are left out.
+
+    Raises:
+        WeightsError, MismatchError: weights that cannot be had, read or trusted, or of another architecture.
+    """
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    path = weights if weights is not None else _default_weights_path(name, default.url)
+    state, sha256 = read_state_dict(path)
+    state = _current_names(state)
+    arguments = _arguments(name, default.meta)
+    network = _build(name, arguments, NUM_IMAGENET_CLASSES)
+    num_classes = _num_classes(network, state)
+    if num_classes != NUM_IMAGENET_CLASSES:
+        network = _build(name, arguments, num_classes)
+    load_weights(network, state, f"{path} for {name}")
+    return Teacher(name, network, _image_spec(default.transforms()), num_classes, sha256)
+
+
+def _build(name: str, arguments: dict[str, Any], num_classes: int) -> nn.Module:
+    return build_without_global_rng(
+        torchvision.models.get_model, name=name, weights=None, num_classes=num_classes, **arguments
+    )
+
+
+def _arguments(name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What torchvision itself changes in an architecture when it loads the default weights."""
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "transform_input": True, "init_weights": False}
+    if name.startswith("vit_"):
+        return {"image_size": meta["min_size"][0]}
+    return {}
+
+
+def _image_spec(transforms: Any) -> ImageSpec:
+    (side,) = transforms.crop_size
+    return ImageSpec(size=(side, side), mean=tuple(transforms.mean), std=tuple(transforms.std))
+
+
+def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without auxiliary heads, and with the dots gone that DenseNet's published files have in layer names."""
+    kept = {name: t for name, t in state.items() if not re.match(r"(aux1|aux2|AuxLogits)\.", name)}
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): t for name, t in kept.items()
+    }
+
+
+def _num_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """Rows of the last layer's weight in `state`; 1000 where it is missing, for the loading to complain."""
+    matrices = [name for name, parameter in network.named_parameters() if parameter.ndim > 1]
+    last = next(
+        name for name in reversed(matrices) if len(network.get_parameter(name)) == NUM_IMAGENET_CLASSES
+    )
+    return len(state[last]) if last in state and state[last].ndim > 1 else NUM_IMAGENET_CLASSES
+
+
+def _default_weights_path(name: str, url: str) -> Path:
+    """The file of `url` in torch.hub's folder, downloaded if missing; its hash is checked either way."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    hash_prefix = path.stem.rsplit("-", 1)[-1]
+    wanted = f"a file whose sha256 starts with {hash_prefix}"
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise WeightsError(
+                f"default weights of {name}: {url} could not be fetched ({error})",
+                wanted,
+                f"fetch it elsewhere and pass it with --weights FILE, or put it at {path}",
+            ) from None
+    if not read_sha256(path).startswith(hash_prefix):
+        raise WeightsError(f"{path} is not what {url} holds", wanted, "delete it and try again")
+    return path
