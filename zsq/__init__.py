@@ -1,1 +1,50 @@
-"""zsq: a trained network goes in, the calibration images that its quantizer needs come out."""
+"""zsq: a trained network goes in, the calibration images that its quantizer needs come out.
+
+import zsq
+folder = zsq.generate("resnet18", "dsg", count=1024)
+images = zsq.ShardDataset(folder)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from zsq.version import __version__
+
+if TYPE_CHECKING:
+    from zsq.api import generate, inspect, measure_gap, quantize, run
+    from zsq.images import load_images
+    from zsq.shards.reader import ShardDataset
+    from zsq.shards.verify import verify_run
+    from zsq.teacher import load_teacher
+
+_HOMES = {
+    "ShardDataset": "zsq.shards.reader",
+    "generate": "zsq.api",
+    "inspect": "zsq.api",
+    "load_images": "zsq.images",
+    "load_teacher": "zsq.teacher",
+    "measure_gap": "zsq.api",
+    "quantize": "zsq.api",
+    "run": "zsq.api",
+    "verify_run": "zsq.shards.verify",
+}
+
+__all__ = [
+    "ShardDataset",
+    "__version__",
+    "generate",
+    "inspect",
+    "load_images",
+    "load_teacher",
+    "measure_gap",
+    "quantize",
+    "run",
+    "verify_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import zsq` and the command line start without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zsq' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""What a command was asked to do: one frozen model per stage, TOML recipes, the resolved form and its hash."""
+"""What a command was asked to do: one frozen model per stage, TOML recipes, their hash."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -88,7 +89,11 @@ class RecipeStudent(Stage):
 
 
 class Recipe(Stage):
-    """`zsq run`: generate each source, fit each student, measure the gap, report."""
+    """`zsq run`: generate each source, fit each student, measure the gap, report.
+
+    Texts keep their `${NAME}` so that no machine's paths get into results; `folder` is where relative paths
+    start: the recipe's own, or the current one for a recipe that comes with zsq.
+    """
 
     title: str
     teacher: RecipeTeacher
@@ -100,6 +105,17 @@ class Recipe(Stage):
     seeds: PositiveInt = 1
     show_real: bool = False
     runtime: RuntimeConfig = RuntimeConfig()
+    folder: Annotated[Path, Field(exclude=True)] = Path()
+
+    def located(self, text: str) -> str:
+        """An image source or a file of this recipe: variables replaced, relative paths from its folder."""
+        path = expand_variables(text, f"recipe '{self.title}'")
+        prefix, colon, rest = path.partition(":")
+        if colon and prefix in ("embedded", "torchvision", "cifar10"):
+            return path
+        if colon and prefix == "file":
+            return f"file:{self.folder / rest}"
+        return str(self.folder / path)
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
@@ -118,57 +134,55 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
 
 def recipe_paths() -> dict[str, Path]:
     """Name -> file of the recipes that come with zsq."""
-    from importlib.resources import files
-
     folder = files("zsq.recipes")
     return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def recipe_titles() -> dict[str, str]:
+    """Name -> title of the recipes that come with zsq."""
+    return {
+        name: tomllib.loads(path.read_text(encoding="utf-8"))["title"]
+        for name, path in sorted(recipe_paths().items())
+    }
 
 
 def load_recipe(name: str) -> Recipe:
     """Read a recipe by the name of one that comes with zsq, or by the path of a TOML file.
 
-    `${NAME}` is an environment variable; relative paths stand from the recipe's own folder.
-
     Raises:
         UnknownNameError: no such recipe. OptionError: not TOML, or wrong keys or values.
     """
     path = Path(name)
+    folder = path.parent
     if path.suffix != ".toml":
         known = recipe_paths()
         if name not in known:
             raise UnknownNameError("recipe", name, known)
-        path = known[name]
+        path, folder = known[name], Path()
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"recipe {path} cannot be read ({error.strerror})", "a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"recipe {path} is not TOML ({error})") from None
-    return validated(Recipe, _expanded(values, path), f"recipe {path.name}")
-
-
-def _expanded(value: Any, path: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _expanded(item, path) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expanded(item, path) for item in value]
-    return expand_variables(value, f"recipe {path.name}") if isinstance(value, str) else value
+    return validated(Recipe, {**values, "folder": folder}, f"recipe {path.name}")
 
 
 def expand_variables(text: str, where: str) -> str:
-    """Replace each `${NAME}` by the environment variable.
+    """Replace each `${NAME}` and `${NAME:-default}` by the environment variable, or by the default.
 
     Raises:
-        OptionError: a variable that is not set.
+        OptionError: a variable that is not set and has no default.
     """
 
     def value_of(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
+        value = os.environ.get(match[1], match[2])
+        if value is None:
             remedy = f"export {match[1]}=FOLDER"
             raise OptionError(f"{where}: ${{{match[1]}}} is not set", "an environment variable", remedy)
-        return os.environ[match[1]]
+        return value
 
-    return re.sub(r"\$\{(\w+)\}", value_of, text)
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value_of, text)
 
 
 def parse_set(pairs: list[str]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class Options(BaseModel):
             options = cls(**cls.published(spec))
             published_iterations = getattr(options, "iterations", None)
             if iterations is not None and published_iterations:
-                options = cls(**_stretched(options, iterations / published_iterations), iterations=iterations)
+                stretched = _stretched(options, iterations / published_iterations)
+                options = cls(**(stretched | {"iterations": iterations}))
             return cls(**(options.model_dump() | dict(overrides)))
         except ValidationError as error:
             first = error.errors()[0]

@@ -11,6 +11,7 @@ import difflib
 import inspect
 import io
 import math
+import os
 import re
 import zipfile
 import zlib
@@ -62,6 +63,10 @@ UNREADABLE = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
+
+# Pillow lets go of the interpreter while it decodes; tasks of one small image each would cost more than that.
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+IMAGES_PER_TASK = 64
 
 SOURCES = (
     "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
@@ -174,7 +179,10 @@ def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSe
 def _holds_shards(folder: Path) -> bool:
     nested = folder / SHARDS_FOLDER
     candidates = nested if nested.is_dir() else folder
-    return any(re.fullmatch(SHARD_PATTERN, path.name) for path in candidates.iterdir())
+    try:
+        return any(re.fullmatch(SHARD_PATTERN, path.name) for path in candidates.iterdir())
+    except OSError as error:
+        raise ImagesError(f"{folder} cannot be read: {error.strerror}", "a readable folder") from None
 
 
 def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
@@ -211,8 +219,9 @@ def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
 
 
 def _class_folders(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
-    names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if _is_image(path)]
-    classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path)]
+    files = (path.relative_to(folder) for path in folder.glob("*/*"))
+    names = [path.as_posix() for path in files if _is_image(path)]
+    classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
     names, labels = _chosen(str(folder), names, classes, limit)
     pixels = _decoded(names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), spec)
     return ImageSet(pixels, labels, str(folder))
@@ -239,7 +248,7 @@ def _zip(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
 
 
 def _is_hidden(path: PurePath) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts[-3:])
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in path.parts)
 
 
 def _is_image(path: PurePath) -> bool:
@@ -326,7 +335,7 @@ def _decoded(
     names: Sequence[str],
     open_image: Callable[[int], Image.Image],
     spec: ImageSpec | None,
-    num_threads: int | None = None,
+    num_threads: int = DECODING_THREADS,
 ) -> Tensor:
     """uint8 (N, C, H, W) of the images that `open_image` opens (the decoding itself happens here)."""
     channels = spec.channels if spec else 3
@@ -345,16 +354,17 @@ def _decoded(
             array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         return array.reshape(height, width, channels).transpose(2, 0, 1)
 
-    def fill(index: int) -> None:
-        with _named(names[index]):
-            pixels[index] = load(index)
+    def fill(first: int) -> None:
+        for index in range(first, min(first + IMAGES_PER_TASK, len(names))):
+            with _named(names[index]):
+                pixels[index] = load(index)
 
     with _named(names[0]), open_image(0) as first:
         size = spec.size if spec else (first.height, first.width)
     _check_memory(names[0], len(names), (channels, *size))
     pixels = np.empty((len(names), channels, *size), np.uint8)
     with ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(fill, range(len(names))):
+        for _ in pool.map(fill, range(0, len(names), IMAGES_PER_TASK)):
             pass
     return torch.from_numpy(pixels)
 

@@ -23,6 +23,14 @@ def next_folder(base: Path) -> Path:
     return folder
 
 
+def latest_folder(base: Path) -> Path:
+    """The last folder that `next_folder(base)` gave; `base` where there is none yet."""
+    folder, number = base, 2
+    while (following := base.with_name(f"{base.name}-{number}")).exists():
+        folder, number = following, number + 1
+    return folder
+
+
 def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
     """Create `folder` with its `run.json`, or take it up again.
 

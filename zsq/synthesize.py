@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zsq import generators
 from zsq.config import GenerateConfig, config_sha256
 from zsq.contract import Generator, Plan, SyntheticBatch, Teacher, WorkUnit
 from zsq.engine.cost import forward_gflops, seconds_per_image_iteration
 from zsq.engine.statistics import TappedTeacher, image_distances
 from zsq.errors import NoBatchNormError, OptionError, ShardError
+from zsq.generators import method_class
 from zsq.progress import Reporter, duration
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
@@ -81,7 +81,7 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
     Raises:
         ZsqError: an option, a teacher or a combination of both that cannot work.
     """
-    cls = generators.method_class(config.method)
+    cls = method_class(config.method)
     if config.real is not None and not cls.facts.needs_real:
         raise OptionError(f"--real {config.real}", f"no --real: {config.method} reads no images")
     if teacher is None:

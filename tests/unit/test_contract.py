@@ -127,12 +127,12 @@ def test_defaults_follow_the_image_size():
 @pytest.mark.parametrize(("iterations", "warm_up"), [(100, 10), (1000, 100), (3000, 300), (1, 1)])
 def test_iterations_scale_what_is_tied_to_them(iterations, warm_up):
     options = Example.resolve("m", SPEC, {}, iterations=iterations)
-    assert (options.warm_up, options.patience, options.rate) == (warm_up, 0, 0.1)
+    assert options == Example(iterations=iterations, warm_up=warm_up)
 
 
 def test_overrides_win_over_scaling():
     options = Example.resolve("m", SPEC, {"warm_up": 7, "rate": "0.5"}, iterations=100)
-    assert (options.warm_up, options.rate) == (7, 0.5)
+    assert options == Example(iterations=100, warm_up=7, rate=0.5)
 
 
 def test_options_without_iterations_take_them_in_silence():

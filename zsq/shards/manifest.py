@@ -127,7 +127,10 @@ def find_shards(folder: Path | str) -> ShardFolder:
     nested = folder / SHARDS_FOLDER
     shards = nested if nested.is_dir() else folder
     run = folder.parent if shards is folder and folder.resolve().name == SHARDS_FOLDER else folder
-    paths = sorted(path for path in shards.iterdir() if re.fullmatch(SHARD_PATTERN, path.name))
+    try:
+        paths = sorted(path for path in shards.iterdir() if re.fullmatch(SHARD_PATTERN, path.name))
+    except OSError as error:
+        raise ImagesError(f"{shards} cannot be read: {error.strerror}", "a readable folder") from None
     if not paths:
         raise ImagesError(f"{folder} holds no shards", f"files named {shard_name(0)} and so on")
     return ShardFolder(run, shards, tuple(paths))

@@ -1,0 +1,236 @@
+"""The Python API; each function is what the command of the same name does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchvision.io import write_png
+
+from zsq import synthesize
+from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
+from zsq.contract import Bits, FittedStudent
+from zsq.errors import OptionError
+from zsq.evaluate import score_student, score_teacher
+from zsq.gap import StudentSpec
+from zsq.images import load_images
+from zsq.progress import Reporter
+from zsq.report.data import ReportData
+from zsq.report.sheets import contact_sheet
+from zsq.runfolder import latest_folder, next_folder
+from zsq.runtime import Runtime
+from zsq.shards.manifest import find_shards
+from zsq.shards.reader import ShardDataset
+from zsq.students import create
+from zsq.teacher import load_teacher
+from zsq.workflow import GapRun, run_gap, run_recipe
+
+OUTPUTS = Path("outputs")
+
+
+def generate(
+    teacher: str,
+    method: str,
+    *,
+    weights: str | Path | None = None,
+    count: int = 1024,
+    batch: int | None = None,
+    shard_size: int = 256,
+    seed: int = 0,
+    out: str | Path | None = None,
+    iterations: int | None = None,
+    real: str | None = None,
+    set: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Make calibration images from a teacher; the run's folder, with `shards/` and `manifest.json`.
+
+    Args:
+        teacher: a name as in `zsq list teachers`, a torchvision model's, or `file:card.toml`.
+        count: number of images. batch: images optimised together, the method's own if None.
+        iterations: steps; what is tied to them scales along.
+        set: overrides of the method's options.
+        out: the run's folder, by default the first free `outputs/TEACHER-METHOD`.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    values = {
+        "teacher": teacher,
+        "weights": None if weights is None else str(weights),
+        "method": method,
+        "count": count,
+        "batch": batch,
+        "shard_size": shard_size,
+        "seed": seed,
+        "iterations": iterations,
+        "real": real,
+        "set": dict(set or {}),
+        "runtime": runtime or RuntimeConfig(),
+    }
+    config = validated(GenerateConfig, values, "generate")
+    folder = _folder(out, f"{Path(teacher).stem.replace(':', '-')}-{method}", resume)
+    return synthesize.generate(config, folder, resume=resume, reporter=reporter)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A fitted student with its scores in points: `accuracy` and `agreement` where labels were given."""
+
+    fitted: FittedStudent
+    metrics: Mapping[str, float]
+    teacher_accuracy: float | None
+
+
+def quantize(
+    teacher: str,
+    images: str | Path,
+    student: str,
+    bits: str,
+    *,
+    weights: str | Path | None = None,
+    first_last: int | None = None,
+    seed: int = 0,
+    eval: str | None = None,
+    count: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> Quantized:
+    """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
+    parsed = Bits.parse(bits)
+    loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
+    recipe = create(student, loaded.spec, set or {}, resolved)
+    pixels = load_images(str(images), loaded.spec, count).pixels
+    with (reporter or Reporter(quiet=True)).job(f"{student} {parsed}", len(pixels)) as log:
+        fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log)
+    if eval is None:
+        return Quantized(fitted, {}, None)
+    labelled = load_images(eval, loaded.spec)
+    teacher_logits, accuracy = score_teacher(loaded, labelled, resolved)
+    return Quantized(fitted, score_student(fitted, labelled, teacher_logits, resolved), accuracy)
+
+
+def measure_gap(
+    teacher: str,
+    shards: Sequence[str | Path],
+    real: str,
+    eval: str,
+    students: Sequence[str],
+    bits: Sequence[str],
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    seeds: int = 3,
+    count: int | None = None,
+    first_last: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    show_real: bool = False,
+    resume: bool = False,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> ReportData:
+    """Fit every student on real images and on every shard set, and report the gap in `out`.
+
+    Shard sets of one source are replicates. `set` has keys STUDENT.OPTION.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    run = GapRun(
+        title=f"Gap to real images: {teacher}",
+        teacher=teacher,
+        weights=None if weights is None else str(weights),
+        shards=tuple(str(folder) for folder in shards),
+        real=real,
+        eval=eval,
+        students=tuple(_student_specs(students, bits, first_last, set or {})),
+        seeds=seeds,
+        count=count,
+        show_real=show_real,
+        runtime=runtime or RuntimeConfig(),
+    )
+    return run_gap(run, Path(out), resume=resume, reporter=reporter)
+
+
+def _student_specs(
+    students: Sequence[str], bits: Sequence[str], first_last: int | None, overrides: Mapping[str, Any]
+) -> list[StudentSpec]:
+    for key in overrides:
+        if key.partition(".")[0] not in students:
+            raise OptionError(f"--set {key}", f"STUDENT.KEY=VALUE with a student of {', '.join(students)}")
+    return [
+        StudentSpec(
+            name,
+            Bits.parse(width),
+            {k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == name},
+            first_last,
+        )
+        for name in students
+        for width in bits
+    ]
+
+
+def run(
+    recipe: str,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    budget_hours: float | None = None,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[ReportData, Path]:
+    """Run a recipe by its name or path; the report's data and the run's folder.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    loaded = load_recipe(recipe)
+    if runtime is not None:
+        given = runtime.model_dump(exclude_defaults=True)
+        loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
+    folder = _folder(out, Path(recipe).stem, resume)
+    return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder
+
+
+def inspect(folder: str | Path) -> list[str]:
+    """What a run's shards hold, as lines; writes `contact_sheet.png` into the run's folder.
+
+    Raises:
+        ImagesError, ShardError: no shards, or damaged ones.
+    """
+    dataset = ShardDataset(folder)
+    provenance = dataset.provenance
+    shown = dataset.pixels(range(min(64, len(dataset))))
+    sheet = find_shards(folder).run / "contact_sheet.png"
+    write_png(contact_sheet(shown), str(sheet))
+    labels = dataset.labels()
+    classes = labels[labels >= 0].unique().numel()
+    lines = [
+        f"{len(dataset)} images of {'x'.join(map(str, dataset.spec.shape))}, "
+        + (f"{classes} classes" if classes else "without labels"),
+        f"method {provenance.method}, seed {provenance.seed}, data read: {provenance.data_read}",
+        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}",
+        "options " + ", ".join(f"{key}={value}" for key, value in provenance.options.items()),
+    ]
+    return [*lines, f"contact sheet: {sheet}"]
+
+
+def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
+    if out is not None:
+        return Path(out)
+    base = OUTPUTS / name
+    return latest_folder(base) if resume else next_folder(base)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,41 @@
+"""What there is: methods, teachers, students and recipes with their facts, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from zsq.errors import UsageError
+
+KINDS = ("methods", "teachers", "students", "recipes")
+
+
+def catalogue(kind: str) -> list[dict[str, Any]]:
+    """One dict per entry, `name` first.
+
+    Raises:
+        UsageError: no such kind.
+    """
+    if kind == "teachers":
+        from zsq.teacher import builtin_teachers
+
+        return [{"name": name, "summary": description} for name, description in builtin_teachers()]
+    if kind == "methods":
+        from zsq.generators import available_methods
+
+        return [_facts(name, cls) for name, cls in available_methods().items()]
+    if kind == "students":
+        from zsq.students import STUDENTS
+
+        return [_facts(name, cls) for name, cls in STUDENTS.items()]
+    if kind == "recipes":
+        from zsq.config import recipe_titles
+
+        return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
+    raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}")
+
+
+def _facts(name: str, cls: Any) -> dict[str, Any]:
+    facts = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(cls.facts).items()}
+    defaults = {key: field.default for key, field in cls.options_class.model_fields.items()}
+    return {"name": name, **facts, "options": ", ".join(f"{k}={v}" for k, v in defaults.items())}

@@ -1,0 +1,303 @@
+"""The command line: joins the parts, holds no logic. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zsq.errors import ZsqError
+from zsq.version import __version__
+
+app = typer.Typer(
+    help="A trained network goes in, the calibration images that its quantizer needs come out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+INTERRUPTED = 130
+
+Teacher = Annotated[str, typer.Option(help="Teacher name; see `zsq list teachers`.")]
+Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Weights: safetensors or a state dict.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; repeatable.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what the folder holds.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Compile = Annotated[str, typer.Option(help="auto, on or off.")]
+Threads = Annotated[int | None, typer.Option(help="Threads per process.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+FirstLast = Annotated[
+    int | None, typer.Option(help="Bits of the first and last layer; as --bits if not given.")
+]
+
+
+@app.command()
+def generate(
+    teacher: Teacher,
+    method: Annotated[str, typer.Option(help="Method; see `zsq list methods`.")],
+    weights: Weights = None,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 1024,
+    batch: Annotated[int | None, typer.Option(help="Images optimised together; the method's own.")] = None,
+    shard_size: Annotated[int, typer.Option(help="Most images per shard.")] = 256,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/TEACHER-METHOD.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps; schedules scale along.")] = None,
+    real: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Real images, for methods that read some.")
+    ] = None,
+    set_: Set = None,
+    resume: Resume = False,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Make calibration images from a teacher and write them as HDF5 shards."""
+    from zsq.api import generate as run
+
+    folder = run(
+        teacher=teacher,
+        method=method,
+        weights=weights,
+        count=count,
+        batch=batch,
+        shard_size=shard_size,
+        seed=seed,
+        out=out,
+        iterations=iterations,
+        real=real,
+        set=_pairs(set_),
+        resume=resume,
+        runtime=_runtime(precision, compile, threads, device),
+        reporter=_reporter(),
+    )
+    typer.echo(folder)
+
+
+@app.command()
+def quantize(
+    teacher: Teacher,
+    images: Annotated[str, typer.Option(metavar="SRC", help="Images to fit on.")],
+    student: Annotated[str, typer.Option(help="Student; see `zsq list students`.")],
+    bits: Annotated[str, typer.Option(help="As in W4A4.")],
+    weights: Weights = None,
+    first_last: FirstLast = None,
+    seed: Seed = 0,
+    eval: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled images to score on.")] = None,
+    count: Annotated[int | None, typer.Option(help="Use this many of the images.")] = None,
+    set_: Set = None,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Fit one student on images of any source and say how well it does."""
+    from zsq.api import quantize as run
+
+    result = run(
+        teacher=teacher,
+        images=images,
+        student=student,
+        bits=bits,
+        weights=weights,
+        first_last=first_last,
+        seed=seed,
+        eval=eval,
+        count=count,
+        set=_pairs(set_),
+        runtime=_runtime(precision, compile, threads, device),
+        reporter=_reporter(),
+    )
+    fitted = result.fitted
+    for tensor in fitted.tensors:
+        scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"
+        typer.echo(f"{tensor.name}: {tensor.kind}, {tensor.bits} bits, {scales}")
+    scores = "".join(f", {name} {value:.2f}" for name, value in result.metrics.items())
+    float_score = "" if result.teacher_accuracy is None else f" (teacher {result.teacher_accuracy:.2f})"
+    typer.echo(f"{fitted.student} {fitted.bits}{scores}{float_score}")
+
+
+@app.command()
+def gap(
+    teacher: Teacher,
+    shards: Annotated[
+        list[str],
+        typer.Option(metavar="DIR", help="A shard set; repeatable. Sets of one method are replicates."),
+    ],
+    real: Annotated[str, typer.Option(metavar="SRC", help="Real training images, for the ceiling.")],
+    eval: Annotated[str, typer.Option(metavar="SRC", help="Labelled images to score on.")],
+    student: Annotated[list[str], typer.Option(help="Student; repeatable.")],
+    bits: Annotated[list[str], typer.Option(help="Bit widths; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    weights: Weights = None,
+    seeds: Annotated[int, typer.Option(help="Student seeds.")] = 3,
+    count: Annotated[int | None, typer.Option(help="Images per set; default the smallest set's.")] = None,
+    first_last: FirstLast = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STUDENT.KEY=VALUE", help="Override an option."),
+    ] = None,
+    show_real: Annotated[
+        bool, typer.Option("--show-real", help="Put real images on the contact sheet.")
+    ] = False,
+    resume: Resume = False,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Measure what replacing real images by synthetic ones costs, and report it."""
+    from zsq.api import measure_gap as run
+
+    data = run(
+        teacher=teacher,
+        shards=shards,
+        real=real,
+        eval=eval,
+        students=student,
+        bits=bits,
+        out=out,
+        weights=weights,
+        seeds=seeds,
+        count=count,
+        first_last=first_last,
+        set=_pairs(set_),
+        show_real=show_real,
+        resume=resume,
+        runtime=_runtime(precision, compile, threads, device),
+        reporter=_reporter(),
+    )
+    _show(data, out)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file; see `zsq list recipes`.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
+    resume: Resume = False,
+    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Run a recipe: generate, fit students, measure the gap, report."""
+    from zsq.api import run as run_recipe
+
+    data, folder = run_recipe(
+        recipe,
+        out=out,
+        resume=resume,
+        budget_hours=budget_hours,
+        runtime=_runtime(precision, compile, threads, device),
+        reporter=_reporter(),
+    )
+    _show(data, folder)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, teachers, students or recipes.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show what there is, with its facts."""
+    from zsq.catalogue import catalogue
+
+    entries = catalogue(what)
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    for entry in entries:
+        typer.echo(entry["name"])
+        for key, value in entry.items():
+            for line in value if isinstance(value, list) else [value]:
+                if key != "name" and line not in ("", None, False):
+                    typer.echo(f"    {key.replace('_', ' ')}: {line}")
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+) -> None:
+    """Say what a shard folder holds and where it comes from; write its contact sheet beside it."""
+    from zsq.api import inspect as run
+
+    for line in run(folder):
+        typer.echo(line)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")]) -> None:
+    """Check every file against its hash and every array against the schema."""
+    from zsq.shards.verify import verify_run
+
+    result = verify_run(folder)
+    typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
+
+
+def _pairs(pairs: list[str] | None) -> dict[str, Any]:
+    from zsq.config import parse_set
+
+    return parse_set(pairs or [])
+
+
+def _runtime(precision: str, compile: str, threads: int | None, device: str) -> Any:
+    from zsq.config import RuntimeConfig, validated
+
+    values = {"precision": precision, "compile": compile, "threads": threads, "device": device}
+    return validated(RuntimeConfig, values, "runtime")
+
+
+def _reporter() -> Any:
+    from zsq.progress import Reporter
+
+    return Reporter()
+
+
+def _show(data: Any, folder: Path) -> None:
+    from rich.console import Console
+
+    from zsq.report.tables import gap_table
+
+    Console().print(gap_table(data.rows, data.gaps))
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Entry point: every foreseeable failure is one line on standard error and an exit code."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app(standalone_mode=True)
+    except ZsqError as error:
+        print(f"zsq: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("zsq: interrupted; what is finished is kept, --resume continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
