@@ -72,7 +72,6 @@ class DeepInversion(InversionMethod):
 
     name = "deepinversion"
     options_class = DeepInversionOptions
-    default_batch = 64
     facts = Facts(
         paper="Yin et al., Dreaming to Distill (DeepInversion), CVPR 2020",
         summary="class targets, batch BN statistics as un-squared norms, TV and L2 priors, jitter",
@@ -83,9 +82,13 @@ class DeepInversion(InversionMethod):
             "the last iterate is kept, not the iterate of least loss",
             "no competition with a student (the paper's Adaptive DeepInversion)",
             "classes in turn over the whole run, not hand-picked ones",
-            "batch 64 as in the ImageNet script; the CIFAR script has 256",
         ),
     )
+
+    @classmethod
+    def default_batch(cls, spec: ImageSpec) -> int:
+        """256 as in the CIFAR-10 script, 64 as in the ImageNet script."""
+        return 256 if max(spec.size) <= SMALL_IMAGE else 64
 
     def labels(self, group: Group) -> Tensor:
         """Classes in turn over the whole run."""

@@ -25,6 +25,7 @@ from zsq.engine.targets import class_count, uniform_labels
 from zsq.seeding import torch_generator
 
 STARTS: dict[str, Initialiser] = {"gaussian": gaussian, "uniform": uniform}
+from zsq.imagespec import ImageSpec
 
 
 class DSGOptions(Options):
@@ -70,7 +71,6 @@ class DSG(InversionMethod):
 
     name = "dsg"
     options_class = DSGOptions
-    default_batch = 64
     facts = Facts(
         paper="Zhang et al., Diversifying Sample Generation (DSG), CVPR 2021",
         summary="per-image BN statistics with a slack per layer; sample i stresses layer i",
@@ -83,10 +83,15 @@ class DSG(InversionMethod):
         ),
     )
 
+    @classmethod
+    def default_batch(cls, spec: ImageSpec) -> int:
+        """64, as in the public README."""
+        return 64
+
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
         """Measure the slacks on one batch of Gaussian images, the same for all groups."""
         self.tapped = TappedTeacher(self.teacher, self.name)
-        shape = (self.default_batch, *self.teacher.spec.shape)
+        shape = (self.default_batch(self.teacher.spec), *self.teacher.spec.shape)
         images = gaussian(shape, torch_generator(seed, 0, "dsg slack"))
         with torch.no_grad():
             _, layers = self.tapped(images.to(self.runtime.device))

@@ -13,6 +13,7 @@ from zsq.engine.objectives import Term, bn_alignment, input_alignment
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian
 from zsq.engine.schedules import Plateau
 from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.imagespec import ImageSpec
 
 
 class ZeroQOptions(Options):
@@ -40,7 +41,6 @@ class ZeroQ(InversionMethod):
 
     name = "zeroq"
     options_class = ZeroQOptions
-    default_batch = 64
     facts = Facts(
         paper="Cai et al., ZeroQ, CVPR 2020",
         summary="every image's own statistics match the stored BN mean and std",
@@ -51,6 +51,11 @@ class ZeroQ(InversionMethod):
             "as many batches as asked for; the paper makes one",
         ),
     )
+
+    @classmethod
+    def default_batch(cls, spec: ImageSpec) -> int:
+        """64, as in the public README."""
+        return 64
 
     def inversion(self, batch: int) -> Inversion:
         """The paper's objective on pixels."""

@@ -26,9 +26,7 @@ INTERRUPTED = 130
 
 Teacher = Annotated[str, typer.Option(help="Teacher name; see `zsq list teachers`.")]
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Weights: safetensors or a state dict.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; repeatable.")
-]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what the folder holds.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]

@@ -258,7 +258,6 @@ class Generator(ABC):
     name: ClassVar[str]
     facts: ClassVar[Facts]
     options_class: ClassVar[type[Options]] = Options
-    default_batch: ClassVar[int] = 128
     batches_per_group: ClassVar[int | None] = 1
 
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
@@ -270,6 +269,11 @@ class Generator(ABC):
         self.teacher = teacher
         self.options = options
         self.runtime = runtime
+
+    @classmethod
+    def default_batch(cls, spec: ImageSpec) -> int:
+        """Images optimised together where `--batch` does not say."""
+        return 128
 
     @property
     def iterations(self) -> int:

@@ -308,13 +308,11 @@ def _torchvision_dataset(source: str) -> Any:
     if match is None:
         raise ImagesError(f"'{source}'", "torchvision:NAME:ROOT[:SPLIT]")
     name, root, split = match.groups()
-    kind = getattr(datasets, name, None) if name in datasets.__all__ else None
+    kind = getattr(datasets, name) if name in datasets.__all__ else None
     parameters = inspect.signature(kind).parameters if kind else {}
     if kind is None or "root" not in parameters:
-        near = difflib.get_close_matches(name, datasets.__all__, n=1)
-        raise ImagesError(
-            f"torchvision has no data set '{name}' with a folder", (near and f"e.g. {near[0]}") or ""
-        )
+        near = ", ".join(difflib.get_close_matches(name, datasets.__all__)) or "CIFAR10"
+        raise ImagesError(f"torchvision has no data set '{name}' with a root folder", f"such as {near}")
     arguments: dict[str, Any] = {"root": root}
     if "download" in parameters:
         arguments["download"] = False

@@ -14,9 +14,10 @@ from zsq.errors import OptionError
 
 Precision = Literal["fp32", "bf16"]
 
-# Image-iterations x forward GFLOPs below which compiling costs more than it saves: about 60 s of cold
-# compilation against the 40 % that the compiled step saves at some 20 GFLOP/s on one core.
-COMPILE_BREAK_EVEN_GFLOPS = 3000.0
+# Forward GFLOPs of a whole job above which `--compile auto` compiles: 60 s of cold compilation against the
+# 40 % that a compiled fp32 step saves with AVX2, at 45 GFLOP/s on two cores. With AVX-512 the eager step of
+# ResNet-20 is as fast as the compiled one, so nothing is compiled there.
+COMPILE_BREAK_EVEN_GFLOPS = 2300.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Runtime:
             raise OptionError(f"--device {device}", "cpu, cuda or cuda:N")
         if kind == "cuda" and not torch.cuda.is_available():
             raise OptionError(f"--device {device}", "a CUDA device that torch can use", "use --device cpu")
-        compiled = compile == "on" or (compile == "auto" and total_gflops > COMPILE_BREAK_EVEN_GFLOPS)
+        pays = kind == "cuda" or torch.backends.cpu.get_cpu_capability() == "AVX2"
+        compiled = compile == "on" or (
+            compile == "auto" and pays and total_gflops > COMPILE_BREAK_EVEN_GFLOPS
+        )
         return cls(device, "bf16" if precision == "bf16" else "fp32", compiled, threads)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -95,7 +95,7 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
     )
     plan = Plan(
         count=config.count,
-        batch=min(config.batch or cls.default_batch, config.count),
+        batch=min(config.batch or cls.default_batch(teacher.spec), config.count),
         shard_size=config.shard_size,
         seed=config.seed,
         batches_per_group=cls.batches_per_group,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SMALLEST_STEP = 1e-8
+# Only to divide by: untrained networks of some families have activations of 1e-9 and are quantized all the same.
+SMALLEST_STEP = 1e-30
 
 Kind = Literal["weight", "activation"]
 

@@ -72,14 +72,22 @@ def _refuse_unplaceable(module: fx.GraphModule, node: fx.Node) -> None:
     if node.op == "output" and not isinstance(node.args[0], fx.Node):
         found = f"the network returns a {type(node.args[0]).__name__}"
         raise UntraceableError(found, "one tensor of logits or embeddings")
-    is_product = (node.op == "call_function" and node.target in PRODUCTS) or (
-        node.op == "call_method" and node.target in PRODUCT_METHODS
-    )
-    if is_product:
+    if _is_product(module, node):
         name = getattr(node.target, "__name__", str(node.target))
         raise UntraceableError(f"no quantizer for {name} (node '{node.name}'{_user_of(node)})", "", REMEDY)
     if node.op == "call_module":
         _refuse_unplaceable_module(str(node.target), module.get_submodule(str(node.target)))
+
+
+def _is_product(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in PRODUCT_METHODS
+    if node.op != "call_function" or node.target in PRODUCTS:
+        return node.op == "call_function"
+    # A function kept whole by torch.fx.wrap may do anything with a weight that it is given.
+    package = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
+    weights = (operator.attrgetter(str(n.target))(module) for n in node.all_input_nodes if n.op == "get_attr")
+    return package not in ("torch", "_operator", "builtins", "math") and any(w.dim() > 1 for w in weights)
 
 
 def _refuse_unplaceable_module(name: str, layer: nn.Module) -> None:

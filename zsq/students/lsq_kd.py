@@ -94,12 +94,12 @@ class LSQKD(Student):
         for site in placement.of_kind("weight"):
             weight = placement.weight(site).detach()
             grid = integer_range(site.bits, signed=True)
-            step = lp_symmetric(weight.flatten(1), *grid, p=2).view(-1, *[1] * (weight.dim() - 1))
+            step = lp_symmetric(weight.flatten(1), *grid).view(-1, *[1] * (weight.dim() - 1))
             placement.put(site, _learned(step, grid, "weight"))
         for site, histogram in histograms.items():
             values, counts = histogram.occupied()
             grid = integer_range(site.bits, signed=histogram.low < 0)
-            step = lp_symmetric(values[None], *grid, counts, p=2).squeeze(0)
+            step = lp_symmetric(values[None], *grid, counts).squeeze(0)
             placement.put(site, _learned(step, grid, "activation").to(self.runtime.device))
 
     def _train(
