@@ -22,10 +22,10 @@ from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
 from zsq.engine.schedules import Plateau
 from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
+from zsq.imagespec import ImageSpec
 from zsq.seeding import torch_generator
 
 STARTS: dict[str, Initialiser] = {"gaussian": gaussian, "uniform": uniform}
-from zsq.imagespec import ImageSpec
 
 
 class DSGOptions(Options):

@@ -73,5 +73,5 @@ def test_passes_the_tensor_on_and_takes_zeros_and_any_scale():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_refuses_values_that_are_not_finite(bad):
-    with pytest.raises(MismatchError, match="layer1.input is not finite"):
+    with pytest.raises(MismatchError, match=r"layer1\.input is not finite"):
         Observer("layer1.input")(torch.tensor([1.0, bad]))

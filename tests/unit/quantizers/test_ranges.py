@@ -1,5 +1,7 @@
 """Range rules against brute force in numpy."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -130,7 +132,7 @@ def naive_kl(counts, kept, levels):
     p[-1] += counts[kept:].sum()
     q = np.zeros(kept)
     edges = np.arange(levels + 1) * kept // levels
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         filled = p[start:end] > 0
         if filled.any():
             q[start:end][filled] = counts[start:end].sum() / filled.sum()
