@@ -126,9 +126,15 @@ def kl_range(histogram: Histogram, bits: int) -> tuple[float, float]:
 
 
 def _magnitudes(histogram: Histogram) -> Tensor:
-    """Counts of |x| in KL_BINS bins, float64."""
+    """Counts of |x| in KL_BINS bins, float64, without the exact zeros.
+
+    Zero is on every grid; left in, a ReLU's zeros would draw the threshold to the smallest range. They are
+    taken out by giving the first of the fine bins its neighbour's count.
+    """
     negative, positive = histogram.counts.split(BINS_PER_SIDE)
-    return (negative.flip(0) + positive).view(KL_BINS, -1).sum(dim=1).double()
+    magnitudes = negative.flip(0) + positive
+    magnitudes[0] = torch.minimum(magnitudes[0], magnitudes[1])
+    return magnitudes.view(KL_BINS, -1).sum(dim=1).double()
 
 
 def _kl_of(counts_M: Tensor, candidates_I: Tensor, levels: int) -> Tensor:

@@ -1,0 +1,75 @@
+"""Run a recipe as a benchmark: `python benchmarks/table.py RECIPE [--budget-hours H]`.
+
+Continues `outputs/RECIPE`, keeps finished fits in `benchmarks/results/RECIPE.json`, and takes up the fits
+found there, so that a table can be completed in several sittings and on several machines.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from zsq.config import RuntimeConfig, load_recipe
+from zsq.gap import RunRecord
+from zsq.progress import Reporter
+from zsq.report.data import ReportData
+from zsq.shards.manifest import library_versions
+from zsq.shards.writer import atomic_write_text
+from zsq.workflow import run_recipe
+
+RESULTS = Path(__file__).parent / "results"
+SHOWN = ("title", "teacher", "settings", "rows", "gaps", "bn_distance", "cost")
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
+) -> None:
+    """Run or continue the recipe and keep its table."""
+    name = Path(recipe).stem
+    target = RESULTS / f"{name}.json"
+    loaded = load_recipe(recipe)
+    if threads is not None:
+        loaded = loaded.model_copy(update={"runtime": RuntimeConfig(threads=threads)})
+    finished = json.loads(target.read_text(encoding="utf-8"))["fits"] if target.exists() else []
+
+    def keep(data: ReportData, fits: list[RunRecord]) -> None:
+        shown = {key: value for key, value in data.as_json().items() if key in SHOWN}
+        table = {
+            "command": f"python benchmarks/table.py {recipe}",
+            "machine": machine(),
+            **shown,
+            "fits": fits,
+        }
+        atomic_write_text(target, json.dumps(table, indent=1) + "\n")
+
+    run_recipe(
+        loaded,
+        out or Path("outputs") / name,
+        resume=True,
+        budget_hours=budget_hours,
+        reporter=Reporter(),
+        finished=finished,
+        on_report=keep,
+    )
+
+
+def machine() -> dict[str, str]:
+    """What the times depend on."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        **library_versions(),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,187 @@
+"""A comparison under way: sources x shard sets x students x seeds, kept fit by fit, reported at any time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zsq import gap
+from zsq.contract import FittedStudent, QuantizedTensor, Teacher
+from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
+from zsq.errors import NoBatchNormError
+from zsq.evaluate import score_teacher
+from zsq.gap import REAL, RunRecord, StudentSpec
+from zsq.images import ImageSet
+from zsq.progress import Reporter
+from zsq.report.build import build_report
+from zsq.report.data import ReportData
+from zsq.runtime import Runtime
+from zsq.shards.reader import ShardDataset
+from zsq.shards.writer import atomic_write_text
+
+FITS_FILE = "fits.jsonl"
+SHEET_IMAGES = 40
+
+
+class Budget:
+    """Wall-clock time a command may take; None is unlimited."""
+
+    def __init__(self, hours: float | None) -> None:
+        """Starts now."""
+        self.ends = None if hours is None else time.monotonic() + hours * 3600
+
+    def spent(self) -> bool:
+        """Whether no new piece of work should begin."""
+        return self.ends is not None and time.monotonic() >= self.ends
+
+
+class FitLog:
+    """Finished fits on disk, one JSON line each, for resuming."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what an earlier run left; a line that a kill tore is removed."""
+        self.path = path
+        self.records: list[RunRecord] = []
+        self.tensors: dict[str, list[QuantizedTensor]] = {}
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if whole != lines:
+            atomic_write_text(path, "".join(whole))
+        for line in whole:
+            entry = json.loads(line)
+            self._remember(entry["record"], [QuantizedTensor(**row) for row in entry["tensors"]])
+
+    def add(self, record: RunRecord, tensors: Sequence[QuantizedTensor]) -> None:
+        """Append one fit."""
+        entry = {"record": record, "tensors": [asdict(tensor) for tensor in tensors]}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._remember(record, list(tensors))
+
+    def adopt(self, records: Iterable[RunRecord]) -> None:
+        """Add fits finished elsewhere, such as those of a committed table."""
+        for record in records:
+            if record not in self.records:
+                self.add(record, [])
+
+    def _remember(self, record: RunRecord, tensors: list[QuantizedTensor]) -> None:
+        self.records.append(record)
+        if tensors:
+            self.tensors[f"{record['student']} {record['bits']}"] = tensors
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared, apart from the sources: the same for a recipe and for `zsq gap`."""
+
+    title: str
+    teacher: Teacher
+    eval: ImageSet
+    real_sets: Sequence[ImageSet]
+    students: Sequence[StudentSpec]
+    seeds: int
+    show_real: bool
+    runtime: Runtime
+    settings: Mapping[str, Any]
+
+
+class Bench:
+    """A protocol under way in a folder: shard sets, finished fits, the report."""
+
+    def __init__(self, protocol: Protocol, out: Path, reporter: Reporter) -> None:
+        """Score the teacher; read the fits of an earlier call."""
+        self.protocol, self.out, self.reporter = protocol, out, reporter
+        self.teacher_logits, self.teacher_accuracy = score_teacher(
+            protocol.teacher, protocol.eval, protocol.runtime
+        )
+        self.fits = FitLog(out / FITS_FILE)
+        self.sets: dict[str, list[Path]] = {}
+
+    def arms(self, num_sets: int) -> dict[str, list[Tensor]]:
+        """Source -> pixels of its first `num_sets` shard sets, as many as the real sets hold."""
+        count = len(self.protocol.real_sets[0])
+        arms = {REAL: [images.pixels for images in self.protocol.real_sets[:num_sets]]}
+        for source, folders in self.sets.items():
+            arms[source] = [ShardDataset(folder).pixels()[:count] for folder in folders[:num_sets]]
+        return arms
+
+    def fit(self, num_sets: int, budget: Budget) -> None:
+        """Fit and score every student on the first `num_sets` shard sets, minus what is done."""
+        p = self.protocol
+        arms = self.arms(num_sets)
+        left = gap.count_runs(arms, p.students, p.seeds) - len(self.fits.records)
+        with self.reporter.job("students", left) as job, p.runtime.threads_set():
+
+            def keep(record: RunRecord, fitted: FittedStudent) -> None:
+                self.fits.add(record, fitted.tensors)
+                job.advance(1, **record["metrics"])
+
+            gap.measure_gap(
+                p.teacher,
+                arms,
+                p.eval,
+                p.students,
+                p.seeds,
+                p.runtime,
+                done=list(self.fits.records),
+                on_run=keep,
+                should_stop=budget.spent,
+                teacher_logits=self.teacher_logits,
+            )
+
+    def report(self) -> ReportData:
+        """Write the report of what is finished."""
+        p = self.protocol
+        rows = gap.rows_from_runs(self.fits.records)
+        first_sets = {source: sets[0] for source, sets in self.arms(1).items() if sets}
+        names, distances = bn_distances(p.teacher, first_sets, p.runtime)
+        data = ReportData(
+            title=p.title,
+            teacher={
+                "name": p.teacher.name,
+                "weights_sha256": p.teacher.weights_sha256,
+                "accuracy": self.teacher_accuracy,
+                "num_outputs": p.teacher.num_outputs,
+                "evaluation_images": len(p.eval),
+            },
+            settings={**p.settings, "runtime": p.runtime.record()},
+            rows=rows,
+            gaps=gap.gaps_from_rows(rows),
+            layer_names=names,
+            bn_distance=distances,
+            cost=self._costs(),
+            sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},
+            quantized_tensors=self.fits.tensors,
+            show_real=p.show_real,
+        )
+        build_report(data, self.out)
+        return data
+
+    def _costs(self) -> dict[str, float]:
+        """Teacher passes per image of each source, where its shards say so."""
+        options = {
+            source: ShardDataset(sets[0]).provenance.options for source, sets in self.sets.items() if sets
+        }
+        return {source: float(values.get("iterations", 0)) for source, values in options.items()}
+
+
+def bn_distances(
+    teacher: Teacher, arms: dict[str, Tensor], runtime: Runtime
+) -> tuple[list[str], dict[str, list[float]]]:
+    """Per BN layer and source, mean_c[(m - M)^2 + (s - S)^2] over the whole set; empty without BN."""
+    try:
+        tapped = TappedTeacher(teacher)
+    except NoBatchNormError:
+        return [], {}
+    alignment = Alignment("set")
+    distances = {}
+    for source, pixels in arms.items():
+        chunks = [teacher.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(128)]
+        distances[source] = [alignment.layer(sums).item() for sums in set_sums(tapped, chunks)]
+    return tapped.names, distances
