@@ -116,7 +116,7 @@ def kl_range(histogram: Histogram, bits: int) -> tuple[float, float]:
     one_sided = histogram.low >= 0 or histogram.high <= 0
     levels = 2**bits if one_sided else 2 ** (bits - 1)
     counts = _magnitudes(histogram)
-    used = int(counts.nonzero().max()) + 1
+    used = int(counts.nonzero().max()) + 1 if counts.any() else 0
     if used <= levels:
         return histogram.low, histogram.high
     candidates = torch.arange(levels, used + 1)

@@ -16,7 +16,7 @@ from zsq.gap import Row
 from zsq.report.data import ReportData
 from zsq.report.plots import cost_figure, distance_figure, gap_figure
 from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
-from zsq.report.tables import Grid, bootstrap_grid, entries, gap_grid, number, runs_grid
+from zsq.report.tables import Grid, bootstrap_grid, entries, gap_grid, markdown_table, number, runs_grid
 
 
 def build_report(data: ReportData, folder: Path) -> Path:
@@ -47,20 +47,20 @@ def markdown(data: ReportData) -> str:
         f"# {data.title}",
         *(f"- {name}: {value}" for name, value in teacher_facts(data)),
         "## Gap to real images",
-        _markdown_table(gap_grid(data.rows, data.gaps)),
+        markdown_table(gap_grid(data.rows, data.gaps)),
         *explanation(data.rows),
         "## Intervals",
-        _markdown_table(bootstrap_grid(data.gaps)),
+        markdown_table(bootstrap_grid(data.gaps)),
     ]
     if data.layer_names:
-        parts += ["## BN distance per layer", _markdown_table(distance_grid(data))]
+        parts += ["## BN distance per layer", markdown_table(distance_grid(data))]
     parts += [
         "## Every run",
-        _markdown_table(runs_grid(data.rows)),
+        markdown_table(runs_grid(data.rows)),
         *(
             text
             for student in data.quantized_tensors
-            for text in (f"## Quantized tensors: {student}", _markdown_table(tensors_grid(data, student)))
+            for text in (f"## Quantized tensors: {student}", markdown_table(tensors_grid(data, student)))
         ),
         "## Settings",
         f"```json\n{_settings(data)}\n```",
@@ -74,12 +74,6 @@ def _joined(parts: Sequence[str]) -> str:
     for before, part in zip(["", *parts], parts, strict=False):
         text += ("\n" if before.startswith("- ") and part.startswith("- ") else "\n\n") + part
     return text.strip()
-
-
-def _markdown_table(grid: Grid) -> str:
-    rule = ["---"] * grid.num_left + ["---:"] * (len(grid.header) - grid.num_left)
-    lines = [grid.header, rule, *grid.lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def html(data: ReportData) -> str:

@@ -114,6 +114,13 @@ def runs_grid(rows: Sequence[Row]) -> Grid:
     return Grid(("student", "bits", "source", "metric", "shard set", "seed", "value"), lines, 4)
 
 
+def markdown_table(grid: Grid) -> str:
+    """A grid as markdown."""
+    rule = ["---"] * grid.num_left + ["---:"] * (len(grid.header) - grid.num_left)
+    lines = [grid.header, rule, *grid.lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
     """The gap table for a terminal, within 80 columns for the usual names."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

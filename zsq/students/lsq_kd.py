@@ -36,6 +36,9 @@ class LSQKDOptions(Options):
     batch: int = Field(128, ge=1)
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
+    # Of a step, in units of its own size, for Adam: its updates have the size of the learning rate whatever
+    # the gradient, and 1e-3 is half a step of an 8-bit weight grid.
+    step_learning_rate: float = Field(1e-2, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     temperature: float = Field(4.0, gt=0)
@@ -94,8 +97,10 @@ class LSQKD(Student):
         for site in placement.of_kind("weight"):
             weight = placement.weight(site).detach()
             grid = integer_range(site.bits, signed=True)
-            step = lp_symmetric(weight.flatten(1), *grid).view(-1, *[1] * (weight.dim() - 1))
-            placement.put(site, _learned(step, grid, "weight"))
+            # Searched on the levels that have a counterpart below zero: at 2 bits the least error over -2..1
+            # clips a sixth of the weights, which then get no gradient.
+            step = lp_symmetric(weight.flatten(1), -grid[1], grid[1])
+            placement.put(site, _learned(step.view(-1, *[1] * (weight.dim() - 1)), grid, "weight"))
         for site, histogram in histograms.items():
             values, counts = histogram.occupied()
             grid = integer_range(site.bits, signed=histogram.low < 0)
@@ -145,7 +150,11 @@ class LSQKD(Student):
         shared: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
         if options.optimizer == "sgd":
             return torch.optim.SGD(network.parameters(), momentum=options.momentum, **shared)
-        return torch.optim.Adam(network.parameters(), **shared)
+        steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
+        others = [p for p in network.parameters() if all(p is not step for step in steps)]
+        rates = [options.step_learning_rate * step.mean().item() for step in steps]
+        groups = [{"params": [step], "lr": rate} for step, rate in zip(steps, rates, strict=True)]
+        return torch.optim.Adam([{"params": others}, *groups], **shared)
 
 
 def _learned(step: Tensor, grid: tuple[int, int], kind: Kind) -> FakeQuantizer:
