@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from zsq.contract import Facts, Group, Options, scales_with_iterations
@@ -24,26 +25,35 @@ from zsq.engine.targets import balanced_labels, class_count
 from zsq.engine.views import Flip, Halve, Roll, View
 from zsq.imagespec import ImageSpec
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 SMALL_IMAGE = 64  # the CIFAR script's constants up to here, the ImageNet script's above
 
 
 class DeepInversionOptions(Options):
     """Constants of the public CIFAR-10 script; above 64 px those of the ImageNet script, setting 0."""
 
-    iterations: int = 2000
-    low_resolution_iterations: int = scales_with_iterations(0)
-    learning_rate: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
+    iterations: int = Field(2000, ge=1)
+    low_resolution_iterations: int = scales_with_iterations(0, ge=0)
+    learning_rate: float = Field(0.1, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     cosine: bool = False
-    warmup: int = scales_with_iterations(0)
-    bn_weight: float = 10.0
-    first_layer_weight: float = 1.0
-    ce_weight: float = 1.0
-    tv_weight: float = 2.5e-5
-    l2_weight: float = 0.0
+    warmup: int = scales_with_iterations(0, ge=0)
+    bn_weight: float = Field(10.0, ge=0)
+    first_layer_weight: float = Field(1.0, ge=0)
+    ce_weight: float = Field(1.0, ge=0)
+    tv_weight: float = Field(2.5e-5, ge=0)
+    l2_weight: float = Field(0.0, ge=0)
     l2_per_image: bool = False
-    jitter: int = 2
+    jitter: int = Field(2, ge=0)
     flip: bool = False
+
+    @field_validator("low_resolution_iterations")
+    @classmethod
+    def _within_the_run(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("iterations", value):
+            raise ValueError("longer than the run; --iterations shortens both")
+        return value
 
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:

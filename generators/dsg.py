@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts, Group, Options, StepLog, scales_with_iterations
@@ -35,17 +36,17 @@ class DSGOptions(Options):
     (`init=uniform`) and squares its doubled gap (`enhancement=4`): set them to follow it.
     """
 
-    iterations: int = 500
-    learning_rate: float = 0.9
-    patience: int = scales_with_iterations(260)
-    factor: float = 0.1
-    min_learning_rate: float = 1e-4
-    epsilon: float = 0.9
-    enhancement: float = 2.0
-    input_weight: float = 1.0
-    ce_weight: float = 0.0
-    tv_weight: float = 0.0
-    l2_weight: float = 0.0
+    iterations: int = Field(500, ge=1)
+    learning_rate: float = Field(0.9, gt=0)
+    patience: int = scales_with_iterations(260, ge=0)
+    factor: float = Field(0.1, gt=0, le=1)
+    min_learning_rate: float = Field(1e-4, ge=0)
+    epsilon: float = Field(0.9, ge=0, le=1)
+    enhancement: float = Field(2.0, ge=0)
+    input_weight: float = Field(1.0, ge=0)
+    ce_weight: float = Field(0.0, ge=0)
+    tv_weight: float = Field(0.0, ge=0)
+    l2_weight: float = Field(0.0, ge=0)
     init: Literal["gaussian", "uniform"] = "gaussian"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from zsq.contract import Facts, Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
@@ -19,12 +20,12 @@ from zsq.imagespec import ImageSpec
 class ZeroQOptions(Options):
     """Constants of the public code; `init="code"` is its narrow uniform start instead of the paper's."""
 
-    iterations: int = 500
-    learning_rate: float = 0.5
-    patience: int = scales_with_iterations(100)
-    factor: float = 0.1
-    min_learning_rate: float = 1e-4
-    input_weight: float = 1.0
+    iterations: int = Field(500, ge=1)
+    learning_rate: float = Field(0.5, gt=0)
+    patience: int = scales_with_iterations(100, ge=0)
+    factor: float = Field(0.1, gt=0, le=1)
+    min_learning_rate: float = Field(1e-4, ge=0)
+    input_weight: float = Field(1.0, ge=0)
     init: Literal["gaussian", "code"] = "gaussian"
 
 

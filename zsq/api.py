@@ -1,31 +1,32 @@
-"""The Python API; each function is what the command of the same name does."""
+"""The Python API; each function is what the command of the same name does.
+
+What draws or computes reports is imported where it is used: `generate` starts in half the time without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torchvision.io import write_png
+from typing import TYPE_CHECKING, Any
 
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
 from zsq.contract import Bits, FittedStudent
 from zsq.errors import OptionError
 from zsq.evaluate import score_student, score_teacher
-from zsq.gap import StudentSpec
 from zsq.images import load_images
 from zsq.progress import Reporter
-from zsq.report.data import ReportData
-from zsq.report.sheets import contact_sheet
 from zsq.runfolder import latest_folder, next_folder
 from zsq.runtime import Runtime
 from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
 from zsq.students import create
 from zsq.teacher import load_teacher
-from zsq.workflow import GapRun, run_gap, run_recipe
+
+if TYPE_CHECKING:
+    from zsq.gap import StudentSpec
+    from zsq.report.data import ReportData
 
 OUTPUTS = Path("outputs")
 
@@ -146,6 +147,8 @@ def measure_gap(
     Raises:
         ZsqError: one class per cause, see `zsq.errors`.
     """
+    from zsq.workflow import GapRun, run_gap
+
     run = GapRun(
         title=f"Gap to real images: {teacher}",
         teacher=teacher,
@@ -165,6 +168,8 @@ def measure_gap(
 def _student_specs(
     students: Sequence[str], bits: Sequence[str], first_last: int | None, overrides: Mapping[str, Any]
 ) -> list[StudentSpec]:
+    from zsq.gap import StudentSpec
+
     for key in overrides:
         if key.partition(".")[0] not in students:
             raise OptionError(f"--set {key}", f"STUDENT.KEY=VALUE with a student of {', '.join(students)}")
@@ -194,6 +199,8 @@ def run(
     Raises:
         ZsqError: one class per cause, see `zsq.errors`.
     """
+    from zsq.workflow import run_recipe
+
     loaded = load_recipe(recipe)
     if runtime is not None:
         given = runtime.model_dump(exclude_defaults=True)
@@ -208,6 +215,10 @@ def inspect(folder: str | Path) -> list[str]:
     Raises:
         ImagesError, ShardError: no shards, or damaged ones.
     """
+    from torchvision.io import write_png
+
+    from zsq.report.sheets import contact_sheet
+
     dataset = ShardDataset(folder)
     provenance = dataset.provenance
     shown = dataset.pixels(range(min(64, len(dataset))))

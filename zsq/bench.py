@@ -18,7 +18,7 @@ from zsq.errors import NoBatchNormError
 from zsq.evaluate import score_teacher
 from zsq.gap import REAL, RunRecord, StudentSpec
 from zsq.images import ImageSet
-from zsq.progress import Reporter
+from zsq.progress import Reporter, append_line
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runtime import Runtime
@@ -60,8 +60,7 @@ class FitLog:
     def add(self, record: RunRecord, tensors: Sequence[QuantizedTensor]) -> None:
         """Append one fit."""
         entry = {"record": record, "tensors": [asdict(tensor) for tensor in tensors]}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.path, json.dumps(entry))
         self._remember(record, list(tensors))
 
     def adopt(self, records: Iterable[RunRecord]) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,13 +15,15 @@ from zsq.version import __version__
 
 app = typer.Typer(
     help="A trained network goes in, the calibration images that its quantizer needs come out.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 INTERRUPTED = 130
+
+# A wrong call. Newer typer has a click of its own inside, so that click's name for it is another class.
+CallError: Any = typer.BadParameter.__base__
 
 Teacher = Annotated[str, typer.Option(help="Teacher name; see `zsq list teachers`.")]
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Weights: safetensors or a state dict.")]
@@ -137,7 +138,7 @@ def gap(
     bits: Annotated[list[str], typer.Option(help="Bit widths; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
     weights: Weights = None,
-    seeds: Annotated[int, typer.Option(help="Student seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Student seeds.")] = 3,
     count: Annotated[int | None, typer.Option(help="Images per set; default the smallest set's.")] = None,
     first_last: FirstLast = None,
     set_: Annotated[
@@ -289,13 +290,20 @@ def main() -> None:
     """Entry point: every foreseeable failure is one line on standard error and an exit code."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        app(standalone_mode=True)
-    except ZsqError as error:
-        print(f"zsq: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
-        print("zsq: interrupted; what is finished is kept, --resume continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = INTERRUPTED
+    except ZsqError as error:
+        _leave(str(error), error.exit_code)
+    except CallError as error:
+        _leave(f"{error.format_message().rstrip('.')}; see `zsq --help`", error.exit_code)
+    except OSError as error:
+        _leave(str(error), 1)
+    if status == INTERRUPTED:
+        _leave("interrupted; what is finished is kept, --resume continues", INTERRUPTED)
+    sys.exit(status)
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(f"zsq: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

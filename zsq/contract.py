@@ -281,7 +281,8 @@ class Generator(ABC):
         return getattr(self.options, "iterations", 0)
 
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
-        """Train what all groups share, once per run, cached below `cache`. Nothing for pixel methods."""
+        """What all groups share, such as a trained network: made once per run, from `seed` alone, and cached
+        below `cache` where it is expensive. Nothing for most pixel methods."""
         return None
 
     @abstractmethod

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from zsq.errors import StorageError
+
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -28,8 +30,23 @@ class EventLog:
         if self.path is None:
             return
         record = {"time": round(time.time(), 3), "event": event, **values}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, json.dumps(record))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}",
+            remedy="free disk space or choose another folder, then continue with --resume",
+        ) from None
 
 
 class Job:
@@ -55,7 +72,9 @@ class Job:
             left = (now - self.started) * (self.total - self.done) / max(self.done, 1)
             losses = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.console.print(
-                f"{self.title}: {self.done}/{self.total}, {duration(left)} left {losses}", highlight=False
+                f"{self.title}: {self.done}/{self.total}, {duration(left)} left {losses}",
+                highlight=False,
+                markup=False,
             )
 
 
@@ -79,7 +98,7 @@ class Reporter:
             yield Job(title, total, self.console, None, self.events)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),

@@ -55,8 +55,8 @@ def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
 
 def _check_same(path: Path, options: dict[str, Any]) -> None:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise RunFolderError(
             f"{path.parent} holds no readable {RUN_FILE}",
             "the folder of an earlier run",

@@ -38,7 +38,7 @@ SCORE_BATCH = 128
 
 
 @dataclass(frozen=True)
-class Job:
+class ResolvedRun:
     """A run with everything resolved, before anything is written."""
 
     config: GenerateConfig
@@ -75,7 +75,7 @@ class Job:
         }
 
 
-def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -> Job:
+def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -> ResolvedRun:
     """Check every option and build the parts; writes nothing.
 
     Raises:
@@ -100,7 +100,7 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
         seed=config.seed,
         batches_per_group=cls.batches_per_group,
     )
-    return Job(config, teacher, cls(teacher.to(runtime.device), options, runtime), plan, runtime, out)
+    return ResolvedRun(config, teacher, cls(teacher.to(runtime.device), options, runtime), plan, runtime, out)
 
 
 def generate(
@@ -140,7 +140,7 @@ def generate(
     return out
 
 
-def _make_units(job: Job, missing: list[WorkUnit], processes: Processes, reporter: Reporter) -> int:
+def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes, reporter: Reporter) -> int:
     """Make this process's share of the missing units; image-iterations of all processes."""
     total = sum(unit.num_images for unit in missing) * max(1, job.method.iterations)
     if not missing:
@@ -157,7 +157,7 @@ def _make_units(job: Job, missing: list[WorkUnit], processes: Processes, reporte
     return total
 
 
-def _write_unit(job: Job, unit: WorkUnit, made: list[SyntheticBatch], scorer: Scorer) -> None:
+def _write_unit(job: ResolvedRun, unit: WorkUnit, made: list[SyntheticBatch], scorer: Scorer) -> None:
     pixels = job.teacher.spec.standard_to_pixels(torch.cat([batch.standard_NCHW.cpu() for batch in made]))
     logits, distances = scorer.score(pixels)
     targets = (
@@ -182,7 +182,7 @@ def _write_unit(job: Job, unit: WorkUnit, made: list[SyntheticBatch], scorer: Sc
         first += size
 
 
-def _provenance(job: Job, unit: WorkUnit, offset: int) -> ShardProvenance:
+def _provenance(job: ResolvedRun, unit: WorkUnit, offset: int) -> ShardProvenance:
     return ShardProvenance(
         teacher=job.teacher.name,
         teacher_sha256=job.teacher.weights_sha256,
@@ -196,7 +196,7 @@ def _provenance(job: Job, unit: WorkUnit, offset: int) -> ShardProvenance:
     )
 
 
-def _finished(job: Job, unit: WorkUnit, reporter: Reporter | None = None) -> list[ShardEntry] | None:
+def _finished(job: ResolvedRun, unit: WorkUnit, reporter: Reporter | None = None) -> list[ShardEntry] | None:
     """The unit's shards where all are there and whole, else None; damage is said, and made again."""
     entries = []
     offset = 0
@@ -244,7 +244,7 @@ class Scorer:
         return torch.cat(logits).float().cpu(), torch.cat(distances).float().cpu()
 
 
-def _say_estimate(job: Job, missing: list[WorkUnit], reporter: Reporter) -> None:
+def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter) -> None:
     images = sum(unit.num_images for unit in missing)
     per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
     seconds = 0.0
@@ -257,7 +257,7 @@ def _say_estimate(job: Job, missing: list[WorkUnit], reporter: Reporter) -> None
     )
 
 
-def _write_manifest(job: Job, image_iterations: int, seconds: float) -> None:
+def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> None:
     entries: list[ShardEntry] = []
     for unit in job.plan.units:
         found = _finished(job, unit)

@@ -50,12 +50,12 @@ def run_recipe(
     reporter = reporter or Reporter(quiet=True)
     budget = Budget(budget_hours)
     protocol = recipe_protocol(recipe)
+    say_estimate(recipe, protocol, reporter)
     open_run(out, {"command": "run", **protocol.settings}, resume)
     events = out / "events.jsonl"
     reporter.events.path = events
     bench = Bench(protocol, out, reporter)
     bench.fits.adopt(finished)
-    say_estimate(recipe, protocol, reporter)
     data = None
     for shard_set in range(recipe.generate.shard_sets):
         if budget.spent():

@@ -1,5 +1,4 @@
 import io
-import os
 import struct
 import time
 import zipfile
@@ -21,9 +20,6 @@ from zsq.shards.writer import write_shard
 
 RGB = ImageSpec(channels=3, size=(6, 5), mean=(0.5,) * 3, std=(0.25,) * 3)
 GREY = ImageSpec(channels=1, size=(6, 5), mean=(0.5,), std=(0.25,))
-DATA = Path(os.environ.get("ZSQ_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real images at ZSQ_DATA={DATA}")
 
 
 def photo(seed, height=6, width=5, channels=3):
@@ -445,21 +441,19 @@ def test_torchvision_refusals_are_one_line(source, word, tmp_path):
 
 
 @pytest.mark.data
-@needs_data
-def test_real_zip_is_fast_and_balanced():
+def test_real_zip_is_fast_and_balanced(data_folder):
     start = time.process_time()
-    images = load_images(DATA / "cifar10_jpeg" / "train20000.zip")
+    images = load_images(data_folder / "cifar10_jpeg" / "train20000.zip")
     assert time.process_time() - start < 20
     assert images.pixels.shape == (20_000, 3, 32, 32)
     assert images.labels.bincount().tolist() == [2000] * 10
 
 
 @pytest.mark.data
-@needs_data
-def test_real_npz_and_original_photos():
+def test_real_npz_and_original_photos(data_folder):
     digits = load_images(
-        DATA / "cifar10" / "test1000.npz", ImageSpec(size=(32, 32), mean=(0,) * 3, std=(1,) * 3)
+        data_folder / "cifar10" / "test1000.npz", ImageSpec(size=(32, 32), mean=(0,) * 3, std=(1,) * 3)
     )
     assert digits.labels[:4].tolist() == [3, 8, 8, 0]  # the published order: cat, ship, ship, airplane
-    photos = load_images(DATA / "tiny_imagenet" / "train2000.zip", limit=200)
+    photos = load_images(data_folder / "tiny_imagenet" / "train2000.zip", limit=200)
     assert photos.labels.tolist() == list(range(200))

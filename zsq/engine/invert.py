@@ -6,14 +6,16 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zsq.contract import Generator, Group, StepLog, SyntheticBatch
+from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.parameterise import Parameterisation
-from zsq.engine.statistics import TappedTeacher
+from zsq.engine.statistics import TappedTeacher, require_batch_norm
+from zsq.engine.targets import class_count
 from zsq.engine.views import View, apply_views, draw_views
 from zsq.runtime import Runtime
 
@@ -116,6 +118,14 @@ class Inversion:
 
 class InversionMethod(Generator):
     """A method that is an `Inversion` per batch: a subclass says which, and which labels it asks for."""
+
+    def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
+        """Keep the parts; a teacher that lacks what the method's facts ask for is refused before any work."""
+        super().__init__(teacher, options, runtime)
+        if self.facts.needs_batch_norm:
+            require_batch_norm(teacher, self.name)
+        if self.facts.needs_labels:
+            class_count(teacher, self.name)
 
     @abstractmethod
     def inversion(self, batch: int) -> Inversion:

@@ -59,11 +59,36 @@ def input_sums(standard_NCHW: Tensor) -> LayerSums:
     return layer_sums(standard_NCHW, zero, zero + 1)
 
 
+def _batch_norms(network: nn.Module) -> dict[nn.Module, str]:
+    """The BN layers that store running statistics -> their names."""
+    return {
+        module: name
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def require_batch_norm(teacher: Teacher, owner: str) -> None:
+    """Nothing, where there are statistics for `owner` to match.
+
+    Raises:
+        NoBatchNormError: there are none.
+    """
+    if not _batch_norms(teacher.network):
+        raise NoBatchNormError(
+            f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
+            f"BN layers, which {owner} matches",
+            "use a method that needs none (see `zsq list methods`)",
+        )
+
+
 class TappedTeacher(nn.Module):
     """A private copy of a teacher whose BN inputs are measured: the teacher itself never carries a hook."""
 
     def __init__(self, teacher: Teacher, owner: str = "this method") -> None:
         """Copy the network, channels_last, and tap the input of every BN that stores running statistics.
+
+        `names` are those of the layers in the order of their execution.
 
         Raises:
             NoBatchNormError: there is none.
@@ -71,18 +96,26 @@ class TappedTeacher(nn.Module):
         super().__init__()
         self.spec = teacher.spec
         self.network = copy.deepcopy(teacher.network).to(memory_format=torch.channels_last)
-        self.names: list[str] = []
         self._sums: list[LayerSums] = []
-        for name, module in self.network.named_modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is not None:
-                module.register_forward_pre_hook(self._measure)
-                self.names.append(name)
-        if not self.names:
-            raise NoBatchNormError(
-                f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
-                f"BN layers, which {owner} matches",
-                "use a method that needs none (see `zsq list methods`)",
-            )
+        require_batch_norm(teacher, owner)
+        names = _batch_norms(self.network)
+        for module in names:
+            module.register_forward_pre_hook(self._measure)
+        self.names = self._executed(names)
+
+    @torch.no_grad()
+    def _executed(self, names: dict[nn.Module, str]) -> list[str]:
+        """One pass to see which layers run, and when: neither follows from the order of declaration."""
+        order: list[str] = []
+        handles = [
+            module.register_forward_pre_hook(lambda called, _: order.append(names[called]))
+            for module in names
+        ]
+        like = next(self.network.parameters())
+        self(torch.zeros(1, *self.spec.shape, device=like.device, dtype=like.dtype))
+        for handle in handles:
+            handle.remove()
+        return order
 
     def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean_C, var_C = module.running_mean, module.running_var

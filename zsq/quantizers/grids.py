@@ -97,9 +97,9 @@ class FakeQuantizer(nn.Module):
         )
 
     def gradient_scale(self, x: Tensor) -> float:
-        """LSQ's 1 / sqrt(N Qp): N weights per step, or N features per image and step."""
+        """LSQ's 1 / sqrt(N Qp): N weights of the layer, or N features of one image."""
         images = x.shape[0] if self.kind == "activation" else 1
-        return (x.numel() / images / self.step.numel() * max(self.hi, 1)) ** -0.5
+        return (x.numel() / images * self.hi) ** -0.5
 
     def extra_repr(self) -> str:
         """Shown by print(network)."""

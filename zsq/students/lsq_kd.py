@@ -112,13 +112,14 @@ class LSQKD(Student):
     ) -> None:
         options, device = self.options, self.runtime.device
         self._set_modes(network)
-        optimizer = self._optimizer(network)
+        steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
+        optimizer = self._optimizer(network, steps)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(options.iterations, 1))
         batches = _batches(len(pixels_NCHW), options.batch, options.iterations, seed)
         views = torch_generator(seed, 0, "lsq-kd views")
         loss_of = self.runtime.compiled(partial(self._loss, network))
         teacher_of = self.runtime.compiled(teacher.network)
-        for step, batch in enumerate(batches, start=1):
+        for iteration, batch in enumerate(batches, start=1):
             standard = teacher.spec.pixels_to_standard(pixels_NCHW[batch].to(device))
             norm = teacher.spec.standard_to_norm(shift_and_flip(standard, options.shift, options.flip, views))
             with torch.no_grad():
@@ -128,8 +129,12 @@ class LSQKD(Student):
             loss.backward()
             optimizer.step()
             schedule.step()
-            if step % LOG_EVERY == 0 or step == len(batches):
-                log.advance(len(batch) * ((step - 1) % LOG_EVERY + 1), loss=loss.item())
+            with torch.no_grad():
+                # A step that fell below zero would stay there: its gradient ends at the guard.
+                for step in steps:
+                    step.abs_()
+            if iteration % LOG_EVERY == 0 or iteration == len(batches):
+                log.advance(len(batch) * ((iteration - 1) % LOG_EVERY + 1), loss=loss.item())
 
     def _loss(self, network: nn.Module, norm_NCHW: Tensor, teacher_NK: Tensor) -> Tensor:
         with self.runtime.autocast():
@@ -145,12 +150,11 @@ class LSQKD(Student):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train(self.options.batch_norm == "train")
 
-    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+    def _optimizer(self, network: nn.Module, steps: list[Tensor]) -> torch.optim.Optimizer:
         options = self.options
         shared: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
         if options.optimizer == "sgd":
             return torch.optim.SGD(network.parameters(), momentum=options.momentum, **shared)
-        steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
         others = [p for p in network.parameters() if all(p is not step for step in steps)]
         rates = [options.step_learning_rate * step.mean().item() for step in steps]
         groups = [{"params": [step], "lr": rate} for step, rate in zip(steps, rates, strict=True)]

@@ -114,9 +114,9 @@ def test_quantizer_holds_buffers_until_learned():
     torch.testing.assert_close(fixed(x), learned(x).detach())
 
 
-def test_gradient_scale_counts_weights_per_step_and_features_per_image():
+def test_gradient_scale_counts_weights_and_features_per_image():
     weights = FakeQuantizer(torch.ones(8, 1, 1, 1), torch.zeros(8, 1, 1, 1), -8, 7, "weight", learned=True)
-    assert weights.gradient_scale(torch.zeros(8, 4, 3, 3)) == pytest.approx((36 * 7) ** -0.5)
+    assert weights.gradient_scale(torch.zeros(8, 4, 3, 3)) == pytest.approx((8 * 36 * 7) ** -0.5)
     activations = FakeQuantizer(torch.tensor(1.0), ZERO, 0, 15, "activation", learned=True)
     assert activations.gradient_scale(torch.zeros(32, 4, 3, 3)) == pytest.approx((36 * 15) ** -0.5)
 

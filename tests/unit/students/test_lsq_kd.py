@@ -1,6 +1,7 @@
 """LSQ with distillation on the embedded digits teacher."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from zsq.contract import Bits, Teacher
 from zsq.errors import MismatchError
+from zsq.imagespec import ImageSpec
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.runtime import Runtime
 from zsq.students import create
@@ -110,8 +112,6 @@ def test_grids_are_symmetric_per_channel_and_unsigned_after_relu(trained):
 
 def test_inputs_with_negative_values_get_a_signed_grid(images):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 28 * 28, 3))
-    from zsq.imagespec import ImageSpec
-
     teacher = Teacher("toy", network, ImageSpec(channels=1, size=(32, 32), mean=(0.5,), std=(0.5,)), 3, "0")
     student = fit(teacher, images[:8], "W4A4", first_last=None, iterations=0)
     assert student.network.get_submodule("1.input_quantizer").lo == -8
@@ -129,6 +129,7 @@ def test_published_schedule_runs(digits, images):
         "weight_decay": 1e-4,
         "temperature": 1,
         "ce_weight": 1,
+        "batch_norm": "train",
     }
     log = Losses()
     fit(digits, images, "W4A4", iterations=40, batch=32, log=log, **options)
@@ -140,13 +141,15 @@ def test_bf16_and_fewer_images_than_a_batch(digits, images, accuracy):
     assert accuracy(student) > 95
 
 
-@pytest.mark.slow
-def test_compiled_training_agrees_with_eager(digits, images):
+def test_compiled_training_is_one_graph_and_agrees_with_eager(digits, images, monkeypatch):
+    # Without inductor's minutes of C++: the capture, which is ours, is what can break.
+    captured = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", captured)
     eager, compiled = (
         fit(digits, images, "W4A4", iterations=2, batch=16, runtime=Runtime(compile=flag))
         for flag in (False, True)
     )
-    torch.testing.assert_close(logits(eager, images), logits(compiled, images), rtol=0.05, atol=0.2)
+    torch.testing.assert_close(logits(eager, images), logits(compiled, images), rtol=0.01, atol=0.1)
 
 
 def test_embedding_teachers_are_refused(digits, images):

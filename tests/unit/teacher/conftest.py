@@ -1,22 +1,8 @@
-"""Small networks on disk, and the folder of real images and weights."""
-
-import os
-from pathlib import Path
+"""A small network and its weights."""
 
 import pytest
 import torch
 from torch import nn
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def data_root(monkeypatch) -> Path:
-    root = Path(os.environ.get("ZSQ_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not root.is_dir():
-        pytest.skip(f"no real data at {root}: set ZSQ_DATA")
-    monkeypatch.setenv("ZSQ_DATA", str(root))
-    return root
 
 
 @pytest.fixture

@@ -39,29 +39,29 @@ def accuracy(teacher: Teacher, source: Path, limit: int | None = None) -> float:
         ("file:${ZSQ_DATA}/cifar10/resnet8.toml", None, "cifar10/test1000.npz", 88.1),
     ],
 )
-def test_classifier_measures_what_is_stated(data_root, name, weights, source, stated):
-    teacher = load_teacher(name, data_root / weights if weights else None)
-    assert accuracy(teacher, data_root / source) == pytest.approx(stated, abs=0.2)
+def test_classifier_measures_what_is_stated(data_folder, name, weights, source, stated):
+    teacher = load_teacher(name, data_folder / weights if weights else None)
+    assert accuracy(teacher, data_folder / source) == pytest.approx(stated, abs=0.2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_etinynet_measures_what_is_stated(data_root):
+def test_etinynet_measures_what_is_stated(data_folder):
     teacher = load_teacher("file:${ZSQ_DATA}/tiny_imagenet/etiny_tin.toml")
-    assert accuracy(teacher, data_root / "tiny_imagenet" / "val5000.zip") == pytest.approx(53.8, abs=0.2)
+    assert accuracy(teacher, data_folder / "tiny_imagenet" / "val5000.zip") == pytest.approx(53.8, abs=0.2)
 
 
-def test_etinynet_on_every_20th_image(data_root):
+def test_etinynet_on_every_20th_image(data_folder):
     teacher = load_teacher("file:${ZSQ_DATA}/tiny_imagenet/etiny_tin.toml")
     assert teacher.num_classes == 200
     # Three standard errors of 250 images at 54 %.
-    found = accuracy(teacher, data_root / "tiny_imagenet" / "val5000.zip", limit=250)
+    found = accuracy(teacher, data_folder / "tiny_imagenet" / "val5000.zip", limit=250)
     assert found == pytest.approx(53.8, abs=9.5)
 
 
-def test_mobilefacenet_tells_faces_apart(data_root):
+def test_mobilefacenet_tells_faces_apart(data_folder):
     teacher = load_teacher("file:${ZSQ_DATA}/face/mobilefacenet.toml")
-    faces = load_images(data_root / "face" / "orl30_aligned112.npz", teacher.spec, limit=60)
+    faces = load_images(data_folder / "face" / "orl30_aligned112.npz", teacher.spec, limit=60)
     with torch.no_grad():
         embeddings = teacher.network(teacher.spec.pixels_to_norm(faces.pixels))
     assert embeddings.shape == (60, 128) and teacher.num_classes is None

@@ -1,0 +1,65 @@
+"""How tests call the command line: in this process for speed, or as a process of its own."""
+
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from zsq.cli import main
+
+REPOSITORY = Path(__file__).parents[1]
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    def complaint(self):
+        """The single line on standard error, without its `zsq: `."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("zsq: ")
+        assert "Traceback" not in self.err
+        return lines[0].removeprefix("zsq: ")
+
+
+def call(capsys, *arguments):
+    """`zsq ARGUMENTS` in this process."""
+    capsys.readouterr()
+    status = 0
+    with mock.patch.object(sys, "argv", ["zsq", *map(str, arguments)]):
+        keep = mock.patch.object(warnings, "showwarning", warnings.showwarning)
+        with keep:
+            try:
+                main()
+            except SystemExit as leaving:
+                status = leaving.code or 0
+    return Outcome(status, *capsys.readouterr())
+
+
+def environment(**extra):
+    """Of a child process: one thread, this repository's zsq."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **extra}
+
+
+def start(*arguments, cwd=None):
+    """`python -m zsq ARGUMENTS` as a process of its own, its output piped."""
+    command = [PYTHON, "-m", "zsq", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def run_python(code, *arguments, cwd=None, **extra):
+    """A script in a process of its own; its standard output."""
+    command = [PYTHON, "-c", code, *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

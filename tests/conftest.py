@@ -1,0 +1,45 @@
+"""What all tests share: one torch thread, tiny teachers, and the folder of real images and weights."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from toys import make_teacher
+
+REPOSITORY = Path(__file__).parents[1]
+DATA = Path(os.environ.get("ZSQ_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Two cores shared by several workers; results of float32 sums do not change with the machine either."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data_folder(monkeypatch) -> Path:
+    """The folder of real images and weights, also in the environment; without it the test is left out."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real images and weights at {DATA}: set ZSQ_DATA")
+    monkeypatch.setenv("ZSQ_DATA", str(DATA))
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher():
+    """Two conv-BN-ReLU layers on 3x16x16 images, 5 classes; nobody may change it."""
+    return make_teacher()
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher64():
+    """The same in float64."""
+    return make_teacher(dtype=torch.float64)
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    missing = sum("ZSQ_DATA" in str(report.longrepr) for report in skipped)
+    if missing:
+        terminalreporter.write_line(f"{missing} tests left out: no folder of real data (ZSQ_DATA)")

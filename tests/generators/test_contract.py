@@ -1,0 +1,289 @@
+"""What every method owes, whatever it does inside: one test per promise, over every method there is."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from toys import NETWORKS, image_spec, make_teacher, structured_images, without_bn
+from zsq.generators import available_methods, create
+
+from zsq import synthesize
+from zsq.config import GenerateConfig
+from zsq.contract import Plan, Silent
+from zsq.engine.invert import LOG_EVERY
+from zsq.engine.statistics import TappedTeacher, image_distances
+from zsq.errors import MismatchError, NoBatchNormError, OptionError
+from zsq.shards.reader import ShardDataset
+from zsq.shards.verify import verify_run
+from zsq.synthesize import Processes
+
+METHODS = available_methods()
+SHORT = 4  # iterations where only the mechanics count
+BN_METHODS = [name for name, cls in METHODS.items() if cls.facts.needs_batch_norm]
+LABEL_METHODS = [name for name, cls in METHODS.items() if cls.facts.needs_labels]
+SPECS = {
+    "grey": image_spec(channels=1),
+    "wide": image_spec(size=(8, 20)),
+    "64px": image_spec(size=(64, 64)),
+    "resized": image_spec(size=(8, 8), input_size=(16, 16)),
+    "five-channel": image_spec(channels=5, size=(9, 7)),
+}
+
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+
+@pytest.fixture(params=list(METHODS))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes images of one method: (teacher, count, ...) -> the plan's batches, in order."""
+
+    def make(name, teacher, count=4, *, batch=4, seed=0, iterations=SHORT, only=None, log=None):
+        per_group = METHODS[name].batches_per_group
+        plan = Plan(count=count, batch=batch, shard_size=count, seed=seed, batches_per_group=per_group)
+        method = create(name, teacher, iterations=iterations)
+        method.prepare(seed, tmp_path / "prepared", Silent())
+        chosen = plan.groups if only is None else [plan.groups[only]]
+        return [method.synthesize(group, log or Silent()) for group in chosen]
+
+    return make
+
+
+def pixels_of(teacher, batches):
+    return teacher.spec.standard_to_pixels(torch.cat([batch.standard_NCHW for batch in batches]))
+
+
+def check(batches, teacher, count):
+    images = torch.cat([batch.standard_NCHW for batch in batches])
+    assert images.shape == (count, *teacher.spec.shape)
+    assert images.dtype == torch.float32 and images.isfinite().all()
+    for batch in batches:
+        if batch.targets_NK is not None:
+            assert batch.targets_NK.shape == (len(batch.standard_NCHW), teacher.num_classes)
+            assert (batch.targets_NK >= 0).all()
+            torch.testing.assert_close(batch.targets_NK.sum(1), torch.ones(len(batch.targets_NK)))
+        assert all(np.isfinite(value) for value in batch.losses.values())
+
+
+def test_facts_and_name(name):
+    cls = METHODS[name]
+    assert cls.name == name and cls.facts.paper and cls.facts.summary
+    assert cls.facts.data_read == "none" or cls.facts.needs_real
+    assert cls.default_batch(image_spec()) >= 1 and cls.__doc__
+
+
+def test_images_labels_and_losses(name, make, tiny_teacher):
+    check(make(name, tiny_teacher, count=6), tiny_teacher, 6)
+
+
+def test_same_seed_same_bytes(name, make, tiny_teacher):
+    first, again = (pixels_of(tiny_teacher, make(name, tiny_teacher)) for _ in range(2))
+    other = pixels_of(tiny_teacher, make(name, tiny_teacher, seed=1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_no_global_randomness(name, make, tiny_teacher):
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    first = pixels_of(tiny_teacher, make(name, tiny_teacher))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(first, pixels_of(tiny_teacher, make(name, tiny_teacher)))
+
+
+def test_images_and_groups_differ(name, make, tiny_teacher):
+    pixels = pixels_of(tiny_teacher, make(name, tiny_teacher, count=8)).flatten(1)
+    assert len(torch.unique(pixels, dim=0)) == 8
+
+
+def test_a_group_made_alone_is_that_of_the_whole_run(name, make, tiny_teacher):
+    whole = make(name, tiny_teacher, count=7, batch=3)
+    for index, batch in enumerate(whole):
+        (alone,) = make(name, tiny_teacher, count=7, batch=3, only=index)
+        assert torch.equal(alone.standard_NCHW, batch.standard_NCHW)
+        assert (alone.targets_NK is None) == (batch.targets_NK is None)
+        assert batch.targets_NK is None or torch.equal(alone.targets_NK, batch.targets_NK)
+
+
+def test_the_teacher_stays_bit_identical_and_without_hooks(name, make):
+    teacher = make_teacher(NETWORKS["dropout"])
+    before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
+    make(name, teacher)
+    assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
+    for module in teacher.network.modules():
+        assert not module.training
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            assert not getattr(module, hooks)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
+
+
+def test_every_term_moves_and_progress_is_complete(name, make, tiny_teacher):
+    amounts, logged = [], {}
+
+    class Log:
+        def advance(self, amount, **values):
+            amounts.append(amount)
+            for term, value in values.items():
+                logged.setdefault(term, []).append(value)
+
+    iterations = 3 * LOG_EVERY
+    batches = make(name, tiny_teacher, iterations=iterations, log=Log())
+    optimises = "iterations" in METHODS[name].options_class.model_fields
+    assert sum(amounts) == 4 * (iterations if optimises else 1)
+    assert set(logged) == set(batches[-1].losses) and bool(logged) == optimises
+    for term, values in logged.items():
+        assert np.isfinite(values).all() and len(set(values)) > 1, term
+
+
+@pytest.mark.parametrize("name", BN_METHODS)
+def test_each_images_bn_distance_is_below_noises(name, make, tiny_teacher):
+    """Half of noise's on average: DSG stops at its slack and DeepInversion matches batches, not images."""
+    found = make(name, tiny_teacher, count=16, batch=16, iterations=150)
+    noise = make("noise", tiny_teacher, count=16, batch=16)
+    tapped = TappedTeacher(tiny_teacher)
+    spec = tiny_teacher.spec
+    with torch.no_grad():
+        made, floor = (
+            image_distances(tapped(spec.pixels_to_standard(pixels_of(tiny_teacher, batches)))[1]).mean()
+            for batches in (found, noise)
+        )
+        real = image_distances(tapped(structured_images((16, *spec.shape), seed=1))[1]).mean()
+    assert made < floor / 2, f"{made:.3f} of noise's {floor:.3f}; structured images: {real:.3f}"
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_images_of_every_shape(name, make, spec):
+    teacher = make_teacher(spec=spec)
+    check(make(name, teacher, count=3, batch=2), teacher, 3)
+
+
+@pytest.mark.parametrize("outputs", [2, 1000])
+def test_any_number_of_classes(name, make, outputs):
+    teacher = make_teacher(outputs=outputs)
+    check(make(name, teacher), teacher, 4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_teachers_of_every_kind(name, make, network):
+    teacher = make_teacher(NETWORKS[network])
+    check(make(name, teacher), teacher, 4)
+
+
+@pytest.mark.parametrize("network", ["plain", "squeeze-excite"])
+def test_a_batch_of_one(name, make, network):
+    teacher = make_teacher(NETWORKS[network])
+    check(make(name, teacher, count=1, batch=1), teacher, 1)
+
+
+def test_one_iteration(name, make, tiny_teacher):
+    check(make(name, tiny_teacher, iterations=1), tiny_teacher, 4)
+
+
+def config(name, **changes):
+    values = {"teacher": "toy", "method": name, "count": 10, "batch": 2, "shard_size": 4, "iterations": SHORT}
+    return GenerateConfig(**(values | changes))
+
+
+@pytest.mark.parametrize("name", BN_METHODS)
+def test_networks_without_bn_are_refused_before_anything_is_written(name, tmp_path):
+    with pytest.raises(NoBatchNormError, match=f"which {name} matches"):
+        synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(without_bn))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", LABEL_METHODS)
+def test_networks_without_classes_are_refused_before_anything_is_written(name, tmp_path):
+    with pytest.raises(MismatchError, match=f"since {name} asks for classes"):
+        synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(task="embed"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in LABEL_METHODS])
+def test_the_others_take_networks_without_classes(name, make):
+    check(make(name, make_teacher(task="embed")), make_teacher(task="embed"), 4)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in BN_METHODS])
+def test_the_others_take_networks_without_bn(name, make):
+    check(make(name, make_teacher(without_bn)), make_teacher(without_bn), 4)
+
+
+def shard_bytes(run):
+    return {path.name: path.read_bytes() for path in sorted((run / "shards").iterdir())}
+
+
+def test_a_run_on_disk_and_its_resume(name, tmp_path):
+    """Shards that verify, of the pixels the method makes; a lost and a damaged shard come back the same."""
+    teacher, run = make_teacher(), tmp_path / "run"
+    synthesize.generate(config(name), run, teacher=teacher)
+    verify_run(run)
+    whole = shard_bytes(run)
+    assert len(whole) == 3
+    data = ShardDataset(run)
+    labels = data.labels()
+    assert data.pixels().shape == (10, *teacher.spec.shape) and data.pixels().dtype == torch.uint8
+    made = METHODS[name].facts.needs_labels
+    assert ((labels >= 0) & (labels < 5)).all() if made else (labels == -1).all()
+
+    (run / "shards" / "shard-00001.h5").unlink()
+    damaged = run / "shards" / "shard-00002.h5"
+    damaged.write_bytes(whole[damaged.name][:-100])
+    synthesize.generate(config(name), run, teacher=make_teacher(), resume=True)
+    assert shard_bytes(run) == whole
+
+
+def test_two_ranks_make_the_files_of_one(name, tmp_path, monkeypatch):
+    alone = synthesize.generate(config(name), tmp_path / "alone", teacher=make_teacher())
+    barrier, failures = threading.Barrier(2, timeout=60), []
+
+    class Rank(Processes):
+        def wait(self):
+            barrier.wait()
+
+    def work(rank):
+        local.rank = rank
+        try:
+            synthesize.generate(config(name), tmp_path / "split", teacher=make_teacher())
+        except BaseException as error:
+            failures.append(error)
+            barrier.abort()
+
+    local = threading.local()
+    monkeypatch.setattr(Processes, "started", classmethod(lambda cls: Rank(local.rank, 2)))
+    ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    assert not failures, failures
+    assert shard_bytes(tmp_path / "split") == shard_bytes(alone)
+    verify_run(tmp_path / "split")
+
+
+def test_short_runs_scale_what_is_tied_to_iterations(name):
+    options_class, spec = METHODS[name].options_class, image_spec(size=(224, 224))
+    full = options_class.resolve(name, spec, {})
+    length = getattr(full, "iterations", None)
+    if length is None:
+        assert options_class.resolve(name, spec, {}, 10) == full
+        return
+    half = options_class.resolve(name, spec, {}, length // 2)
+    for key, field in options_class.model_fields.items():
+        scales = key == "iterations" or (field.json_schema_extra or {}).get("scales")
+        before, after = getattr(full, key), getattr(half, key)
+        assert after == (pytest.approx(before / 2, abs=1) if scales else before), key
+
+
+@pytest.mark.parametrize("value", ["nonsense", -1])
+def test_options_that_cannot_work_are_one_line(name, value):
+    options_class = METHODS[name].options_class
+    with pytest.raises(OptionError, match=f"{name} has no option 'no_such_option'"):
+        options_class.resolve(name, image_spec(), {"no_such_option": 1})
+    for key in options_class.model_fields:
+        with pytest.raises(OptionError, match=f"{name}: {key}"):
+            wrong = value if not isinstance(getattr(options_class(), key), bool) else "maybe"
+            options_class.resolve(name, image_spec(), {key: wrong})

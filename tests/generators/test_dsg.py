@@ -1,0 +1,141 @@
+"""DSG: slack alignment and layerwise sample enhancement."""
+
+import numpy as np
+import pytest
+import torch
+from toys import NETWORKS, image_spec, make_teacher
+from zsq.generators import create
+from zsq.generators.dsg import DSGOptions, enhancement_weights, slacks
+
+from zsq.contract import Plan, Silent
+from zsq.engine.objectives import Forward, bn_alignment
+from zsq.engine.parameterise import gaussian
+from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.seeding import torch_generator
+
+
+@pytest.fixture(scope="module")
+def tapped():
+    return TappedTeacher(make_teacher(NETWORKS["downsample"], dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def layers(tapped):
+    images = torch.randn(6, *tapped.spec.shape, generator=torch.Generator().manual_seed(0))
+    return tapped(images.double())[1]
+
+
+def slack_alignment(mean_slack_L, spread_slack_L, weights_NL=None):
+    return Alignment(
+        "sample",
+        unbiased=True,
+        distance="slack",
+        over_channels="sum",
+        sample_weights_NL=weights_NL,
+        mean_slack_L=mean_slack_L,
+        spread_slack_L=spread_slack_L,
+    )
+
+
+def prepared(teacher, tmp_path, overrides=None, seed=0, iterations=None):
+    method = create("dsg", teacher, overrides, iterations)
+    method.prepare(seed, tmp_path, Silent())
+    return method
+
+
+def test_no_gradient_within_the_slack(tapped):
+    images = torch.randn(4, *tapped.spec.shape, dtype=torch.float64, requires_grad=True)
+    wide = torch.full((3,), 1e3, dtype=torch.float64)
+    loss = slack_alignment(wide, wide)(tapped(images)[1])
+    (gradient,) = torch.autograd.grad(loss, images)
+    assert loss == 0 and not gradient.any()
+
+
+def test_without_slack_and_enhancement_it_is_zeroq_to_the_bit(layers):
+    zero = torch.zeros(3, dtype=torch.float64)
+    zeroq = Alignment("sample", unbiased=True, over_channels="sum")
+    assert torch.equal(slack_alignment(zero, zero)(layers), zeroq(layers))
+    assert torch.equal(slack_alignment(zero, zero, torch.ones(6, 3).double())(layers), zeroq(layers))
+
+
+@pytest.mark.parametrize(("batch", "num_layers"), [(5, 3), (2, 4), (3, 3), (1, 1)])
+@pytest.mark.parametrize("weight", [2.0, 4.0, 1.0])
+def test_only_sample_i_below_l_enhances_layer_i(batch, num_layers, weight):
+    wanted = np.ones((batch, num_layers))
+    for i in range(min(batch, num_layers)):
+        wanted[i, i] = weight
+    assert np.array_equal(enhancement_weights(batch, num_layers, weight, "cpu"), wanted)
+
+
+def test_enhanced_loss_against_the_papers_matrix_form(layers):
+    """(1/N) 1^T (X . l) with the (sample, layer) matrix l of single losses."""
+    zero = torch.zeros(3, dtype=torch.float64)
+    plain = slack_alignment(zero, zero)
+    gaps = [[part.numpy() for part in plain.gaps(sums)] for sums in layers]
+    single = np.stack([np.square(mean).sum(1) + np.square(spread).sum(1) for mean, spread in gaps], 1)
+    weights = np.ones((6, 3)) + np.eye(6, 3)
+    found = slack_alignment(zero, zero, enhancement_weights(6, 3, 2.0, "cpu").double())(layers)
+    np.testing.assert_allclose(found, (weights * single).sum() / 6, rtol=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 0.9, 1.0])
+def test_slacks_are_percentiles_over_samples_and_channels(layers, epsilon):
+    found = slacks(layers, epsilon)
+    for index, sums in enumerate(layers):
+        for slack_L, values in zip(found, Alignment("sample", unbiased=True).gaps(sums), strict=True):
+            wanted = np.percentile(np.abs(values.numpy()), 100 * epsilon)
+            assert slack_L[index].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_slacks_grow_with_epsilon(layers):
+    found = torch.stack([torch.cat(slacks(layers, epsilon)) for epsilon in (0, 0.3, 0.6, 0.9, 1.0)])
+    assert (found.diff(dim=0) >= 0).all() and (found[-1] > found[0]).all()
+
+
+def test_epsilon_1_leaves_no_loss_on_the_measured_batch(layers):
+    assert slack_alignment(*slacks(layers, 1.0))(layers) == 0
+    assert slack_alignment(*slacks(layers, 0.9))(layers) > 0
+
+
+def test_slacks_are_measured_on_gaussian_images_of_the_runs_seed(tiny_teacher, tmp_path):
+    method = prepared(tiny_teacher, tmp_path, seed=5)
+    images = gaussian((64, *tiny_teacher.spec.shape), torch_generator(5, 0, "dsg slack"))
+    wanted = slacks(TappedTeacher(tiny_teacher)(images)[1], 0.9)
+    torch.testing.assert_close((method.mean_slack_L, method.spread_slack_L), wanted)
+    other = prepared(tiny_teacher, tmp_path, seed=6)
+    assert not torch.equal(method.mean_slack_L, other.mean_slack_L)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_objective_at_its_start_and_end(tiny_teacher, tmp_path):
+    """The slack makes the images stop early: within it, not at the stored statistics."""
+    method = prepared(tiny_teacher, tmp_path, iterations=200)
+    (group,) = Plan(count=8, batch=8, shard_size=8, seed=0).groups
+    images = method.synthesize(group, Silent()).standard_NCHW
+    noise = create("noise", tiny_teacher).synthesize(group, Silent()).standard_NCHW
+    tapped = TappedTeacher(tiny_teacher)
+    alignment = slack_alignment(method.mean_slack_L, method.spread_slack_L)
+    values = [
+        bn_alignment(alignment)(Forward(x, torch.empty(0), tapped(x)[1], None)) for x in (images, noise)
+    ]
+    assert values[0] < values[1] / 5
+
+
+def test_default_terms_and_those_of_the_code(tiny_teacher, tmp_path):
+    assert [term.name for term in prepared(tiny_teacher, tmp_path).inversion(2).terms] == ["bn", "input"]
+    code = {"ce_weight": 2.0, "tv_weight": 0.01, "l2_weight": 0.01, "init": "uniform", "enhancement": 4}
+    method = prepared(tiny_teacher, tmp_path, code, iterations=30)
+    assert [term.name for term in method.inversion(2).terms] == ["bn", "input", "ce", "tv", "l2"]
+    (group,) = Plan(count=3, batch=3, shard_size=3, seed=0).groups
+    batch = method.synthesize(group, Silent())
+    assert batch.targets_NK.shape == (3, 5) and all(np.isfinite(list(batch.losses.values())))
+    paper = prepared(tiny_teacher, tmp_path, iterations=2).synthesize(group, Silent())
+    assert paper.targets_NK is None
+
+
+def test_published_constants_and_scaling():
+    options = DSGOptions.resolve("dsg", image_spec(), {})
+    assert (options.iterations, options.learning_rate, options.patience) == (500, 0.9, 260)
+    assert (options.epsilon, options.enhancement, options.init) == (0.9, 2.0, "gaussian")
+    assert (options.ce_weight, options.tv_weight, options.l2_weight) == (0, 0, 0)
+    assert DSGOptions.resolve("dsg", image_spec(), {}, 50).patience == 26

@@ -1,0 +1,136 @@
+"""Tiny teachers of every kind of architecture, with BN statistics of structured images."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zsq.contract import Teacher
+from zsq.imagespec import ImageSpec
+
+
+def image_spec(channels=3, size=(16, 16), **changes):
+    values = {"channels": channels, "size": size, "mean": (0.5,) * channels, "std": (0.25,) * channels}
+    return ImageSpec(**(values | changes))
+
+
+def conv_bn(channels_in, channels, stride=1, groups=1):
+    conv = nn.Conv2d(channels_in, channels, 3, stride, 1, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def head(channels, outputs):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
+
+
+def plain(channels, outputs):
+    return nn.Sequential(conv_bn(channels, 8, 2), conv_bn(8, 12, 2), head(12, outputs))
+
+
+def without_bn(channels, outputs):
+    return nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), head(8, outputs))
+
+
+def depthwise(channels, outputs):
+    return nn.Sequential(
+        conv_bn(channels, 8, 2), conv_bn(8, 8, groups=8), conv_bn(8, 12, 2), head(12, outputs)
+    )
+
+
+def dropout(channels, outputs):
+    return nn.Sequential(conv_bn(channels, 8, 2), nn.Dropout2d(0.5), conv_bn(8, 12, 2), head(12, outputs))
+
+
+class PreActivation(nn.Module):
+    """BN comes before its convolution, and the modules are declared in no useful order."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.unused = nn.BatchNorm2d(5)
+        self.conv2 = nn.Conv2d(6, 8, 3, 2, 1)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(channels, 6, 3, 2, 1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.head = head(8, outputs)
+
+    def forward(self, x):
+        x = self.conv2(F.relu(self.bn1(self.conv1(x))))
+        return self.head(F.relu(self.bn2(x)))
+
+
+class Downsample(nn.Module):
+    """A residual block whose shortcut has its own BN, declared first and executed last."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Conv2d(channels, 8, 1, 2, bias=False), nn.BatchNorm2d(8))
+        self.branch = nn.Sequential(conv_bn(channels, 8, 2), nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))
+        self.head = head(8, outputs)
+
+    def forward(self, x):
+        y = self.branch(x)
+        return self.head(F.relu(y + self.shortcut(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """A gate from pooled features, with a BN on its 1x1 maps."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.stem = conv_bn(channels, 8, 2)
+        squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.gate = nn.Sequential(squeeze, nn.Conv2d(4, 8, 1), nn.Sigmoid())
+        self.tail = nn.Sequential(conv_bn(8, 12, 2), head(12, outputs))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.tail(x * self.gate(x))
+
+
+class Dense(nn.Module):
+    """Every layer reads the concatenation of all before it."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.first, self.second = conv_bn(channels, 6, 2), conv_bn(6, 6)
+        self.last = nn.Sequential(conv_bn(12, 8, 2), head(8, outputs))
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(torch.cat([x, self.second(x)], 1))
+
+
+NETWORKS = {
+    "plain": plain,
+    "depthwise": depthwise,
+    "dropout": dropout,
+    "pre-activation": PreActivation,
+    "downsample": Downsample,
+    "squeeze-excite": SqueezeExcite,
+    "dense": Dense,
+}
+
+
+def structured_images(shape, seed=0):
+    """Smooth images with a colour of their own, zero mean and unit variance over all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    count, channels, height, width = shape
+    coarse = torch.randn(count, channels, 4, 4, generator=generator)
+    images = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    images = images + 0.5 * torch.randn(count, channels, 1, 1, generator=generator)
+    return (images - images.mean()) / images.std()
+
+
+def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch.float32, seed=0):
+    """A teacher with random weights whose BN layers store the statistics of structured images."""
+    spec = spec or image_spec()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(spec.channels, outputs)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
+        with torch.no_grad():
+            network.train()(spec.standard_to_norm(structured_images((64, *spec.shape))))
+    return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=task)

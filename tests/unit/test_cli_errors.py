@@ -1,0 +1,280 @@
+"""Whatever a user can get wrong ends in one line on standard error and the right exit code."""
+
+import os
+import pickle
+import urllib.error
+
+import pytest
+import torch
+from commands import call
+from toys import image_spec, make_teacher
+
+import zsq
+from zsq import synthesize
+from zsq.config import GenerateConfig
+
+FAILED, USAGE = 1, 2
+
+DIGITS = ("--teacher", "embedded:digits")
+NOISE = ("generate", *DIGITS, "--method", "noise", "--count", 8)
+FIT = ("quantize", *DIGITS, "--student", "ptq", "--bits", "W4A4", "--images")
+RECIPE = """
+title = "t"
+real = "embedded:digits"
+eval = "embedded:digits:test"
+teacher = { name = "embedded:digits" }
+generate = { count = 8, shard_sets = 1 }
+sources = [{ method = "noise" }]
+students = [{ name = "ptq", bits = "W4A4" }]
+"""
+
+
+class Code:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("it-ran",))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Runs and weights that several cases need."""
+    folder = tmp_path_factory.mktemp("made")
+    zsq.generate("embedded:digits", "noise", count=8, out=folder / "digits")
+    colour = make_teacher(spec=image_spec(3, (32, 32)))
+    synthesize.generate(
+        GenerateConfig(teacher="toy", method="noise", count=8), folder / "colour", teacher=colour
+    )
+    torch.save(colour.network.state_dict(), folder / "other.pt")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("ZSQ_NOT_SET", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "help_"),
+    [
+        ((*NOISE[:3], "--method", "dsgg"), "unknown method 'dsgg'", "did you mean 'dsg'?"),
+        ((*NOISE[:1], "--teacher", "resnet1", "--method", "dsg"), "unknown teacher 'resnet1'", "'resnet"),
+        ((*NOISE[:1], "--teacher", "net.toml", "--method", "dsg"), "looks like a path", "file:net.toml"),
+        ((*NOISE[:1], "--teacher", "file:net.toml", "--method", "dsg"), "net.toml", ""),
+        ((*NOISE[:1], "--teacher", "cifar10:resnet20", "--method", "dsg"), "without weights", "--weights"),
+        ((*NOISE, "--set", "colour=1"), "noise has no option 'colour'", "one of"),
+        ((*NOISE, "--set", "colour"), "--set colour", "key=value"),
+        ((*NOISE, "--real", "embedded:digits"), "--real embedded:digits", "noise reads no images"),
+        ((*NOISE, "--weights", "w.pt"), "--weights w.pt", "carries its own"),
+        ((*NOISE, "--batch", 0), "batch", "greater than or equal to 1"),
+        ((*NOISE, "--seed", -1), "seed", "greater than or equal to 0"),
+        ((*NOISE, "--threads", 0), "threads", "greater than or equal to 1"),
+        ((*NOISE, "--precision", "fp8"), "--precision fp8", "auto, fp32, bf16"),
+        ((*NOISE, "--compile", "maybe"), "--compile maybe", "auto, on, off"),
+        ((*NOISE, "--device", "tpu"), "--device tpu", "cpu, cuda"),
+        ((*NOISE[:3], "--method", "dsg", "--iterations", 0), "iterations", "greater than or equal to 1"),
+        ((*FIT, "nowhere"), "nowhere does not exist", "class folders"),
+        ((*FIT, "embedded:digits", "--bits", "W1A9"), "bits 'W1A9'", "W2..W8"),
+        ((*FIT, "embedded:digits", "--student", "pqt"), "unknown student 'pqt'", "'ptq'"),
+        ((*FIT, "embedded:digits", "--set", "x=1"), "student ptq has no option 'x'", "one of"),
+        (("run", "nothing"), "unknown recipe 'nothing'", "digits"),
+        (("run", "nothing.toml"), "nothing.toml cannot be read", "TOML"),
+        (("list", "models"), "zsq list models", "methods, teachers, students, recipes"),
+        (("verify", "nowhere"), "nowhere does not exist", "run folder"),
+        (("inspect", "nowhere"), "nowhere does not exist", "run folder"),
+        (("generate", *DIGITS), "Missing option", "zsq --help"),
+        ((*NOISE, "--bogus", 1), "No such option", "--bogus"),
+        ((*NOISE, "--count", "many"), "Invalid value for", "--count"),
+        (("fabricate",), "No such command", "fabricate"),
+        (("verify",), "Missing argument", "DIR"),
+    ],
+    ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, tuple) else "",
+)
+def test_wrong_call(arguments, found, help_, capsys):
+    outcome = call(capsys, *arguments)
+    complaint = outcome.complaint()
+    assert outcome.status == USAGE
+    assert found in complaint
+    assert help_ in complaint
+
+
+def test_images_of_another_shape(made, capsys):
+    outcome = call(capsys, *FIT, made / "colour")
+    assert outcome.status == USAGE
+    assert "3x32x32" in outcome.complaint()
+    assert "1x32x32" in outcome.complaint()
+
+
+@pytest.mark.parametrize("command", [("verify",), ("inspect",), FIT], ids=lambda command: command[0])
+def test_empty_folder(command, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    outcome = call(capsys, *command, tmp_path / "empty")
+    assert outcome.status == USAGE
+    assert "holds no" in outcome.complaint()
+
+
+def damaged_copy(made, folder, damage):
+    """The digits run in `folder`, with its shard changed by `damage`."""
+    (folder / "shards").mkdir(parents=True)
+    (folder / "manifest.json").write_bytes((made / "digits/manifest.json").read_bytes())
+    data = bytearray((made / "digits/shards/shard-00000.h5").read_bytes())
+    (folder / "shards/shard-00000.h5").write_bytes(damage(data))
+    return folder
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def flip(data):
+    """One bit of an image."""
+    data[len(data) - 4000] ^= 4
+    return data
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("command", [("verify",), ("inspect",), FIT], ids=lambda command: command[0])
+def test_damaged_shard(command, damage, made, tmp_path, capsys):
+    folder = damaged_copy(made, tmp_path / "damaged", damage)
+    outcome = call(capsys, *command, folder)
+    assert outcome.status == FAILED
+    assert "shard-00000.h5" in outcome.complaint()
+
+
+def test_intact_shard_is_accepted(made, tmp_path, capsys):
+    folder = damaged_copy(made, tmp_path / "copy", lambda data: data)
+    outcome = call(capsys, "verify", folder)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "8 images in 1 shards, all intact" in outcome.out
+
+
+def test_run_without_manifest(made, tmp_path, capsys):
+    folder = damaged_copy(made, tmp_path / "unfinished", lambda data: data)
+    (folder / "manifest.json").unlink()
+    outcome = call(capsys, "verify", folder)
+    assert outcome.status == FAILED
+    assert "--resume" in outcome.complaint()
+
+
+def test_weights_of_another_architecture(made, capsys):
+    weights = made / "other.pt"
+    outcome = call(
+        capsys, "generate", "--teacher", "cifar10:resnet20", "--weights", weights, "--method", "dsg"
+    )
+    assert outcome.status == USAGE
+    assert "other.pt" in outcome.complaint()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickle_that_would_run_code(protocol, tmp_path, capsys):
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(pickle.dumps({"state_dict": Code()}, protocol))
+    outcome = call(
+        capsys, "generate", "--teacher", "cifar10:resnet20", "--weights", weights, "--method", "dsg"
+    )
+    assert outcome.status == FAILED
+    assert "weights.pt" in outcome.complaint()
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_default_weights_without_network(monkeypatch, capsys):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    outcome = call(capsys, "generate", "--teacher", "resnet18", "--method", "dsg")
+    assert outcome.status == FAILED
+    complaint = outcome.complaint()
+    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in complaint
+    assert "sha256 starts with f37072fd" in complaint
+    assert "--weights FILE" in complaint
+
+
+def test_method_for_batch_norm_with_a_teacher_without(tmp_path, capsys):
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(num_classes=3).state_dict(), tmp_path / "squeezenet.pt")
+    teacher = ("--teacher", "squeezenet1_1", "--weights", tmp_path / "squeezenet.pt")
+    outcome = call(capsys, "generate", *teacher, "--method", "dsg", "--count", 2)
+    assert outcome.status == USAGE
+    assert "squeezenet1_1" in outcome.complaint()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_folder_in_the_way(made, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    outcome = call(capsys, *NOISE, "--out", tmp_path / "full")
+    assert outcome.status == USAGE
+    assert "is not empty" in outcome.complaint()
+    resumed = call(capsys, *NOISE, "--out", tmp_path / "full", "--resume")
+    assert resumed.status == USAGE
+    assert "run.json" in resumed.complaint()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+def test_file_in_place_of_the_folder(tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    outcome = call(capsys, *NOISE, "--out", tmp_path / "taken")
+    assert outcome.status == FAILED
+    assert "taken" in outcome.complaint()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (("--seed", 1), "seed = 1"),
+        (("--batch", 4), "batch = 4"),
+        (("--shard-size", 4), "shard_size = 4"),
+        (("--precision", "bf16"), "precision = bf16"),
+        (("--method", "zeroq"), "method = zeroq"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_resume_with_another_option(change, names, made, capsys):
+    outcome = call(capsys, *NOISE, "--out", made / "digits", "--resume", *change)
+    assert outcome.status == USAGE
+    assert names in outcome.complaint()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (RECIPE + 'colour = "red"\n', "colour"),
+        (RECIPE.replace('"embedded:digits"\n', '"${ZSQ_NOT_SET}/images"\n'), "${ZSQ_NOT_SET} is not set"),
+        (RECIPE.replace("count = 8", "count = 0"), "generate.count"),
+        (RECIPE.replace("count = 8", "count = 8000"), "1089 images"),
+        (RECIPE.replace('"noise"', '"nosie"'), "unknown method 'nosie'"),
+        (RECIPE.replace('"ptq"', '"pqt"'), "unknown student 'pqt'"),
+        (RECIPE.replace("W4A4", "W4"), "bits 'W4'"),
+        (RECIPE + "[", "is not TOML"),
+    ],
+    ids=["key", "variable", "count", "images", "method", "student", "bits", "toml"],
+)
+def test_wrong_recipe(text, found, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(text)
+    outcome = call(capsys, "run", tmp_path / "mine.toml", "--out", tmp_path / "run")
+    assert outcome.status == USAGE
+    assert not (tmp_path / "run").exists()
+    assert found in outcome.complaint()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (("--shards", "nowhere"), "nowhere does not exist"),
+        (("--seeds", 0), "--seeds"),
+        (("--set", "lsq-kd.iterations=3"), "--set lsq-kd.iterations"),
+        (("--count", 2000), "1089 images"),
+        (("--bits", "W4A4"), "is named 2 times"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_wrong_gap(change, found, made, tmp_path, capsys):
+    sources = ("--shards", made / "digits", "--real", "embedded:digits", "--eval", "embedded:digits:val")
+    student = ("--student", "ptq", "--bits", "W4A4", "--out", tmp_path / "gap")
+    outcome = call(capsys, "gap", *DIGITS, *sources, *student, *change)
+    assert outcome.status == USAGE
+    assert found in outcome.complaint()

@@ -1,0 +1,85 @@
+"""Commands and options are a promise: this list changes only with a decision."""
+
+import typer
+
+from zsq.cli import app
+
+RUNTIME = ["--precision", "--compile", "--threads", "--device"]
+
+COMMANDS = {
+    "generate": [
+        *("--teacher", "--method", "--weights", "--count", "--batch", "--shard-size", "--seed", "--out"),
+        *("--iterations", "--real", "--set", "--resume", *RUNTIME),
+    ],
+    "quantize": [
+        *("--teacher", "--images", "--student", "--bits", "--weights", "--first-last", "--seed", "--eval"),
+        *("--count", "--set", *RUNTIME),
+    ],
+    "gap": [
+        *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),
+        *("--seeds", "--count", "--first-last", "--set", "--show-real", "--resume", *RUNTIME),
+    ],
+    "run": ["recipe", "--out", "--resume", "--budget-hours", *RUNTIME],
+    "list": ["what", "--json"],
+    "inspect": ["folder"],
+    "verify": ["folder"],
+}
+
+DEFAULTS = {
+    "generate": {
+        **{"count": 1024, "shard_size": 256, "seed": 0, "batch": None, "iterations": None, "out": None},
+        **{"precision": "auto", "compile": "auto", "threads": None, "device": "auto", "resume": False},
+    },
+    "quantize": {"seed": 0, "first_last": None, "eval": None, "count": None, "precision": "auto"},
+    "gap": {"seeds": 3, "count": None, "first_last": None, "show_real": False, "resume": False},
+    "run": {"out": None, "resume": False, "budget_hours": None},
+}
+
+REQUIRED = {
+    "generate": {"teacher", "method"},
+    "quantize": {"teacher", "images", "student", "bits"},
+    "gap": {"teacher", "shards", "real", "eval", "student", "bits", "out"},
+    "run": {"recipe"},
+    "list": {"what"},
+    "inspect": {"folder"},
+    "verify": {"folder"},
+}
+
+
+def commands():
+    return typer.main.get_command(app).commands
+
+
+def names(command):
+    """As typed: options by their flag, arguments by their name."""
+    return [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+
+
+def test_commands_and_options():
+    assert {name: sorted(names(command)) for name, command in commands().items()} == {
+        name: sorted(options) for name, options in COMMANDS.items()
+    }
+
+
+def test_options_of_all_commands():
+    assert names(typer.main.get_command(app)) == ["--version"]
+
+
+def test_required_options():
+    required = {
+        name: {parameter.name for parameter in command.params if parameter.required}
+        for name, command in commands().items()
+    }
+    assert required == REQUIRED
+
+
+def test_defaults():
+    for name, wanted in DEFAULTS.items():
+        found = {parameter.name.rstrip("_"): parameter.default for parameter in commands()[name].params}
+        assert {key: found[key] for key in wanted} == wanted
+
+
+def test_every_command_and_option_is_explained():
+    for command in commands().values():
+        assert command.help
+        assert all(parameter.help for parameter in command.params)

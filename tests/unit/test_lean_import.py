@@ -1,0 +1,98 @@
+"""What starts fast stays fast, and imports go one way."""
+
+import ast
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commands import PYTHON, environment, run_python
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "numpy", "h5py", "sklearn", "scipy", "kornia", "matplotlib", "torchvision", "accelerate")
+
+# The files above the methods in the tree; a method that one of them imported would be a circle.
+BELOW_METHODS = {"synthesize.py", "workflow.py", "bench.py", "catalogue.py", "api.py", "cli.py"}
+
+LOADED = f"""
+import sys
+{{statement}}
+print(*[name for name in {HEAVY!r} if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    "statement", ["import zsq", "import zsq.cli", "import zsq; dir(zsq); zsq.__version__"]
+)
+def test_import_loads_nothing_heavy(statement):
+    assert run_python(LOADED.format(statement=statement)).split() == []
+
+
+def test_import_opens_no_file_outside_of_python():
+    """No data set, no recipe, no weights: only modules and what Python keeps beside them."""
+    code = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+import zsq, zsq.cli
+print(*[path for path in opened if not path.endswith((".py", ".pyc", ".so", ".pth", ".dat", ".txt"))], sep="\\n")
+"""
+    assert [line for line in run_python(code).split("\n") if line and not line.isdigit()] == []
+
+
+def test_help_loads_nothing_heavy():
+    code = """
+import sys
+sys.argv = ["zsq", "generate", "--help"]
+from zsq.cli import main
+try:
+    main()
+except SystemExit as leaving:
+    assert not leaving.code
+"""
+    out = run_python(LOADED.format(statement=code)).splitlines()
+    assert "--method" in "".join(out)
+    assert out[-1] == ""
+
+
+def test_help_takes_less_than_a_second():
+    def seconds():
+        start = time.perf_counter()
+        command = [PYTHON, "-m", "zsq", "--help"]
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=30)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_only_what_stands_below_the_methods_imports_them():
+    """import-linter cannot see these imports: their folder is not inside of zsq/ in the repository."""
+    found = {
+        str(path.relative_to(REPOSITORY / "zsq"))
+        for path in (REPOSITORY / "zsq").rglob("*.py")
+        if any(name.startswith("zsq.generators") for name in imported_modules(path))
+    }
+    assert found
+    assert found <= BELOW_METHODS
+
+
+def test_methods_import_their_own_kind_by_the_installed_name():
+    for path in (REPOSITORY / "generators").glob("*.py"):
+        assert not any(name.split(".")[0] == "generators" for name in imported_modules(path))
+
+
+def test_every_public_name_can_be_had():
+    import zsq
+
+    for name in zsq.__all__:
+        assert getattr(zsq, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        zsq.nothing  # noqa: B018
