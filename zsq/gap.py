@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -137,6 +137,8 @@ def measure_gap(
     """
     num_images = _check(teacher, arms, students, seeds)
     fitters = {_name(spec): create(spec.name, teacher.spec, spec.options, runtime) for spec in students}
+    # Records name every option, so that a resumed table never mixes two defaults.
+    students = [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
     finished = {_key(record): record for record in done}
     records = []
     stopped = False

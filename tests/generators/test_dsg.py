@@ -78,6 +78,27 @@ def test_enhanced_loss_against_the_papers_matrix_form(layers):
     np.testing.assert_allclose(found, (weights * single).sum() / 6, rtol=1e-9)
 
 
+def test_the_methods_objective_against_numpy(tmp_path):
+    """Slack, enhancement and the images' own statistics, with every constant moved."""
+    teacher = make_teacher(NETWORKS["downsample"])
+    method = prepared(teacher, tmp_path, {"epsilon": 0.4, "enhancement": 3.0})
+    inversion = method.inversion(5)
+    images = gaussian((5, *teacher.spec.shape), torch.Generator().manual_seed(1))
+    logits, layers = inversion.tapped(images)
+    terms = {t.name: t.function(Forward(images, logits, layers, None)).item() for t in inversion.terms}
+    single = np.zeros((5, 3))
+    for index, sums in enumerate(layers):
+        gaps = Alignment("sample", unbiased=True).gaps(sums)
+        for values, slack_L in zip(gaps, (method.mean_slack_L, method.spread_slack_L), strict=True):
+            beyond = np.maximum(np.abs(values.numpy()) - slack_L[index].item(), 0)
+            single[:, index] += np.square(beyond).sum(1)
+    wanted = (single * (1 + 2 * np.eye(5, 3))).sum() / 5
+    assert terms["bn"] == pytest.approx(wanted, rel=1e-4)
+    flat = images.numpy().reshape(5, 3, -1).astype(np.float64)
+    own = np.square(flat.mean(2)) + np.square(np.sqrt(flat.var(2, ddof=1) + 1e-6) - np.sqrt(1 + 1e-6))
+    assert terms["input"] == pytest.approx(own.sum(1).mean(), rel=1e-4)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 0.9, 1.0])
 def test_slacks_are_percentiles_over_samples_and_channels(layers, epsilon):
     found = slacks(layers, epsilon)

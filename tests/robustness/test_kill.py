@@ -1,4 +1,4 @@
-"""kill -9 at any moment: every shard is whole or absent, and resuming ends with the bytes of an unbroken run."""
+"""kill -9 at any moment: every shard is whole or absent, and resuming ends with an unbroken run's bytes."""
 
 import hashlib
 import json

@@ -35,7 +35,7 @@ import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 import zsq, zsq.cli
-print(*[path for path in opened if not path.endswith((".py", ".pyc", ".so", ".pth", ".dat", ".txt"))], sep="\\n")
+print(*[path for path in opened if not path.endswith((".py", ".pyc", ".so"))], sep="\\n")
 """
     assert [line for line in run_python(code).split("\n") if line and not line.isdigit()] == []
 

@@ -67,12 +67,15 @@ def test_autocast_is_bf16_for_convolutions_only_where_asked():
         assert conv(images).dtype == torch.bfloat16
 
 
-def test_compiled_is_the_function_itself_where_nothing_compiles():
+def test_only_a_compiling_runtime_compiles(monkeypatch):
     def function():
         return 1
 
-    assert Runtime().compiled(function) is function
-    assert Runtime(compile=True).compiled(function) is not function
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
+    assert Runtime().compiled(function) is function and asked == []
+    Runtime(compile=True).compiled(function)
+    assert asked == [(function, {"dynamic": False})]
 
 
 @pytest.mark.parametrize("threads", [None, 2])

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 # Only to divide by: far below real scales, for activations of an untrained MobileNet are already at 1e-9.
 SMALLEST_STEP = 1e-30
@@ -48,7 +47,6 @@ class _FakeQuantize(torch.autograd.Function):
         return quotient * step
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, quotient, step, zero_point = ctx.saved_tensors
         lo, hi = ctx.bounds

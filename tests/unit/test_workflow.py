@@ -1,0 +1,247 @@
+"""Recipes: what each stage is asked, what is kept, and what a budget or a kill leaves."""
+
+import json
+import math
+
+import pytest
+
+from zsq import bench, workflow
+from zsq.config import load_recipe, recipe_paths
+from zsq.errors import RunFolderError, TeacherAccuracyError, UsageError
+from zsq.progress import Reporter
+from zsq.shards.manifest import read_manifest
+from zsq.shards.reader import ShardDataset
+from zsq.shards.verify import verify_run
+from zsq.workflow import fit_images, recipe_protocol, run_recipe, shard_sets_by_source, source_config
+
+RECIPE = """
+title = "Tiny"
+real = "embedded:digits:train"
+eval = "embedded:digits:val"
+seeds = 1
+[teacher]
+name = "embedded:digits"
+[generate]
+count = 8
+shard_sets = 2
+shard_size = 4
+seed = 7
+iterations = 2
+[[sources]]
+method = "zeroq"
+batch = 2
+set = { learning_rate = 0.25 }
+[[sources]]
+method = "noise"
+[[students]]
+name = "ptq"
+bits = ["W4A4"]
+first_last = 8
+set = { observer = "minmax", weight_observer = "minmax" }
+[runtime]
+threads = 1
+compile = "off"
+"""
+
+NUM_FITS = 2 * 3  # sets x (real, zeroq, noise)
+
+
+class Killed(BaseException):
+    """In place of a kill -9."""
+
+
+class Spoken(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def load(tmp_path, text=RECIPE):
+    (tmp_path / "tiny.toml").write_text(text)
+    return load_recipe(str(tmp_path / "tiny.toml"))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return load(tmp_path)
+
+
+@pytest.fixture
+def no_pages(monkeypatch):
+    """Reports are computed but not drawn."""
+    monkeypatch.setattr(bench, "build_report", lambda data, out: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run: its data, folder, and what was reported after each shard set."""
+    folder, reports = tmp_path_factory.mktemp("finished"), []
+    recipe = load(folder)
+    data = run_recipe(
+        recipe, folder / "run", on_report=lambda report, records: reports.append((report, list(records)))
+    )
+    return data, folder / "run", reports
+
+
+def values(data):
+    return {
+        (row.source, row.bits, row.metric): [(run.shard_set, run.seed, run.value) for run in row.runs]
+        for row in data.rows
+    }
+
+
+def test_run_leaves_shards_rows_and_report(finished):
+    data, folder, _ = finished
+    for name in ("zeroq-0", "zeroq-1", "noise-0", "noise-1"):
+        assert verify_run(folder / name).num_images == 8
+    wanted = {
+        (source, "W4A4", metric)
+        for source in ("real", "zeroq", "noise")
+        for metric in ("accuracy", "agreement")
+    }
+    assert set(values(data)) == wanted
+    assert all([(s, seed) for s, seed, _ in runs] == [(0, 0), (1, 0)] for runs in values(data).values())
+    assert len((folder / "fits.jsonl").read_text().splitlines()) == NUM_FITS
+    stored = json.loads((folder / "report.json").read_text())
+    assert {(row["source"], row["bits"], row["metric"]) for row in stored["rows"]} == wanted
+    assert "NaN" not in (folder / "report.json").read_text()
+
+
+def test_gaps_are_differences_of_means(finished):
+    data, _, _ = finished
+    for gap in data.gaps:
+        real, own = (
+            [value for _, _, value in values(data)[source, gap.bits, gap.metric]]
+            for source in ("real", gap.source)
+        )
+        assert gap.gap == pytest.approx(math.fsum(real) / 2 - math.fsum(own) / 2)
+    assert {gap.source for gap in data.gaps} == {"zeroq", "noise"}
+
+
+def test_report_after_each_shard_set(finished):
+    _, _, reports = finished
+    assert [len(records) for _, records in reports] == [NUM_FITS // 2, NUM_FITS]
+    assert all(len(row.runs) == 1 for row in reports[0][0].rows)
+
+
+def test_sets_are_made_as_the_recipe_says(finished):
+    _, folder, _ = finished
+    for shard_set in (0, 1):
+        config = read_manifest(folder / f"zeroq-{shard_set}").config
+        wanted = {"seed": 7 + shard_set, "batch": 2, "shard_size": 4, "count": 8, "method": "zeroq"}
+        assert {key: config[key] for key in wanted} == wanted
+        assert (config["set"]["learning_rate"], config["set"]["iterations"]) == (0.25, 2)
+    assert read_manifest(folder / "noise-0").config["batch"] == 8
+
+
+def test_report_knows_cost_and_distances(finished):
+    data, _, _ = finished
+    assert data.cost == {"zeroq": 2.0, "noise": 0.0}
+    assert set(data.bn_distance) == {"real", "zeroq", "noise"}
+    assert all(len(distances) == len(data.layer_names) for distances in data.bn_distance.values())
+    assert sum(data.bn_distance["real"]) < sum(data.bn_distance["noise"])
+    assert set(data.quantized_tensors) == {"ptq W4A4"}
+
+
+def test_real_sets_are_disjoint_and_of_the_train_split(recipe):
+    protocol = recipe_protocol(recipe)
+    images = [image.numpy().tobytes() for real in protocol.real_sets for image in real.pixels]
+    assert len(set(images)) == 16
+    assert {real.source for real in protocol.real_sets} == {"embedded:digits:train"}
+    assert (len(protocol.eval), protocol.seeds) == (238, 1)
+
+
+def test_source_config_prefers_the_source_s_own_length(tmp_path):
+    recipe = load(tmp_path, RECIPE.replace('"noise"', '"noise"\niterations = 9'))
+    assert [source_config(recipe, source, 2).iterations for source in recipe.sources] == [2, 9]
+    assert source_config(recipe, recipe.sources[0], 2).seed == 9
+
+
+def test_images_of_a_fit():
+    recipe = load_recipe("digits")
+    protocol = recipe_protocol(recipe)
+    ptq, lsq = protocol.students
+    assert (fit_images(ptq, protocol.teacher), fit_images(lsq, protocol.teacher)) == (0, 40 * 128)
+
+
+def test_estimate_is_said_first(recipe, tmp_path, no_pages):
+    reporter = Spoken()
+    run_recipe(recipe, tmp_path / "run", budget_hours=0, reporter=reporter)
+    assert reporter.lines[0].startswith("Tiny: 2 sets of 8 images from 2 methods, 6 fits; about ")
+    assert "budget is spent" in reporter.lines[1]
+
+
+def test_budget_of_nothing_makes_nothing_and_can_be_continued(recipe, tmp_path, finished, no_pages):
+    data = run_recipe(recipe, tmp_path / "run", budget_hours=0)
+    assert (list(data.rows), list(data.gaps)) == ([], [])
+    assert not list((tmp_path / "run").glob("*-0"))
+    assert values(run_recipe(recipe, tmp_path / "run", resume=True)) == values(finished[0])
+
+
+@pytest.mark.parametrize("fits", [1, NUM_FITS // 2 + 1])
+def test_kill_between_fits_loses_nothing(fits, recipe, tmp_path, finished, monkeypatch, no_pages):
+    calls = []
+    add = bench.FitLog.add
+
+    def add_or_die(self, record, tensors):
+        if len(calls) == fits:
+            calls.append(record)
+            raise Killed
+        calls.append(record)
+        add(self, record, tensors)
+
+    monkeypatch.setattr(bench.FitLog, "add", add_or_die)
+    with pytest.raises(Killed):
+        run_recipe(recipe, tmp_path / "run")
+    data = run_recipe(recipe, tmp_path / "run", resume=True)
+    assert len(calls) == NUM_FITS + 1
+    assert values(data) == values(finished[0])
+    for name in ("zeroq-1", "noise-0"):
+        ours, theirs = (ShardDataset(folder / name).pixels() for folder in (tmp_path / "run", finished[1]))
+        assert bool((ours == theirs).all())
+
+
+def test_finished_fits_of_elsewhere_are_not_repeated(recipe, tmp_path, finished, monkeypatch, no_pages):
+    _, _, reports = finished
+    monkeypatch.setattr("zsq.students.ptq.PTQ.fit", None)
+    data = run_recipe(recipe, tmp_path / "run", finished=reports[-1][1])
+    assert values(data) == values(finished[0])
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path, finished):
+    changed = load(tmp_path, RECIPE.replace("first_last = 8", "first_last = 4"))
+    with pytest.raises(RunFolderError, match="--resume with students"):
+        run_recipe(changed, finished[1], resume=True)
+
+
+@pytest.mark.parametrize("change", [('"zeroq"', '"zerooq"'), ('"ptq"', '"pqt"'), ("0.25", '"fast"')])
+def test_mistakes_are_found_before_anything_is_written(change, tmp_path):
+    with pytest.raises(UsageError):
+        run_recipe(load(tmp_path, RECIPE.replace(*change)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_that_measures_something_else_stops_the_run(tmp_path):
+    text = RECIPE.replace('name = "embedded:digits"', 'name = "embedded:digits"\nexpected_accuracy = 90')
+    with pytest.raises(TeacherAccuracyError):
+        run_recipe(load(tmp_path, text), tmp_path / "run")
+
+
+def test_sets_by_source(finished):
+    _, folder, _ = finished
+    folders = [folder / name for name in ("zeroq-0", "noise-0", "zeroq-1")]
+    assert shard_sets_by_source(folders) == {"zeroq": [folders[0], folders[2]], "noise": [folders[1]]}
+
+
+@pytest.mark.parametrize("name", sorted(recipe_paths()))
+def test_every_recipe_names_methods_and_students_that_exist(name):
+    recipe = load_recipe(name)
+    for source in recipe.sources:
+        assert workflow.method_class(source.method)
+        assert source_config(recipe, source, 0).count == recipe.generate.count
+    assert all("/" not in text or "${ZSQ_DATA" in text for text in (recipe.real, recipe.eval))
