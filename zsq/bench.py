@@ -21,11 +21,13 @@ from zsq.images import ImageSet
 from zsq.progress import Reporter, append_line
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
+from zsq.runfolder import open_run
 from zsq.runtime import Runtime
 from zsq.shards.reader import ShardDataset
 from zsq.shards.writer import atomic_write_text
 
 FITS_FILE = "fits.jsonl"
+EVENTS_FILE = "events.jsonl"
 SHEET_IMAGES = 40
 
 
@@ -94,13 +96,26 @@ class Bench:
     """A protocol under way in a folder: shard sets, finished fits, the report."""
 
     def __init__(self, protocol: Protocol, out: Path, reporter: Reporter) -> None:
-        """Score the teacher; read the fits of an earlier call."""
+        """Score the teacher; nothing is written."""
         self.protocol, self.out, self.reporter = protocol, out, reporter
         self.teacher_logits, self.teacher_accuracy = score_teacher(
             protocol.teacher, protocol.eval, protocol.runtime
         )
-        self.fits = FitLog(out / FITS_FILE)
         self.sets: dict[str, list[Path]] = {}
+
+    def open(self, command: str, resume: bool) -> None:
+        """Make the folder, or take it up again with the fits of an earlier call.
+
+        Raises:
+            RunFolderError: it is in the way, or was made with other settings.
+        """
+        open_run(self.out, {"command": command, **self.protocol.settings}, resume)
+        self.fits = FitLog(self.out / FITS_FILE)
+        self.log_here()
+
+    def log_here(self) -> None:
+        """Send events to this folder: synthesis sends them to its own."""
+        self.reporter.events.path = self.out / EVENTS_FILE
 
     def arms(self, num_sets: int) -> dict[str, list[Tensor]]:
         """Source -> pixels of its first `num_sets` shard sets, as many as the real sets hold."""

@@ -98,8 +98,8 @@ class Recipe(Stage):
     title: str
     teacher: RecipeTeacher
     generate: RecipeGenerate
-    sources: tuple[RecipeSource, ...]
-    students: tuple[RecipeStudent, ...]
+    sources: Annotated[tuple[RecipeSource, ...], Field(min_length=1)]
+    students: Annotated[tuple[RecipeStudent, ...], Field(min_length=1)]
     real: str
     eval: str
     seeds: PositiveInt = 1

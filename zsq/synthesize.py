@@ -22,6 +22,7 @@ from zsq.progress import Reporter, duration
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
 from zsq.shards.manifest import (
+    MANIFEST_NAME,
     Manifest,
     MethodRecord,
     TeacherRecord,
@@ -130,6 +131,8 @@ def generate(
     job.shards.mkdir(exist_ok=True)
     start = time.perf_counter()
     missing = [unit for unit in job.plan.units if _finished(job, unit, reporter) is None]
+    if not missing and (out / MANIFEST_NAME).exists():
+        return out
     processes.wait()
     with job.runtime.threads_set():
         made = _make_units(job, missing, processes, reporter)

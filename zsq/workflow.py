@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,12 +11,12 @@ from zsq.bench import Bench, Budget, Protocol
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
 from zsq.contract import Bits, Teacher
 from zsq.engine.cost import forward_gflops, seconds_per_image_iteration
+from zsq.errors import OptionError
 from zsq.gap import RunRecord, StudentSpec
 from zsq.generators import method_class
 from zsq.images import load_images
 from zsq.progress import Reporter, duration
 from zsq.report.data import ReportData
-from zsq.runfolder import open_run
 from zsq.runtime import Runtime
 from zsq.shards.reader import ShardDataset
 from zsq.students import create
@@ -51,25 +50,24 @@ def run_recipe(
     budget = Budget(budget_hours)
     protocol = recipe_protocol(recipe)
     say_estimate(recipe, protocol, reporter)
-    open_run(out, {"command": "run", **protocol.settings}, resume)
-    events = out / "events.jsonl"
-    reporter.events.path = events
     bench = Bench(protocol, out, reporter)
+    bench.open("run", resume)
     bench.fits.adopt(finished)
     data = None
     for shard_set in range(recipe.generate.shard_sets):
         if budget.spent():
-            reporter.say("the time budget is spent; --resume completes the table")
             break
         for source in recipe.sources:
             folder = out / f"{source.method}-{shard_set}"
             config = source_config(recipe, source, shard_set)
             generate(config, folder, resume=True, teacher=protocol.teacher, reporter=reporter)
-            reporter.events.path = events
+            bench.log_here()
             bench.sets.setdefault(source.method, []).append(folder)
         bench.fit(shard_set + 1, budget)
         data = bench.report()
         on_report(data, bench.fits.records)
+    if budget.spent():
+        reporter.say("the time budget is spent; --resume completes the table")
     return data or bench.report()
 
 
@@ -79,6 +77,12 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     Raises:
         ZsqError: a teacher, image source, student or option that cannot work.
     """
+    methods = [source.method for source in recipe.sources]
+    for method in methods:
+        if methods.count(method) > 1:
+            raise OptionError(
+                f"recipe with {methods.count(method)} sources of '{method}'", "each method once"
+            )
     weights = recipe.teacher.weights
     teacher = load_teacher(
         recipe.located(recipe.teacher.name), Path(recipe.located(weights)) if weights else None
@@ -169,7 +173,8 @@ class GapRun:
 
     def settings(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return json.loads(json.dumps(asdict(replace(self, runtime=None)), default=str))  # type: ignore[arg-type]
+        students = [{**asdict(spec), "bits": str(spec.bits)} for spec in self.students]
+        return {**vars(self), "students": students, "runtime": self.runtime.model_dump()}
 
 
 def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter | None = None) -> ReportData:
@@ -196,9 +201,8 @@ def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter 
         runtime=runtime,
         settings=run.settings(),
     )
-    open_run(out, {"command": "gap", **protocol.settings}, resume)
-    reporter.events.path = out / "events.jsonl"
     bench = Bench(protocol, out, reporter)
+    bench.open("gap", resume)
     bench.sets = sets
     bench.fit(num_sets, Budget(None))
     return bench.report()

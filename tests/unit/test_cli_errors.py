@@ -250,8 +250,13 @@ def test_resume_with_another_option(change, names, made, capsys):
         (RECIPE.replace('"ptq"', '"pqt"'), "unknown student 'pqt'"),
         (RECIPE.replace("W4A4", "W4"), "bits 'W4'"),
         (RECIPE + "[", "is not TOML"),
+        (RECIPE.replace('[{ name = "ptq", bits = "W4A4" }]', "[]"), "students"),
+        (
+            RECIPE.replace('{ method = "noise" }', '{ method = "noise" }, { method = "noise" }'),
+            "2 sources of",
+        ),
     ],
-    ids=["key", "variable", "count", "images", "method", "student", "bits", "toml"],
+    ids=["key", "variable", "count", "images", "method", "student", "bits", "toml", "nothing", "twice"],
 )
 def test_wrong_recipe(text, found, tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(text)
