@@ -20,7 +20,7 @@ from zsq.engine.objectives import (
     total_variation_l2,
 )
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
-from zsq.engine.schedules import Plateau
+from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.imagespec import ImageSpec
@@ -123,9 +123,7 @@ class DSG(InversionMethod):
             self.runtime.device,
             o.learning_rate,
             STARTS[o.init],
-            schedule=lambda rate, its, device: Plateau(
-                rate, its, device, o.factor, o.patience, o.min_learning_rate
-            ),
+            schedule=plateau(o.factor, o.patience, o.min_learning_rate),
         )
         terms = [
             Term("bn", 1.0, bn_alignment(alignment)),

@@ -12,7 +12,7 @@ from zsq.contract import Facts, Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian
-from zsq.engine.schedules import Plateau
+from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.imagespec import ImageSpec
 
@@ -68,9 +68,7 @@ class ZeroQ(InversionMethod):
             self.runtime.device,
             o.learning_rate,
             STARTS[o.init],
-            schedule=lambda rate, its, device: Plateau(
-                rate, its, device, o.factor, o.patience, o.min_learning_rate
-            ),
+            schedule=plateau(o.factor, o.patience, o.min_learning_rate),
         )
         terms = [
             Term("bn", 1.0, bn_alignment(alignment)),

@@ -81,3 +81,8 @@ class Exponential(Schedule):
 
 
 MakeSchedule = Callable[[float, int, str], Schedule]
+
+
+def plateau(factor: float, patience: int, floor: float) -> MakeSchedule:
+    """Maker of `Plateau` schedules with these constants."""
+    return lambda rate, iterations, device: Plateau(rate, iterations, device, factor, patience, floor)

@@ -9,8 +9,6 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-import os
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from zsq.config import expand_variables
 from zsq.contract import Teacher
 from zsq.errors import MismatchError, UsageError
 from zsq.imagespec import ImageSpec
@@ -104,20 +103,12 @@ def read_card(path: Path) -> TeacherCard:
 
 
 def _expanded(value: Any, where: str) -> Any:
-    """`value` with ${NAME} replaced in every string inside it."""
+    """`value` with variables replaced in every string inside it."""
     if isinstance(value, dict):
         return {key: _expanded(item, where) for key, item in value.items()}
     if isinstance(value, list):
         return [_expanded(item, where) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def lookup(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UsageError(f"{where}: variable {match[0]} is not set", "", f"export {match[1]}=...")
-        return os.environ[match[1]]
-
-    return re.sub(r"\$\{(\w+)\}", lookup, value)
+    return expand_variables(value, where) if isinstance(value, str) else value
 
 
 def _build(card: TeacherCard, path: Path) -> nn.Module:

@@ -136,7 +136,7 @@ def test_variables_are_expanded_in_cards_and_names(folder, monkeypatch):
     monkeypatch.setenv("MY_CARDS", str(folder))
     assert load_teacher("file:${MY_CARDS}/card.toml").name == "file:${MY_CARDS}/card.toml"
     monkeypatch.delenv("MY_FOLDER")
-    with pytest.raises(UsageError, match=r"card.toml: variable \$\{MY_FOLDER\} is not set"):
+    with pytest.raises(UsageError, match=r"card.toml: \$\{MY_FOLDER\} is not set"):
         load_teacher("file:${MY_CARDS}/card.toml")
 
 
