@@ -10,7 +10,7 @@ import typer
 
 from zsq.gap import Gap, Row, Run
 from zsq.report.plots import gap_figure
-from zsq.report.tables import entries, gap_grid, markdown_table
+from zsq.report.tables import Grid, entries, gap_grid, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -21,8 +21,13 @@ def main(name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/
     table = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     rows = [row_of(row) for row in table["rows"]]
     gaps = [Gap(**gap) for gap in table["gaps"]]
-    typer.echo(markdown_table(gap_grid(rows, gaps)))
-    (DOCS / f"{name}.svg").write_text(gap_figure(entries(rows, gaps)), encoding="utf-8")
+    grid = gap_grid(rows, gaps)
+    # Number of images, sets and seconds end each line; they stand beside the table in the text.
+    lines = tuple(line[:-3] for line in grid.lines)
+    typer.echo(markdown_table(Grid(grid.header[:-3], lines, grid.num_left)))
+    DOCS.mkdir(exist_ok=True)
+    figure = gap_figure(entries(rows, gaps)).replace("<svg ", '<svg style="background:#fff;color:#000" ', 1)
+    (DOCS / f"{name}.svg").write_text(figure, encoding="utf-8")
 
 
 def row_of(values: dict[str, Any]) -> Row:
