@@ -122,6 +122,7 @@ class InversionMethod(Generator):
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
         """Keep the parts; a teacher that lacks what the method's facts ask for is refused before any work."""
         super().__init__(teacher, options, runtime)
+        self._inversions: dict[int, Inversion] = {}
         if self.facts.needs_batch_norm:
             require_batch_norm(teacher, self.name)
         if self.facts.needs_labels:
@@ -153,7 +154,6 @@ class InversionMethod(Generator):
         return SyntheticBatch(torch.cat(images), targets_NK, history.last() if history.rows else {})
 
     def _inversion(self, batch: int) -> Inversion:
-        cache: dict[int, Inversion] = self.__dict__.setdefault("_inversions", {})
-        if batch not in cache:
-            cache[batch] = self.inversion(batch)
-        return cache[batch]
+        if batch not in self._inversions:
+            self._inversions[batch] = self.inversion(batch)
+        return self._inversions[batch]
