@@ -1,6 +1,7 @@
 """How tests call the command line: in this process for speed, or as a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -52,7 +53,16 @@ def start(*arguments, cwd=None):
     """`python -m zsq ARGUMENTS` as a process of its own, its output piped."""
     command = [PYTHON, "-m", "zsq", *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # A test run started in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def run_python(code, *arguments, cwd=None, **extra):

@@ -9,7 +9,7 @@ from typing import Any
 
 from zsq.config import config_json
 from zsq.errors import RunFolderError, StorageError
-from zsq.shards.writer import atomic_write_text
+from zsq.shards.writer import atomic_write_text, is_leftover
 
 RUN_FILE = "run.json"
 
@@ -43,7 +43,7 @@ def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
     except OSError as error:
         raise StorageError(f"cannot create {folder}: {error.strerror}") from None
     path = folder / RUN_FILE
-    if not any(entry.name != f".{RUN_FILE}.tmp" for entry in os.scandir(folder)):
+    if all(is_leftover(entry.name, RUN_FILE) for entry in os.scandir(folder)):
         atomic_write_text(path, config_json(options) + "\n")
         return
     if not resume:

@@ -108,5 +108,10 @@ def _fsync_folder(folder: Path) -> None:
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of earlier attempts at `path`."""
     for sibling in path.parent.iterdir():
-        if sibling.name.startswith(f".{path.name}.") and sibling.name.endswith(".tmp"):
+        if is_leftover(sibling.name, path.name):
             sibling.unlink(missing_ok=True)
+
+
+def is_leftover(name: str, of: str) -> bool:
+    """Whether `name` is a temporary file that a killed process left of writing the file `of`."""
+    return name.startswith(f".{of}.") and name.endswith(".tmp")
