@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from zsq.cli import main
+from zsq.progress import Reporter
 
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -47,6 +48,18 @@ def call(capsys, *arguments):
 def environment(**extra):
     """Of a child process: one thread, this repository's zsq."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **extra}
+
+
+class Spoken(Reporter):
+    """A silent reporter that keeps what is said, in `lines`."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+        super().say(line)
 
 
 def start(*arguments, cwd=None):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import Spoken
 from torch import nn
 from toys import image_spec, make_teacher, without_bn
 
@@ -15,7 +16,6 @@ from zsq.contract import SyntheticBatch
 from zsq.engine.statistics import TappedTeacher, image_distances
 from zsq.errors import NoBatchNormError, RunFolderError, UsageError
 from zsq.imagespec import ImageSpec
-from zsq.progress import Reporter
 from zsq.runtime import Runtime
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
@@ -23,18 +23,6 @@ from zsq.shards.verify import verify_run
 from zsq.synthesize import Scorer, resolve
 
 COUNT, BATCH, SHARD = 10, 2, 4
-
-
-class Spoken(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-        super().say(line)
 
 
 def config(method="zeroq", **changes):

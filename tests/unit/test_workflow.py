@@ -4,11 +4,11 @@ import json
 import math
 
 import pytest
+from commands import Spoken
 
 from zsq import bench, workflow
 from zsq.config import load_recipe, recipe_paths
 from zsq.errors import RunFolderError, TeacherAccuracyError, UsageError
-from zsq.progress import Reporter
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
@@ -48,17 +48,6 @@ NUM_FITS = 2 * 3  # sets x (real, zeroq, noise)
 
 class Killed(BaseException):
     """In place of a kill -9."""
-
-
-class Spoken(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def load(tmp_path, text=RECIPE):
