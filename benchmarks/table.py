@@ -7,18 +7,16 @@ found there, so that a table can be completed in several sittings and on several
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
+from zsq.bench import machine
 from zsq.config import RuntimeConfig, load_recipe
 from zsq.gap import RunRecord
 from zsq.progress import Reporter
 from zsq.report.data import ReportData
-from zsq.shards.manifest import library_versions
 from zsq.shards.writer import atomic_write_text
 from zsq.workflow import run_recipe
 
@@ -59,16 +57,6 @@ def main(
         finished=finished,
         on_report=keep,
     )
-
-
-def machine() -> dict[str, str]:
-    """What the times depend on."""
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        **library_versions(),
-    }
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zsq import gap
@@ -23,6 +25,7 @@ from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
+from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
 from zsq.shards.writer import atomic_write_text
 
@@ -199,3 +202,13 @@ def bn_distances(
         chunks = [teacher.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(128)]
         distances[source] = [alignment.layer(sums).item() for sums in set_sums(tapped, chunks)]
     return tapped.names, distances
+
+
+def machine() -> dict[str, str]:
+    """What the times depend on."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        **library_versions(),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,13 +155,23 @@ def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes,
     with reporter.job(f"{job.method.name} on {job.teacher.name}", share) as log:
         job.method.prepare(job.plan.seed, job.out / "prepared", log)
         scorer = Scorer(job.teacher, job.runtime)
-        for unit in mine:
-            made = [job.method.synthesize(group, log) for group in unit.groups]
-            _write_unit(job, unit, made, scorer)
+        with ThreadPoolExecutor(1) as writer:
+            writing = None
+            for unit in mine:
+                made = [job.method.synthesize(group, log) for group in unit.groups]
+                contents = _contents(job, unit, made, scorer)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(_write_unit, job, unit, contents)
+            if writing is not None:
+                writing.result()
     return total
 
 
-def _write_unit(job: ResolvedRun, unit: WorkUnit, made: list[SyntheticBatch], scorer: Scorer) -> None:
+def _contents(
+    job: ResolvedRun, unit: WorkUnit, made: list[SyntheticBatch], scorer: Scorer
+) -> list[ShardContent]:
+    """What each shard of the unit holds."""
     pixels = job.teacher.spec.standard_to_pixels(torch.cat([batch.standard_NCHW.cpu() for batch in made]))
     logits, distances = scorer.score(pixels)
     targets = (
@@ -170,19 +181,28 @@ def _write_unit(job: ResolvedRun, unit: WorkUnit, made: list[SyntheticBatch], sc
     )
     labels = targets.argmax(1) if targets is not None else torch.full((len(pixels),), -1)
     soft = targets is not None and bool((targets.amax(1) < 1).any())
-    first = 0
-    for offset, size in enumerate(unit.shard_sizes):
+    contents, first = [], 0
+    for size in unit.shard_sizes:
         rows = slice(first, first + size)
-        content = ShardContent(
-            pixels=pixels[rows].numpy(),
-            labels=labels[rows].numpy(),
-            logits=logits[rows].numpy(),
-            bn_distance=distances[rows].numpy(),
-            targets=targets[rows].numpy().astype(np.float16) if soft and targets is not None else None,
+        contents.append(
+            ShardContent(
+                pixels=pixels[rows].numpy(),
+                labels=labels[rows].numpy(),
+                logits=logits[rows].numpy(),
+                bn_distance=distances[rows].numpy(),
+                targets=targets[rows].numpy().astype(np.float16) if soft and targets is not None else None,
+            )
         )
-        path = job.shards / shard_name(unit.first_shard + offset)
-        write_shard(path, content, _provenance(job, unit, first))
         first += size
+    return contents
+
+
+def _write_unit(job: ResolvedRun, unit: WorkUnit, contents: list[ShardContent]) -> None:
+    """Write the unit's shards, while the next unit is being made."""
+    first = 0
+    for index, content in enumerate(contents, unit.first_shard):
+        write_shard(job.shards / shard_name(index), content, _provenance(job, unit, first))
+        first += len(content.pixels)
 
 
 def _provenance(job: ResolvedRun, unit: WorkUnit, offset: int) -> ShardProvenance:
@@ -272,7 +292,7 @@ def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> 
         zsq_version=__version__,
         libraries=library_versions(),
         device=torch.device(job.runtime.device).type,
-        runtime=job.runtime.record(),
+        runtime=job.runtime.record() | {"compile": job.runtime.compile and not job.runtime.failures},
         config=resolved,
         config_sha256=config_sha256(resolved),
         teacher=TeacherRecord.of(job.teacher),

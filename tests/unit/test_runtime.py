@@ -1,14 +1,17 @@
 """Static rules of the runtime: what `auto` becomes, what is refused, what is restored."""
 
+import importlib
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
 from zsq.errors import OptionError
-from zsq.runtime import COMPILE_BREAK_EVEN_GFLOPS, Runtime
+from zsq.runtime import BREAK_EVEN_GFLOPS, Runtime
 
-LONG, SHORT = 2 * COMPILE_BREAK_EVEN_GFLOPS, COMPILE_BREAK_EVEN_GFLOPS / 2
+LONG, MIDDLE, SHORT = 2 * BREAK_EVEN_GFLOPS["fp32"], 1.5 * BREAK_EVEN_GFLOPS["bf16"], 1.0
 
 
 @pytest.fixture
@@ -16,30 +19,76 @@ def cpu_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.fixture
+def processor(monkeypatch, cpu_only):
+    """A function that gives the processor fast bfloat16 or takes it away."""
+
+    def with_features(avx512_bf16=False, amx=False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+    with_features()
+    return with_features
+
+
 @pytest.mark.parametrize(
-    ("capability", "compile", "gflops", "compiles"),
+    ("features", "compile", "gflops", "expected"),
     [
-        ("AVX2", "auto", LONG, True),
-        ("AVX2", "auto", SHORT, False),
-        ("AVX512", "auto", LONG, False),
-        ("AVX2", "off", LONG, False),
-        ("AVX512", "on", 0.0, True),
+        ({}, "auto", LONG, ("fp32", True)),
+        ({}, "auto", MIDDLE, ("fp32", False)),
+        ({}, "on", SHORT, ("fp32", True)),
+        ({"amx": True}, "auto", MIDDLE, ("bf16", True)),
+        ({"avx512_bf16": True}, "auto", MIDDLE, ("bf16", True)),
+        ({"avx512_bf16": True}, "auto", SHORT, ("fp32", False)),
+        ({"avx512_bf16": True}, "off", LONG, ("fp32", False)),
     ],
 )
-def test_compilation_follows_capability_and_cost(
-    monkeypatch, cpu_only, capability, compile, gflops, compiles
-):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert Runtime.resolve(compile=compile, total_gflops=gflops).compile is compiles
+def test_compilation_and_precision_follow_features_and_cost(processor, features, compile, gflops, expected):
+    processor(**features)
+    found = Runtime.resolve(compile=compile, total_gflops=gflops)
+    assert (found.precision, found.compile) == expected
 
 
-def test_auto_is_fp32_on_the_device_that_is_there(monkeypatch, cpu_only):
+def test_what_is_asked_for_is_what_is_taken(processor):
     assert Runtime.resolve() == Runtime("cpu", "fp32", False, None)
     assert Runtime.resolve(precision="bf16", threads=3) == Runtime("cpu", "bf16", False, 3)
+    processor(amx=True)
+    assert Runtime.resolve(precision="fp32", total_gflops=LONG) == Runtime("cpu", "fp32", True, None)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((7, 5), "fp32")])
+def test_cuda_where_it_is_there(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert Runtime.resolve().device == "cuda"
-    assert Runtime.resolve(device="cuda:1", total_gflops=LONG) == Runtime("cuda:1", "fp32", True, None)
+    assert Runtime.resolve(device="cuda:1", total_gflops=LONG) == Runtime("cuda:1", precision, True, None)
     assert Runtime.resolve(device="cpu").device == "cpu"
+
+
+def test_without_a_compiler_a_long_job_runs_uncompiled_and_says_so(processor, monkeypatch):
+    cpp_builder = importlib.import_module("torch._inductor.cpp_builder")
+    cpp_builder.cpp_compiler_search.cache_clear()
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler found: running uncompiled"):
+        assert not Runtime.resolve(total_gflops=LONG).compile
+    with pytest.raises(OptionError, match=r"--compile on; expected a C\+\+ compiler"):
+        Runtime.resolve(compile="on")
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+def test_what_cannot_be_compiled_is_said_once_and_runs(monkeypatch):
+    def refuse(function, **options):
+        def compiled(*args):
+            raise torch._dynamo.exc.Unsupported("no such operation", case_name="test")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    runtime = Runtime(compile=True)
+    first, second = runtime.compiled(lambda x: x + 1), runtime.compiled(lambda x: x + 2)
+    with pytest.warns(UserWarning, match="running uncompiled") as said:
+        assert [first(1), first(2), second(1)] == [2, 3, 3]
+    assert len(said) == 1 and runtime.failures
 
 
 @pytest.mark.parametrize(
@@ -73,9 +122,14 @@ def test_only_a_compiling_runtime_compiles(monkeypatch):
 
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     assert Runtime().compiled(function) is function and asked == []
     Runtime(compile=True).compiled(function)
-    assert asked == [(function, {"dynamic": False})]
+    assert asked == [(function, {"dynamic": False, "mode": None})]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(Path("somewhere", "zsq", "compiled"))
+    Runtime("cuda", compile=True).compiled(function)
+    assert asked[1] == (function, {"dynamic": False, "mode": "reduce-overhead"})
 
 
 @pytest.mark.parametrize("threads", [None, 2])

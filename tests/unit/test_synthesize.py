@@ -142,11 +142,16 @@ def test_method_without_labels(tmp_path, tiny_teacher):
     assert contents(folder)[0][0].labels.tolist() == [-1, -1]
 
 
+def write(job, made):
+    unit = job.plan.units[0]
+    synthesize._write_unit(job, unit, synthesize._contents(job, unit, made, Scorer(job.teacher, Runtime())))
+
+
 def test_soft_targets_are_stored(tmp_path, tiny_teacher):
     job = resolve(config("noise", count=4, batch=4), tmp_path / "run", tiny_teacher)
     targets = torch.tensor([[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.125, 0.875], [1.0, 0, 0, 0, 0], [0.2] * 5])
     made = [SyntheticBatch(torch.zeros(4, 3, 16, 16), targets)]
-    synthesize._write_unit(job, job.plan.units[0], made, Scorer(tiny_teacher, Runtime()))
+    write(job, made)
     content, _ = contents(tmp_path / "run")[0]
     assert content.targets.dtype == np.float16
     np.testing.assert_array_equal(content.targets, targets.numpy().astype(np.float16))
@@ -156,9 +161,7 @@ def test_soft_targets_are_stored(tmp_path, tiny_teacher):
 def test_pixels_are_rounded_and_clipped(tmp_path, tiny_teacher):
     job = resolve(config("noise", count=1, batch=1), tmp_path / "run", tiny_teacher)
     standard = torch.linspace(-3, 3, 3 * 16 * 16).view(1, 3, 16, 16)
-    synthesize._write_unit(
-        job, job.plan.units[0], [SyntheticBatch(standard)], Scorer(tiny_teacher, Runtime())
-    )
+    write(job, [SyntheticBatch(standard)])
     expected = np.clip(np.rint((standard.double().numpy() * 0.25 + 0.5) * 255), 0, 255)
     found = contents(tmp_path / "run")[0][0].pixels.astype(int)
     assert np.abs(found - expected).max() <= 1

@@ -100,7 +100,8 @@ class Inversion:
             )
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
-                draws = [draw.to(device) for draw in draw_views(stage.views, shape, generator)]
+                draws = [self.runtime.sent(draw) for draw in draw_views(stage.views, shape, generator)]
+                torch.compiler.cudagraph_mark_step_begin()
                 optimizer.zero_grad()
                 total, values = step(draws, targets_NK)
                 total.backward()
@@ -110,7 +111,7 @@ class Inversion:
                 self.parameterisation.project()
                 done = iteration + 1
                 if done % LOG_EVERY == 0 or done == stage.iterations:
-                    history.rows.append(values)
+                    history.rows.append(values.clone())
                     log.advance(shape[0] * ((done - 1) % LOG_EVERY + 1), **history.last())
         with torch.no_grad():
             return self.parameterisation().detach().clone(), history

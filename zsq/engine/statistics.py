@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
+from zsq.engine.frozen import (
+    PLAIN_BATCH_NORMS,
+    MaterialisedGradients,
+    TeacherInput,
+    freeze_convolutions,
+    tap_batch_norm,
+)
 from zsq.errors import NoBatchNormError
 
 EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
+
+# Of activations kept for the backward pass, from which the largest chunk of images follows: a network keeps
+# about two values of 4 bytes for each that its layers put out.
+MEMORY_BUDGET = 12 * 2**30
+BYTES_PER_VALUE = 8
 
 Scope = Literal["sample", "batch", "set"]
 
@@ -86,7 +99,7 @@ class TappedTeacher(nn.Module):
     """A private copy of a teacher whose BN inputs are measured: the teacher itself never carries a hook."""
 
     def __init__(self, teacher: Teacher, owner: str = "this method") -> None:
-        """Copy the network, channels_last, and tap the input of every BN that stores running statistics.
+        """Copy the network, channels_last, with every BN that stores running statistics tapped.
 
         `names` are those of the layers in the order of their execution.
 
@@ -95,40 +108,101 @@ class TappedTeacher(nn.Module):
         """
         super().__init__()
         self.spec = teacher.spec
+        require_batch_norm(teacher, owner)
         self.network = copy.deepcopy(teacher.network).to(memory_format=torch.channels_last)
         self._sums: list[LayerSums] = []
-        require_batch_norm(teacher, owner)
         names = _batch_norms(self.network)
-        for module in names:
-            module.register_forward_pre_hook(self._measure)
-        self.names = self._executed(names)
+        freeze_convolutions(self.network)
+        for layer in names:
+            self._tap(layer)
+        self.names, values = self._executed(names)
+        self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
+
+    def _tap(self, layer: nn.Module) -> None:
+        if type(layer) in PLAIN_BATCH_NORMS:
+            tap_batch_norm(layer, self._measure)
+        else:
+            layer.register_forward_pre_hook(self._measure_input)
+
+    def _measure(self, layer: nn.Module, activations: Tensor, s1_NC: Tensor, s2_NC: Tensor) -> None:
+        mean_C, var_C = layer.running_mean, layer.running_var
+        assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
+        self._sums.append(LayerSums(s1_NC, s2_NC, activations[0, 0].numel(), mean_C, var_C))
+
+    def _measure_input(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean_C, var_C = layer.running_mean, layer.running_var
+        assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
+        self._sums.append(layer_sums(inputs[0], mean_C, var_C))
 
     @torch.no_grad()
-    def _executed(self, names: dict[nn.Module, str]) -> list[str]:
-        """One pass to see which layers run, and when: neither follows from the order of declaration."""
+    def _executed(self, names: dict[nn.Module, str]) -> tuple[list[str], int]:
+        """One pass to see which layers run, and when, as neither follows from the order of declaration; and
+        how many values all layers put out for one image."""
         order: list[str] = []
+        sizes: list[int] = []
         handles = [
             module.register_forward_pre_hook(lambda called, _: order.append(names[called]))
             for module in names
         ]
+        handles += [
+            module.register_forward_hook(
+                lambda _, __, output: sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+            )
+            for module in self.network.modules()
+            if not list(module.children())
+        ]
         like = next(self.network.parameters())
-        self(torch.zeros(1, *self.spec.shape, device=like.device, dtype=like.dtype))
+        self._forward(torch.zeros(1, *self.spec.shape, device=like.device, dtype=like.dtype))
         for handle in handles:
             handle.remove()
-        return order
-
-    def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        mean_C, var_C = module.running_mean, module.running_var
-        assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
-        self._sums.append(layer_sums(inputs[0], mean_C, var_C))
+        return order, sum(sizes)
 
     def forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
-        """Standard-space images -> logits and the sums at each executed BN, in order of execution."""
+        """Standard-space images -> logits and the sums at each executed BN, in order of execution.
+
+        More than `chunk` images at once would not fit into memory: they pass in chunks whose activations the
+        backward pass computes again.
+        """
+        if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
+            logits, layers = self._forward(standard_NCHW)
+        else:
+            logits, layers = self._chunked(standard_NCHW)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits, layers
+
+    def _forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
         self._sums.clear()
-        logits = self.network(self.spec.standard_to_norm(standard_NCHW))
-        sums = list(self._sums)
+        logits = self.network(TeacherInput.apply(self.spec.standard_to_norm(standard_NCHW)))
+        layers = _with_materialised_gradients(self._sums)
         self._sums.clear()
-        return logits.float() if logits.dtype == torch.bfloat16 else logits, sums
+        return logits, layers
+
+    def _chunked(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+        parts = [
+            checkpoint(self._flat_forward, chunk, use_reentrant=False)
+            for chunk in standard_NCHW.split(self.chunk)
+        ]
+        logits, *flat = (torch.cat(part) for part in zip(*parts, strict=True))
+        return logits, [
+            replace(like, s1_NC=s1_NC, s2_NC=s2_NC)
+            for like, s1_NC, s2_NC in zip(self._like, flat[::2], flat[1::2], strict=True)
+        ]
+
+    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[Tensor, ...]:
+        logits, layers = self._forward(standard_NCHW)
+        self._like = layers
+        return (logits, *_flat(layers))
+
+
+def _flat(layers: Sequence[LayerSums]) -> list[Tensor]:
+    return [part for sums in layers for part in (sums.s1_NC, sums.s2_NC)]
+
+
+def _with_materialised_gradients(layers: Sequence[LayerSums]) -> list[LayerSums]:
+    flat = MaterialisedGradients.apply(*_flat(layers))
+    return [
+        replace(sums, s1_NC=s1_NC, s2_NC=s2_NC)
+        for sums, s1_NC, s2_NC in zip(layers, flat[::2], flat[1::2], strict=True)
+    ]
 
 
 def mean_gap_and_var(

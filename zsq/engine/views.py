@@ -4,7 +4,7 @@ applies them inside it: one vectorised operation per batch, seeded."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import kornia
 import torch
@@ -62,11 +62,29 @@ class Roll:
         return torch.randint(-self.pixels, self.pixels + 1, (2,), generator=generator)
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
-        """Roll with wrap-around; an index, so that the shift stays a tensor."""
-        height, width = images_NCHW.shape[-2:]
-        rows = (torch.arange(height, device=images_NCHW.device) - draw[0]) % height
-        columns = (torch.arange(width, device=images_NCHW.device) - draw[1]) % width
-        return images_NCHW[:, :, rows][:, :, :, columns]
+        """Roll with wrap-around; the shift stays a tensor."""
+        return _Rolled.apply(images_NCHW, draw)
+
+
+class _Rolled(torch.autograd.Function):
+    """A roll whose gradient is the opposite roll: both read, where autograd's own would scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, images_NCHW: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(shift)
+        return _rolled(images_NCHW, shift)
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor, None]:
+        (shift,) = ctx.saved_tensors
+        return _rolled(of_output, -shift), None
+
+
+def _rolled(images_NCHW: Tensor, shift: Tensor) -> Tensor:
+    height, width = images_NCHW.shape[-2:]
+    rows = (torch.arange(height, device=images_NCHW.device) - shift[0]) % height
+    columns = (torch.arange(width, device=images_NCHW.device) - shift[1]) % width
+    return images_NCHW[:, :, rows][:, :, :, columns]
 
 
 class ResizedCrop:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from functools import partial
+from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
 from zsq.quantizers.ranges import lp_symmetric
+from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
 from zsq.students.calibration import check_images, observe
 from zsq.students.losses import distillation
@@ -67,6 +69,14 @@ class LSQKD(Student):
     options_class: ClassVar[type[Options]] = LSQKDOptions
     options: LSQKDOptions
 
+    def __init__(self, options: LSQKDOptions, runtime: Runtime) -> None:
+        """What is compiled takes a network of the same structure and this fit's tensors, so that the next fit
+        finds it compiled."""
+        super().__init__(options, runtime)
+        self._templates: dict[Hashable, nn.Module] = {}
+        self._logits_of = runtime.compiled(self._logits)
+        self._loss_of = runtime.compiled(self._loss)
+
     def fit(
         self,
         teacher: Teacher,
@@ -90,7 +100,8 @@ class LSQKD(Student):
         network.to(self.runtime.device).to(memory_format=torch.channels_last)
         self._put_quantizers(placement, observe(placement, teacher.spec, pixels_NCHW, self.runtime.device))
         if bits != Bits(FLOAT_BITS, FLOAT_BITS):
-            self._train(network, teacher, pixels_NCHW, seed, log or Silent())
+            template = self._template(network, (teacher.network, bits, placement.table()))
+            self._train(network, template, teacher, pixels_NCHW, seed, log or Silent())
         network.eval().requires_grad_(False)
         return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
 
@@ -109,24 +120,31 @@ class LSQKD(Student):
             placement.put(site, _learned(step, grid, "activation").to(self.runtime.device))
 
     def _train(
-        self, network: nn.Module, teacher: Teacher, pixels_NCHW: Tensor, seed: int, log: StepLog
+        self,
+        network: nn.Module,
+        template: nn.Module,
+        teacher: Teacher,
+        pixels_NCHW: Tensor,
+        seed: int,
+        log: StepLog,
     ) -> None:
         options, device = self.options, self.runtime.device
-        self._set_modes(network)
+        for module in (template, network):
+            self._set_modes(module)
+        tensors = dict(network.named_parameters()) | dict(network.named_buffers())
         steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
         optimizer = self._optimizer(network, steps)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(options.iterations, 1))
         batches = _batches(len(pixels_NCHW), options.batch, options.iterations, seed)
         views = torch_generator(seed, 0, "lsq-kd views")
-        loss_of = self.runtime.compiled(partial(self._loss, network))
-        teacher_of = self.runtime.compiled(teacher.network)
         for iteration, batch in enumerate(batches, start=1):
             standard = teacher.spec.pixels_to_standard(pixels_NCHW[batch].to(device))
             norm = teacher.spec.standard_to_norm(shift_and_flip(standard, options.shift, options.flip, views))
+            torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                teacher_NK = teacher_of(norm)
+                teacher_NK = self._logits_of(teacher.network, {}, norm).clone()
             optimizer.zero_grad()
-            loss = loss_of(norm, teacher_NK)
+            loss = self._loss_of(template, tensors, norm, teacher_NK)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -137,13 +155,24 @@ class LSQKD(Student):
             if iteration % LOG_EVERY == 0 or iteration == len(batches):
                 log.advance(len(batch) * ((iteration - 1) % LOG_EVERY + 1), loss=loss.item())
 
-    def _loss(self, network: nn.Module, norm_NCHW: Tensor, teacher_NK: Tensor) -> Tensor:
+    def _logits(self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor) -> Tensor:
         with self.runtime.autocast():
-            student_NK = network(norm_NCHW).float()
+            images = norm_NCHW.contiguous(memory_format=torch.channels_last)
+            return torch.func.functional_call(network, tensors, (images,)).float()
+
+    def _loss(
+        self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor, teacher_NK: Tensor
+    ) -> Tensor:
+        student_NK = self._logits(network, tensors, norm_NCHW)
         loss = distillation(student_NK, teacher_NK, self.options.temperature)
         if self.options.ce_weight:
             loss = loss + self.options.ce_weight * F.cross_entropy(student_NK, teacher_NK.argmax(dim=1))
         return loss
+
+    def _template(self, network: nn.Module, structure: Hashable) -> nn.Module:
+        if structure not in self._templates:
+            self._templates[structure] = copy.deepcopy(network)
+        return self._templates[structure]
 
     def _set_modes(self, network: nn.Module) -> None:
         network.eval().requires_grad_(True)
