@@ -16,6 +16,7 @@ from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
 from zsq.errors import NoBatchNormError
 from zsq.evaluate import score_teacher
+from zsq.files import atomic_write_text
 from zsq.gap import REAL, RunRecord, StudentSpec
 from zsq.images import ImageSet
 from zsq.progress import Reporter, append_line
@@ -24,7 +25,6 @@ from zsq.report.data import ReportData
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
 from zsq.shards.reader import ShardDataset
-from zsq.shards.writer import atomic_write_text
 
 FITS_FILE = "fits.jsonl"
 EVENTS_FILE = "events.jsonl"
