@@ -101,6 +101,7 @@ class Inversion:
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
                 draws = [draw.to(device) for draw in draw_views(stage.views, shape, generator)]
+                targets_NK = self.parameterisation.redraw(generator, targets_NK)
                 optimizer.zero_grad()
                 total, values = step(draws, targets_NK)
                 total.backward()
