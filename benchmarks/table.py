@@ -14,10 +14,10 @@ import typer
 
 from zsq.bench import machine
 from zsq.config import RuntimeConfig, load_recipe
+from zsq.files import atomic_write_text
 from zsq.gap import RunRecord
 from zsq.progress import Reporter
 from zsq.report.data import ReportData
-from zsq.shards.writer import atomic_write_text
 from zsq.workflow import run_recipe
 
 RESULTS = Path(__file__).parent / "results"

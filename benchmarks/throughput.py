@@ -1,6 +1,6 @@
 """Speed of synthesis against a plain loop, model-compression-toolkit and the bare convolutions.
 
-`python benchmarks/throughput.py run [--mct PYTHON]` measures; PYTHON is the interpreter of an environment with
+`python benchmarks/throughput.py run [--mct PYTHON]` measures; PYTHON is that of an environment with
 benchmarks/consumers/mct.txt installed. Each contender is a process of its own; they take turns, round by
 round, and a rate is the median over the rounds. A finished network is kept in
 benchmarks/results/throughput.json; `python benchmarks/throughput.py show` prints the table and draws
@@ -278,7 +278,7 @@ def run(
 ) -> None:
     """Measure and keep the results, network by network."""
     from zsq.bench import machine
-    from zsq.shards.writer import atomic_write_text
+    from zsq.files import atomic_write_text
 
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": {}}
     for network in only or NETWORKS:

@@ -101,6 +101,7 @@ class Inversion:
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
                 draws = [self.runtime.sent(draw) for draw in draw_views(stage.views, shape, generator)]
+                targets_NK = self.parameterisation.redraw(generator, targets_NK)
                 torch.compiler.cudagraph_mark_step_begin()
                 optimizer.zero_grad()
                 total, values = step(draws, targets_NK)
