@@ -9,6 +9,7 @@ from typing import Any
 
 from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dsg import DSG
+from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.noise import Noise
 from zsq.generators.zeroq import ZeroQ
 
@@ -21,6 +22,8 @@ METHODS: dict[str, type[Generator]] = {
     "zeroq": ZeroQ,
     "deepinversion": DeepInversion,
     "dsg": DSG,
+    "gzsq": GZSQ,
+    "gzsq_moment": GZSQMoment,
 }
 
 

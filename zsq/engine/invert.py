@@ -14,10 +14,13 @@ from torch import Tensor
 from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.parameterise import Parameterisation
-from zsq.engine.statistics import TappedTeacher, require_batch_norm
+from zsq.engine.statistics import LayerSums, require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.views import View, apply_views, draw_views
 from zsq.runtime import Runtime
+
+# Standard-space images -> the teacher's outputs and its layers' statistics, as `TappedTeacher` gives them.
+Tapped = Callable[[Tensor], tuple[Tensor, list[LayerSums]]]
 
 LOG_EVERY = 25  # iterations between host reads of the losses
 
@@ -54,7 +57,7 @@ class Inversion:
 
     def __init__(
         self,
-        tapped: TappedTeacher,
+        tapped: Tapped,
         parameterisation: Parameterisation,
         terms: Sequence[Term],
         stages: Sequence[Stage],

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.engine.statistics import Alignment, LayerSums, input_sums
+from zsq.engine.statistics import Alignment, LayerSums, input_sums, mean_gap_and_var
+
+ZSCORE_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,21 @@ def batch_norm_l2(forward: Forward) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     return (x.square().sum(-1) + 1e-12).sqrt()
+
+
+def mean_zscore(layers: Sequence[LayerSums]) -> Tensor:
+    """Sum over layers of ||(m - M) / sqrt((s + e)^2 + (S + e)^2)||, batch statistics, e = 1e-6 (GZSQ's LZ,
+    Sharma et al., arXiv 2112.02834). 0 where the means agree, whatever the standard deviations."""
+    return torch.stack([_norm(gap / scale) for gap, _, scale in map(_zscore_parts, layers)]).sum()
+
+
+def spread_zscore(layers: Sequence[LayerSums]) -> Tensor:
+    """The same of the standard deviations, ||(s - S) / ...||: what LZ leaves free."""
+    return torch.stack([_norm(gap / scale) for _, gap, scale in map(_zscore_parts, layers)]).sum()
+
+
+def _zscore_parts(sums: LayerSums) -> tuple[Tensor, Tensor, Tensor]:
+    mean_gap, var = mean_gap_and_var(sums, "batch")
+    std, target = (var + ZSCORE_EPSILON**2).sqrt(), sums.var_C.sqrt()
+    scale = ((std + ZSCORE_EPSILON).square() + (target + ZSCORE_EPSILON).square()).sqrt()
+    return mean_gap, std - target, scale
