@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from zsq.generators.deepinversion import DeepInversion
+from zsq.generators.dgh import DGH
 from zsq.generators.dsg import DSG
 from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.noise import Noise
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Generator]] = {
     "zeroq": ZeroQ,
     "deepinversion": DeepInversion,
     "dsg": DSG,
+    "dgh": DGH,
     "gzsq": GZSQ,
     "gzsq_moment": GZSQMoment,
 }

@@ -96,8 +96,8 @@ class GZSQMoment(GZSQ):
         summary="moments propagated per channel through weights, activations and pooling; mean and std",
         deviations=(
             *OUR_CHOICES[:3],
-            "moments are propagated per channel with fan-in, biases, activations and pooling, the inputs of a "
-            "layer taken as independent; the published recursion ignores all of these",
+            "moments are propagated per channel with fan-in, biases, activations and pooling, all inputs "
+            "of a layer taken as independent; the published recursion ignores all of these",
             "standard deviations are matched too",
         ),
     )

@@ -52,6 +52,12 @@ class LossHistory:
         return [name for name, column in zip(self.names, table.T, strict=True) if (column == column[0]).all()]
 
 
+def warn_of_idle_terms(owner: str, history: LossHistory) -> None:
+    """One warning for each loss term that never changed."""
+    for term in history.idle():
+        warnings.warn(f"{owner}: loss term '{term}' never changed: it steers nothing", stacklevel=3)
+
+
 class Inversion:
     """Optimises one batch after another against a frozen teacher; the compiled step is reused."""
 
@@ -150,10 +156,7 @@ class InversionMethod(Generator):
             made, history = self._inversion(batch).run(rng, wanted, log)
             images.append(made.cpu())
             first += batch
-            for term in history.idle():
-                warnings.warn(
-                    f"{self.name}: loss term '{term}' never changed: it steers nothing", stacklevel=2
-                )
+            warn_of_idle_terms(self.name, history)
         return SyntheticBatch(torch.cat(images), targets_NK, history.last() if history.rows else {})
 
     def _inversion(self, batch: int) -> Inversion:

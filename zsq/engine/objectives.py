@@ -9,19 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.engine.statistics import Alignment, LayerSums, input_sums, mean_gap_and_var
+from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
 
 ZSCORE_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets."""
+    """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets.
+
+    `others`: per layer, the sums of the set's other images, for whole-set statistics.
+    """
 
     viewed_NCHW: Tensor
     logits_NK: Tensor
     layers: Sequence[LayerSums]
     targets_NK: Tensor | None
+    others: Sequence[SetSums] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Term:
 
 def bn_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
     """The statistics of all BN inputs against the stored ones."""
-    return lambda forward: alignment(forward.layers)
+    return lambda forward: alignment(forward.layers, forward.others)
 
 
 def input_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
@@ -47,6 +51,13 @@ def cross_entropy(forward: Forward) -> Tensor:
     """Mean over images of -sum_k target_k log softmax(logits)_k."""
     assert forward.targets_NK is not None
     return F.cross_entropy(forward.logits_NK, forward.targets_NK)
+
+
+def output_range(forward: Forward) -> Tensor:
+    """Mean over images of min_k - max_k of the teacher's outputs: negative, lower where they spread (Sony
+    Model Compression Toolkit, data generation)."""
+    low, high = torch.aminmax(forward.logits_NK, dim=1)
+    return (low - high).mean()
 
 
 def total_variation_l2(forward: Forward) -> Tensor:

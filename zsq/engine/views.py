@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsq.imagespec import ImageSpec
+
 
 class View(Protocol):
     """Images (N, C, H, W) in standard space -> what the teacher sees."""
@@ -91,6 +93,47 @@ class ResizedCrop:
         """Crop and resize to the full size."""
         height, width = images_NCHW.shape[-2:]
         return kornia.geometry.transform.crop_and_resize(images_NCHW, draw, (height, width))
+
+
+class RandomCrop:
+    """The whole batch cropped to `size` at one random place (Sony's data generation)."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """`size`: height and width that stay."""
+        self.size = size
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(2,) int64: first row and first column."""
+        room = [side - kept + 1 for side, kept in zip(shape[-2:], self.size, strict=True)]
+        return torch.cat([torch.randint(each, (1,), generator=generator) for each in room])
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """The rows and columns from there; an index, so that the place stays a tensor."""
+        rows, columns = (torch.arange(side, device=images_NCHW.device) for side in self.size)
+        return images_NCHW[:, :, rows + draw[0]][:, :, :, columns + draw[1]]
+
+
+def centre_crop(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle `size` (height, width) of the images."""
+    (height, width), (full_height, full_width) = size, images_NCHW.shape[-2:]
+    top, left = (full_height - height) // 2, (full_width - width) // 2
+    return images_NCHW[..., top : top + height, left : left + width]
+
+
+class Clip:
+    """Values clamped to what pixels 0..255 have in standard space; the gradient passes unchanged."""
+
+    def __init__(self, spec: ImageSpec, device: str) -> None:
+        """`spec` gives the valid box."""
+        self.low, self.high = spec.valid_box(device)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Nothing random: an empty tensor."""
+        return torch.empty(0)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Clamped images."""
+        return images_NCHW + (images_NCHW.clamp(self.low, self.high) - images_NCHW).detach()
 
 
 class Blur:
