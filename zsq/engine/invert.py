@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
+from zsq.engine.classes import FeatureTap
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.parameterise import Parameterisation
 from zsq.engine.statistics import LayerSums, require_batch_norm
@@ -68,13 +69,18 @@ class Inversion:
         terms: Sequence[Term],
         stages: Sequence[Stage],
         runtime: Runtime,
+        features: FeatureTap | None = None,
     ) -> None:
-        """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out."""
+        """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out.
+
+        features: hooked on `tapped`, for terms that read them.
+        """
         self.tapped = tapped
         self.parameterisation = parameterisation
         self.terms = [term for term in terms if term.weight != 0]
         self.stages = [stage for stage in stages if stage.iterations > 0]
         self.runtime = runtime
+        self.features = features
         self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
 
     def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -82,7 +88,8 @@ class Inversion:
             images = apply_views(views, self.parameterisation(), draws)
             with self.runtime.autocast():
                 logits, layers = self.tapped(images)
-            forward = Forward(images, logits, layers, targets_NK)
+            features = self.features.take() if self.features else None
+            forward = Forward(images, logits, layers, targets_NK, features_NF=features)
             values = [term.function(forward) for term in self.terms]
             total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
             return total, torch.stack(values).detach()
@@ -131,7 +138,7 @@ class InversionMethod(Generator):
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
         """Keep the parts; a teacher that lacks what the method's facts ask for is refused before any work."""
         super().__init__(teacher, options, runtime)
-        self._inversions: dict[int, Inversion] = {}
+        self._inversions: dict[Hashable, Inversion] = {}
         if self.facts.needs_batch_norm:
             require_batch_norm(teacher, self.name)
         if self.facts.needs_labels:
@@ -145,8 +152,19 @@ class InversionMethod(Generator):
         """(num_images, K) class probabilities to ask for; None for a method without a class term."""
         return None
 
+    def variant(self, batch: int) -> Hashable:
+        """What tells the next batch's composition from others; equal variants share one inversion."""
+        return batch
+
+    def begin(self, group: Group) -> None:
+        """Called before the group's first batch: nothing of other groups may be remembered."""
+
+    def finished(self, images_NCHW: Tensor, targets_NK: Tensor | None) -> None:
+        """Called with each finished batch, for methods whose later batches depend on it."""
+
     def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
         """Invert the group's batches one after another, all from the group's own stream."""
+        self.begin(group)
         targets_NK = self.labels(group)
         rng = group.generator("synthesis")
         images: list[Tensor] = []
@@ -154,12 +172,14 @@ class InversionMethod(Generator):
         for batch in group.batch_sizes:
             wanted = targets_NK[first : first + batch] if targets_NK is not None else None
             made, history = self._inversion(batch).run(rng, wanted, log)
+            self.finished(made, wanted)
             images.append(made.cpu())
             first += batch
             warn_of_idle_terms(self.name, history)
         return SyntheticBatch(torch.cat(images), targets_NK, history.last() if history.rows else {})
 
     def _inversion(self, batch: int) -> Inversion:
-        if batch not in self._inversions:
-            self._inversions[batch] = self.inversion(batch)
-        return self._inversions[batch]
+        variant = self.variant(batch)
+        if variant not in self._inversions:
+            self._inversions[variant] = self.inversion(batch)
+        return self._inversions[variant]

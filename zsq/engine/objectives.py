@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsq.engine.classes import ClassCentres
 from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
 
 ZSCORE_EPSILON = 1e-6
@@ -18,7 +19,8 @@ ZSCORE_EPSILON = 1e-6
 class Forward:
     """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets.
 
-    `others`: per layer, the sums of the set's other images, for whole-set statistics.
+    `others`: per layer, the sums of the set's other images, for whole-set statistics. `features_NF`: what
+    enters the last layer, where it is tapped.
     """
 
     viewed_NCHW: Tensor
@@ -26,6 +28,7 @@ class Forward:
     layers: Sequence[LayerSums]
     targets_NK: Tensor | None
     others: Sequence[SetSums] | None = None
+    features_NF: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,29 @@ def cross_entropy(forward: Forward) -> Tensor:
     """Mean over images of -sum_k target_k log softmax(logits)_k."""
     assert forward.targets_NK is not None
     return F.cross_entropy(forward.logits_NK, forward.targets_NK)
+
+
+def soft_inception(forward: Forward) -> Tensor:
+    """Mean over images of (p_y - t)^2, y the class of the largest target and t that target (IntraQ, Zhong et
+    al., CVPR 2022)."""
+    assert forward.targets_NK is not None
+    wanted_N, classes_N = forward.targets_NK.max(1)
+    found_N = forward.logits_NK.softmax(1).gather(1, classes_N[:, None])[:, 0]
+    return (found_N - wanted_N).square().mean()
+
+
+def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Callable[[Forward], Tensor]:
+    """Mean of relu(lower - d) + relu(d - upper) over the images whose class has a centre, d the cosine
+    distance 1 - cos between an image's features and it (IntraQ)."""
+
+    def loss(forward: Forward) -> Tensor:
+        assert forward.features_NF is not None and forward.targets_NK is not None
+        centres_NF, known_N = centres.of(forward.targets_NK.argmax(1))
+        distance_N = 1 - F.cosine_similarity(forward.features_NF, centres_NF, dim=1)
+        outside_N = (lower - distance_N).relu() + (distance_N - upper).relu()
+        return torch.where(known_N, outside_N, 0.0).sum() / known_N.sum().clamp_min(1)
+
+    return loss
 
 
 def output_range(forward: Forward) -> Tensor:

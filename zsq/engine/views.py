@@ -74,18 +74,29 @@ class Roll:
 class ResizedCrop:
     """Each image cropped to a random `scale` share of its area and resized back (bilinear)."""
 
-    def __init__(self, scale: tuple[float, float]) -> None:
-        """`scale`: smallest and largest share of the area, in (0, 1]; the aspect ratio is kept."""
-        self.scale = scale
+    def __init__(self, scale: tuple[float, float], flip: bool = False, probability: float = 1.0) -> None:
+        """`scale`: smallest and largest share of the area, in (0, 1]; the aspect ratio is kept.
+
+        flip: mirror each crop by a coin of its own. probability: of one coin for the whole batch, which else
+        stays as it is.
+        """
+        self.scale, self.flip, self.probability = scale, flip, probability
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """(N, 4, 2) corners of each crop, clockwise from top left, in pixels (x, y)."""
+        """(N, 4, 2) corners of each crop, clockwise from top left (of a mirrored one from top right), in
+        pixels (x, y)."""
         count, _, height, width = shape
         low, high = self.scale
         side = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
         x0 = (1 - side) * (width - 1) * torch.rand(count, generator=generator)
         y0 = (1 - side) * (height - 1) * torch.rand(count, generator=generator)
         x1, y1 = x0 + side * (width - 1), y0 + side * (height - 1)
+        if self.flip:
+            mirrored = torch.rand(count, generator=generator) < 0.5
+            x0, x1 = torch.where(mirrored, x1, x0), torch.where(mirrored, x0, x1)
+        if self.probability < 1 and torch.rand((), generator=generator) >= self.probability:
+            x0, y0 = torch.zeros(count), torch.zeros(count)
+            x1, y1 = x0 + (width - 1), y0 + (height - 1)
         corners = [torch.stack(point, 1) for point in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
         return torch.stack(corners, 1)
 
