@@ -36,6 +36,19 @@ def class_moments(sums: LayerSums, classes_N: Tensor, num_classes: int, weights_
     return ClassMoments(sums.mean_C + gap_KC, torch.where(seen_K1, var_KC, sums.var_C), images_K)
 
 
+def first_deep_layer(num_layers: int) -> int:
+    """Index from which layers count as deep in ClusterQ and FDDA: int((L + 1) / 2) - 2, at least 0."""
+    return max(0, (num_layers + 1) // 2 - 2)
+
+
+def layer_widths(tapped: TappedTeacher) -> list[int]:
+    """Number of channels of each tapped layer."""
+    like = next(tapped.network.parameters())
+    with torch.no_grad():
+        _, layers = tapped(torch.zeros(1, *tapped.spec.shape, device=like.device, dtype=like.dtype))
+    return [sums.s1_NC.shape[1] for sums in layers]
+
+
 class FeatureTap:
     """What enters the last weighted layer of a tapped teacher's copy: its pooled features."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
 from zsq.engine.classes import FeatureTap
+from zsq.engine.memories import Memory
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.parameterise import Parameterisation
 from zsq.engine.statistics import LayerSums, require_batch_norm
@@ -70,10 +71,11 @@ class Inversion:
         stages: Sequence[Stage],
         runtime: Runtime,
         features: FeatureTap | None = None,
+        memories: Sequence[Memory] = (),
     ) -> None:
         """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out.
 
-        features: hooked on `tapped`, for terms that read them.
+        features: hooked on `tapped`, for terms that read them. memories: called around each step.
         """
         self.tapped = tapped
         self.parameterisation = parameterisation
@@ -81,10 +83,11 @@ class Inversion:
         self.stages = [stage for stage in stages if stage.iterations > 0]
         self.runtime = runtime
         self.features = features
+        self.memories = tuple(memories)
         self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
 
-    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
-        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor, Forward | None]]:
+        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor, Forward | None]:
             images = apply_views(views, self.parameterisation(), draws)
             with self.runtime.autocast():
                 logits, layers = self.tapped(images)
@@ -92,7 +95,7 @@ class Inversion:
             forward = Forward(images, logits, layers, targets_NK, features_NF=features)
             values = [term.function(forward) for term in self.terms]
             total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
-            return total, torch.stack(values).detach()
+            return total, torch.stack(values).detach(), forward if self.memories else None
 
         return step
 
@@ -117,10 +120,16 @@ class Inversion:
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
                 draws = [draw.to(device) for draw in draw_views(stage.views, shape, generator)]
+                for memory in self.memories:
+                    memory.before_step(iteration, generator)
                 optimizer.zero_grad()
-                total, values = step(draws, targets_NK)
+                total, values, forward = step(draws, targets_NK)
                 total.backward()
                 optimizer.step()
+                for memory in self.memories:
+                    assert forward is not None
+                    with torch.no_grad():
+                        memory.after_step(iteration, forward)
                 for schedule in schedules:
                     schedule.step(iteration, total.detach())
                 self.parameterisation.project()
