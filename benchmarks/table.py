@@ -15,11 +15,11 @@ import torch
 import typer
 
 from zsq.config import RuntimeConfig, load_recipe
+from zsq.files import atomic_write_text
 from zsq.gap import RunRecord
 from zsq.progress import Reporter
 from zsq.report.data import ReportData
 from zsq.shards.manifest import library_versions
-from zsq.shards.writer import atomic_write_text
 from zsq.workflow import run_recipe
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,9 +10,12 @@ from typing import Any
 from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dgh import DGH
 from zsq.generators.dsg import DSG
+from zsq.generators.gdfq import GDFQ
+from zsq.generators.genie import Genie
 from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.intraq import IntraQ
 from zsq.generators.noise import Noise
+from zsq.generators.qimera import Qimera
 from zsq.generators.zeroq import ZeroQ
 
 from zsq.contract import Generator, Teacher
@@ -28,6 +31,9 @@ METHODS: dict[str, type[Generator]] = {
     "intraq": IntraQ,
     "gzsq": GZSQ,
     "gzsq_moment": GZSQMoment,
+    "genie": Genie,
+    "gdfq": GDFQ,
+    "qimera": Qimera,
 }
 
 
@@ -63,12 +69,14 @@ def create(
     overrides: Mapping[str, Any] | None = None,
     iterations: int | None = None,
     runtime: Runtime | None = None,
+    batch: int | None = None,
 ) -> Generator:
-    """A method ready to synthesize for this teacher; its options are resolved for the teacher's image size.
+    """A method ready to synthesize for this teacher; its options are resolved for the teacher's image size
+    and batches of `batch`.
 
     Raises:
         UnknownNameError, OptionError, NoBatchNormError, MismatchError: see `Options.resolve`, `Generator`.
     """
     cls = method_class(name)
-    options = cls.options_class.resolve(name, teacher.spec, overrides or {}, iterations)
+    options = cls.options_class.resolve(name, teacher.spec, overrides or {}, iterations, batch)
     return cls(teacher, options, runtime or Runtime())

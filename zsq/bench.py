@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from zsq import gap
@@ -16,7 +17,9 @@ from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
 from zsq.errors import NoBatchNormError
 from zsq.evaluate import score_teacher
+from zsq.files import atomic_write_text
 from zsq.gap import REAL, RunRecord, StudentSpec
+from zsq.generators import available_methods
 from zsq.images import ImageSet
 from zsq.progress import Reporter, append_line
 from zsq.report.build import build_report
@@ -24,7 +27,6 @@ from zsq.report.data import ReportData
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
 from zsq.shards.reader import ShardDataset
-from zsq.shards.writer import atomic_write_text
 
 FITS_FILE = "fits.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -179,10 +181,24 @@ class Bench:
 
     def _costs(self) -> dict[str, float]:
         """Teacher passes per image of each source, where its shards say so."""
-        options = {
-            source: ShardDataset(sets[0]).provenance.options for source, sets in self.sets.items() if sets
+        costs = {
+            source: passes_per_image(ShardDataset(sets[0])) for source, sets in self.sets.items() if sets
         }
-        return {source: float(values.get("iterations", 0)) for source, values in options.items()}
+        return {source: cost for source, cost in costs.items() if cost is not None}
+
+
+def passes_per_image(images: ShardDataset) -> float | None:
+    """Teacher passes per image, a method's shared training counted in; None for images of a method or of
+    options that this installation does not know."""
+    origin = images.provenance
+    cls = available_methods().get(origin.method)
+    if cls is None:
+        return None
+    try:
+        options = cls.options_class(**origin.options)
+    except ValidationError:
+        return None
+    return cls.passes(options, len(images)) / len(images)
 
 
 def bn_distances(

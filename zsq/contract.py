@@ -78,11 +78,16 @@ def scales_with_iterations(default: int, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"scales": True}, **constraints)
 
 
+def follows_batch(default: int, **constraints: Any) -> Any:
+    """Field of an option that is the run's batch, `--batch` or at most `--count`; `default` where none is."""
+    return Field(default, json_schema_extra={"batch": True}, **constraints)
+
+
 class Options(BaseModel):
     """Options of one method or student: its constants, with published values as defaults.
 
     `iterations`, where a subclass has it, is the published length; fields made by `scales_with_iterations`
-    are tied to it.
+    are tied to it, fields made by `follows_batch` to the run's batch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,9 +99,15 @@ class Options(BaseModel):
 
     @classmethod
     def resolve(
-        cls, owner: str, spec: ImageSpec, overrides: Mapping[str, Any], iterations: int | None = None
+        cls,
+        owner: str,
+        spec: ImageSpec,
+        overrides: Mapping[str, Any],
+        iterations: int | None = None,
+        batch: int | None = None,
     ) -> Self:
-        """Defaults for `spec`, shortened or stretched to `iterations`, then `overrides` on top.
+        """Defaults for `spec`, shortened or stretched to `iterations`, for a run in batches of `batch`, then
+        `overrides` on top.
 
         Raises:
             OptionError: an unknown key, a value of the wrong kind or range, or iterations below 1.
@@ -113,18 +124,23 @@ class Options(BaseModel):
             if iterations is not None and published_iterations:
                 stretched = _stretched(options, iterations / published_iterations)
                 options = cls(**(stretched | {"iterations": iterations}))
-            return cls(**(options.model_dump() | dict(overrides)))
+            batches = dict.fromkeys(cls._marked("batch"), batch) if batch is not None else {}
+            return cls(**(options.model_dump() | batches | dict(overrides)))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise OptionError(f"{owner}: {key}={first.get('input')!r}: {first['msg']}") from None
 
+    @classmethod
+    def _marked(cls, mark: str) -> list[str]:
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return [name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)]
+
 
 def _stretched(options: Options, ratio: float) -> dict[str, Any]:
     values = options.model_dump(exclude={"iterations"})
-    for name, field in type(options).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("scales") and values[name]:
+    for name in options._marked("scales"):
+        if values[name]:
             values[name] = max(1, round(values[name] * ratio))
     return values
 
@@ -275,10 +291,10 @@ class Generator(ABC):
         """Images optimised together where `--batch` does not say."""
         return 128
 
-    @property
-    def iterations(self) -> int:
-        """Teacher passes (forward and backward) per image; 0 for a method without optimisation."""
-        return getattr(self.options, "iterations", 0)
+    @classmethod
+    def passes(cls, options: Any, count: int) -> int:
+        """Teacher passes (forward and backward of one image) that `count` images take in all."""
+        return getattr(options, "iterations", 0) * count
 
     def read(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
         """Take the images that `--real` names, once and before `prepare`, where the facts say `needs_real`:

@@ -9,7 +9,7 @@ from typing import Any
 
 from zsq.config import config_json
 from zsq.errors import RunFolderError, StorageError
-from zsq.shards.writer import atomic_write_text, is_leftover
+from zsq.files import atomic_write_text, is_leftover
 
 RUN_FILE = "run.json"
 

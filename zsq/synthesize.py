@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,16 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
-    options = cls.options_class.resolve(config.method, teacher.spec, config.set, config.iterations)
-    iterations = getattr(options, "iterations", 0)
+    batch = min(config.batch or cls.default_batch(teacher.spec), config.count)
+    options = cls.options_class.resolve(config.method, teacher.spec, config.set, config.iterations, batch)
+    passes = cls.passes(options, config.count)
     runtime = Runtime.resolve(
         **config.runtime.model_dump(),
-        total_gflops=forward_gflops(teacher) * iterations * config.count if iterations else 0.0,
+        total_gflops=forward_gflops(teacher) * passes if passes else 0.0,
     )
     plan = Plan(
         count=config.count,
-        batch=min(config.batch or cls.default_batch(teacher.spec), config.count),
+        batch=batch,
         shard_size=config.shard_size,
         seed=config.seed,
         batches_per_group=cls.batches_per_group,
@@ -169,19 +171,27 @@ def generate(
 
 def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes, reporter: Reporter) -> int:
     """Make this process's share of the missing units; image-iterations of all processes."""
-    total = sum(unit.num_images for unit in missing) * max(1, job.method.iterations)
     if not missing:
-        return total
+        return 0
     _say_estimate(job, missing, reporter)
     mine = missing[processes.rank :: processes.count]
-    share = sum(unit.num_images for unit in mine) * max(1, job.method.iterations)
-    with reporter.job(f"{job.method.name} on {job.teacher.name}", share) as log:
-        job.method.prepare(job.plan.seed, job.out / "prepared", log)
+    with reporter.job(f"{job.method.name} on {job.teacher.name}", _work(job, mine)) as log:
+        # Rank 0 makes what all share, the others then find it.
+        for turn in (processes.rank == 0, processes.rank != 0):
+            if turn:
+                job.method.prepare(job.plan.seed, job.out / "prepared", log)
+            processes.wait()
         scorer = Scorer(job.teacher, job.runtime)
         for unit in mine:
             made = [job.method.synthesize(group, log) for group in unit.groups]
             _write_unit(job, unit, made, scorer)
-    return total
+    return _work(job, missing)
+
+
+def _work(job: ResolvedRun, units: list[WorkUnit]) -> int:
+    """Image-iterations that `units` take, or their images where the method has none."""
+    images = sum(unit.num_images for unit in units)
+    return job.method.passes(job.method.options, images) or images
 
 
 def _write_unit(job: ResolvedRun, unit: WorkUnit, made: list[SyntheticBatch], scorer: Scorer) -> None:
@@ -275,11 +285,11 @@ def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter)
     images = sum(unit.num_images for unit in missing)
     per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
     seconds = 0.0
-    if job.method.iterations:
-        rate = seconds_per_image_iteration(job.teacher, job.plan.batch)
-        seconds = rate * images * job.method.iterations
+    passes = job.method.passes(job.method.options, images)
+    if passes:
+        seconds = seconds_per_image_iteration(job.teacher, job.plan.batch) * passes
     reporter.say(
-        f"{job.method.name}: {images} images x {job.method.iterations} teacher passes, "
+        f"{job.method.name}: {images} images x {passes / images:g} teacher passes, "
         f"about {duration(seconds)} uncompiled in one process, {images * per_image / 1e6:.1f} MB on disk"
     )
 
@@ -325,7 +335,8 @@ class Processes:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        # The others wait as long as rank 0 trains what they share.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         return cls(state.process_index, state.num_processes)
 
     def wait(self) -> None:

@@ -139,8 +139,9 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     for source in recipe.sources:
         config = source_config(recipe, source, 0)
         cls = method_class(source.method)
-        options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations)
-        passes += plan.count * getattr(options, "iterations", 0)
+        batch = min(source.batch or cls.default_batch(teacher.spec), plan.count)
+        options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations, batch)
+        passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
     fits = sum(fit_images(spec, teacher) * STEP_COST + len(protocol.eval) for spec in protocol.students)
     seconds = plan.shard_sets * rate * (passes + arms * fits)

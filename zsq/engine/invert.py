@@ -120,6 +120,7 @@ class Inversion:
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
                 draws = [draw.to(device) for draw in draw_views(stage.views, shape, generator)]
+                targets_NK = self.parameterisation.redraw(generator, targets_NK)
                 for memory in self.memories:
                     memory.before_step(iteration, generator)
                 optimizer.zero_grad()

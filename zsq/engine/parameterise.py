@@ -41,6 +41,10 @@ class Parameterisation(nn.Module):
         """Start a new batch, in place, so that a compiled step stays valid."""
         raise NotImplementedError
 
+    def redraw(self, generator: torch.Generator, targets_NK: Tensor | None) -> Tensor | None:
+        """Called before each step: fresh random inputs where there are any, and the targets of this step."""
+        return targets_NK
+
     def groups(self) -> Sequence[ParameterGroup]:
         """What is optimised, and at which rates."""
         raise NotImplementedError

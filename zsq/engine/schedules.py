@@ -86,3 +86,8 @@ MakeSchedule = Callable[[float, int, str], Schedule]
 def plateau(factor: float, patience: int, floor: float) -> MakeSchedule:
     """Maker of `Plateau` schedules with these constants."""
     return lambda rate, iterations, device: Plateau(rate, iterations, device, factor, patience, floor)
+
+
+def exponential(factor: float, every: int) -> MakeSchedule:
+    """Maker of `Exponential` schedules with these constants."""
+    return lambda rate, iterations, device: Exponential(rate, iterations, device, factor, every)

@@ -20,9 +20,9 @@ from pydantic import (
 
 from zsq.contract import Task, Teacher
 from zsq.errors import ImagesError, ShardError
+from zsq.files import atomic_write_text
 from zsq.imagespec import ImageSpec
 from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
-from zsq.shards.writer import atomic_write_text
 
 MANIFEST_NAME = "manifest.json"
 SHARDS_FOLDER = "shards"

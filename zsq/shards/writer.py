@@ -9,15 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from zsq.errors import StorageError
+from zsq.files import atomic_write_bytes
 from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, check_content
 
 # The first HDF5 version whose metadata carries checksums everywhere; fixed on both sides for equal bytes.
@@ -63,55 +60,3 @@ def _new_file(buffer: io.BytesIO) -> h5py.File:
 def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """One image's row per chunk; an array of single numbers in one chunk."""
     return shape if len(shape) == 1 else (1, *shape[1:])
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write_bytes` of UTF-8."""
-    atomic_write_bytes(path, text.encode())
-
-
-def atomic_write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a temporary sibling, fsync, rename over `path`, fsync the folder (made when missing).
-
-    Raises:
-        StorageError: the disk refused; `path` is as it was and no temporary file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-        _remove_leftovers(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageError(
-            f"cannot write {path}: {reason}",
-            remedy="free disk space or choose another folder, then continue with --resume",
-        ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of earlier attempts at `path`."""
-    for sibling in path.parent.iterdir():
-        if is_leftover(sibling.name, path.name):
-            sibling.unlink(missing_ok=True)
-
-
-def is_leftover(name: str, of: str) -> bool:
-    """Whether `name` is a temporary file that a killed process left of writing the file `of`."""
-    return name.startswith(f".{of}.") and name.endswith(".tmp")

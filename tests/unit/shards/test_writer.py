@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from zsq.errors import ShardError, StorageError
+from zsq.files import atomic_write_bytes, atomic_write_text
 from zsq.shards.reader import read_shard
-from zsq.shards.writer import atomic_write_bytes, atomic_write_text, write_shard
+from zsq.shards.writer import write_shard
 
 
 def test_file_holds_the_arrays_as_plain_hdf5(tmp_path, make_content, provenance):

@@ -1,0 +1,35 @@
+"""GDFQ's generator (Xu, Li, Zhuang, Liu, Cao, Liang, Tan; ECCV 2020)."""
+
+from __future__ import annotations
+
+from zsq.contract import Facts
+from zsq.engine.amortise import AmortisedMethod, AmortisedOptions
+from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
+
+
+class GDFQOptions(AmortisedOptions):
+    """The public scripts' constants; `bn_epsilon` is what their second and third BN have, where a momentum
+    of 0.8 seems to be meant: 1e-5 undoes it."""
+
+
+class GDFQ(AmortisedMethod):
+    """A conditional generator trained on class targets and the BN statistics of each batch."""
+
+    name = "gdfq"
+    options_class = GDFQOptions
+    facts = Facts(
+        paper="Xu et al., Generative Low-bitwidth Data Free Quantization (GDFQ), ECCV 2020",
+        summary="a conditional generator trained on class targets and batch BN statistics",
+        needs_labels=True,
+        needs_batch_norm=True,
+        trains_network=True,
+        deviations=(
+            "images come from the trained generator; the paper's student sees those of every training step",
+            "no student takes part in training (in the paper it does not steer the generator)",
+        ),
+    )
+
+    def build(self, num_classes: int) -> ConditionalNetwork:
+        """Noise times a class embedding, or class-conditional BN at large sizes."""
+        o = self.options
+        return NoiseNetwork(self.teacher.spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn)

@@ -1,0 +1,76 @@
+"""Genie's data generation, GENIE-D (Jeon, Lee, Kim; CVPR 2023)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from zsq.contract import Facts, Options, scales_with_iterations
+from zsq.engine.invert import Inversion, InversionMethod, Stage
+from zsq.engine.latent import LatentGenerator
+from zsq.engine.objectives import Term, bn_alignment, input_alignment
+from zsq.engine.schedules import exponential, plateau
+from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.engine.swing import SwingConvolution
+from zsq.imagespec import ImageSpec
+
+
+class GenieOptions(Options):
+    """Constants of the public ImageNet code; none are published for other sizes."""
+
+    iterations: int = Field(4000, ge=1)
+    latent: int = Field(256, ge=1)
+    learning_rate: float = Field(0.1, gt=0)
+    patience: int = scales_with_iterations(100, ge=0)
+    factor: float = Field(0.1, gt=0, le=1)
+    min_learning_rate: float = Field(1e-4, ge=0)
+    generator_learning_rate: float = Field(0.01, gt=0)
+    decay: float = Field(0.95, gt=0, le=1)
+    decay_every: int = scales_with_iterations(100, ge=1)
+    input_weight: float = Field(1.0, ge=0)
+    swing: bool = True
+
+
+class Genie(InversionMethod):
+    """Latent vectors and a generator fresh for each batch; swing convolution; batch BN statistics as std."""
+
+    name = "genie"
+    options_class = GenieOptions
+    facts = Facts(
+        paper="Jeon et al., Genie: Show Me the Data for Quantization, CVPR 2023",
+        summary="latent vectors and a fresh generator per batch, swing convolution, batch BN statistics",
+        needs_batch_norm=True,
+        deviations=(
+            "the images after the last step are kept, not those before it",
+            "a last batch smaller than the others is made too, not left out",
+        ),
+    )
+
+    @classmethod
+    def default_batch(cls, spec: ImageSpec) -> int:
+        """128, as in the public code."""
+        return 128
+
+    def inversion(self, batch: int) -> Inversion:
+        """The paper's objective on latent vectors and generator."""
+        o = self.options
+        images = LatentGenerator(
+            self.teacher.spec,
+            batch,
+            self.runtime.device,
+            o.latent,
+            o.learning_rate,
+            o.generator_learning_rate,
+            plateau(o.factor, o.patience, o.min_learning_rate),
+            exponential(o.decay, o.decay_every),
+        )
+        terms = [
+            Term("bn", 1.0, bn_alignment(Alignment("batch", unbiased=True))),
+            Term(
+                "input",
+                o.input_weight,
+                input_alignment(Alignment("sample", unbiased=True, over_channels="sum")),
+            ),
+        ]
+        tapped = TappedTeacher(self.teacher, self.name)
+        views = (SwingConvolution(tapped),) if o.swing else ()
+        return Inversion(tapped, images, terms, [Stage(o.iterations, views)], self.runtime)
