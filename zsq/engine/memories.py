@@ -4,6 +4,7 @@ of tensors that only change between steps."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from zsq.engine.classes import class_moments
 from zsq.engine.objectives import Forward
-from zsq.engine.statistics import EPSILON
+from zsq.engine.statistics import EPSILON, mean_gap_and_var
 
 
 class Memory(Protocol):
@@ -109,5 +110,49 @@ def class_alignment(
             per_layer.append(total / counted_N.sum().clamp_min(1) if over == "mean" else total)
         layers = torch.stack(per_layer)
         return layers.mean() if over == "mean" else layers.sum()
+
+    return loss
+
+
+@dataclass(frozen=True)
+class ImageCentres:
+    """Mean and biased variance of single images at the layers from `skipped` on, a row (K, C) per class."""
+
+    skipped: int
+    mean_KC: Sequence[Tensor]
+    var_KC: Sequence[Tensor]
+
+
+def centre_alignment(
+    centres: ImageCentres, noise: FreshNoise | None = None, scales: tuple[float, float] = (0.0, 0.0)
+) -> Callable[[Forward], Tensor]:
+    """Squared gaps of the mean and variance of a batch of one class to that class's centre, means over channels
+    and layers; with `noise` of standard deviations `scales` on the centre its distorted form (FDDA)."""
+
+    def loss(forward: Forward) -> Tensor:
+        assert forward.targets_NK is not None
+        asked = forward.targets_NK[:1].argmax(1)
+        per_layer = []
+        for layer, sums in enumerate(forward.layers[centres.skipped :]):
+            gap, var = mean_gap_and_var(sums, "batch")
+            mean_gap = sums.mean_C + gap - centres.mean_KC[layer].index_select(0, asked)[0]
+            var_gap = var - centres.var_KC[layer].index_select(0, asked)[0]
+            if noise is not None:
+                mean_gap = mean_gap - scales[0] * noise.mean[layer][0]
+                var_gap = var_gap - scales[1] * noise.spread[layer][0]
+            per_layer.append(mean_gap.square().mean() + var_gap.square().mean())
+        return torch.stack(per_layer).mean()
+
+    return loss
+
+
+def on_images(term: Callable[[Forward], Tensor], rows: Callable[[int], slice]) -> Callable[[Forward], Tensor]:
+    """`term` on some images of the batch: those that `rows` names of its size."""
+
+    def loss(forward: Forward) -> Tensor:
+        chosen = rows(len(forward.viewed_NCHW))
+        layers = [replace(s, s1_NC=s.s1_NC[chosen], s2_NC=s.s2_NC[chosen]) for s in forward.layers]
+        targets_NK = forward.targets_NK[chosen] if forward.targets_NK is not None else None
+        return term(Forward(forward.viewed_NCHW[chosen], forward.logits_NK[chosen], layers, targets_NK))
 
     return loss
