@@ -5,6 +5,7 @@ from __future__ import annotations
 from zsq.contract import Facts
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions
 from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
+from zsq.engine.latent import allocated
 
 
 class GDFQOptions(AmortisedOptions):
@@ -31,5 +32,8 @@ class GDFQ(AmortisedMethod):
 
     def build(self, num_classes: int) -> ConditionalNetwork:
         """Noise times a class embedding, or class-conditional BN at large sizes."""
-        o = self.options
-        return NoiseNetwork(self.teacher.spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn)
+        o, spec = self.options, self.teacher.spec
+        return allocated(
+            lambda: NoiseNetwork(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
+            self.runtime.device,
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from zsq.contract import Facts
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions
 from zsq.engine.conditional import ConditionalNetwork, SuperposedNetwork, classifier_rows
+from zsq.engine.latent import allocated
 from zsq.imagespec import ImageSpec
 
 
@@ -47,7 +48,7 @@ class Qimera(AmortisedMethod):
         deviations=(
             "images come from the trained generator; the paper's student sees those of every training step",
             "of a finished set, each image is superposed or not by its own coin; in training each batch",
-            "embedding plus noise is normalised over its length; the code normalises each kind of batch otherwise",
+            "embedding plus noise is normalised over its length; the code does so in plain batches alone",
             "the disentangling mapping is on, and conditional BN weights add to 1; in the code neither holds",
             "no student takes part in training (in the paper it does not steer the generator)",
         ),
@@ -59,8 +60,11 @@ class Qimera(AmortisedMethod):
         spec, start = self.teacher.spec, None
         if o.embeddings == "classifier":
             start = classifier_rows(self.teacher, num_classes, self.name)
-        network = SuperposedNetwork(
-            spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn, start, o.slots, o.superposed
+        network = allocated(
+            lambda: SuperposedNetwork(
+                spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn, start, o.slots, o.superposed
+            ),
+            self.runtime.device,
         )
         network.embedding_KE.requires_grad_(not o.freeze_embeddings)
         return network

@@ -1,5 +1,6 @@
 """What every method owes, whatever it does inside: one test per promise, over every method there is."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -42,12 +43,13 @@ def name(request):
 @pytest.fixture
 def make(tmp_path):
     """Makes images of one method: (teacher, count, ...) -> the plan's batches, in order."""
+    folders = itertools.count()
 
     def make(name, teacher, count=4, *, batch=4, seed=0, iterations=SHORT, only=None, log=None):
         per_group = METHODS[name].batches_per_group
         plan = Plan(count=count, batch=batch, shard_size=count, seed=seed, batches_per_group=per_group)
-        method = create(name, teacher, iterations=iterations)
-        method.prepare(seed, tmp_path / "prepared", Silent())
+        method = create(name, teacher, iterations=iterations, batch=batch)
+        method.prepare(seed, tmp_path / f"prepared-{next(folders)}", log or Silent())
         chosen = plan.groups if only is None else [plan.groups[only]]
         return [method.synthesize(group, log or Silent()) for group in chosen]
 
@@ -134,7 +136,7 @@ def test_every_term_moves_and_progress_is_complete(name, make, tiny_teacher):
     iterations = 3 * LOG_EVERY
     batches = make(name, tiny_teacher, iterations=iterations, log=Log())
     optimises = "iterations" in METHODS[name].options_class.model_fields
-    assert sum(amounts) == 4 * (iterations if optimises else 1)
+    assert sum(amounts) == 4 * (iterations if optimises else 1)  # for one batch, a network's training too
     assert set(logged) == set(batches[-1].losses) and bool(logged) == optimises
     for term, values in logged.items():
         assert np.isfinite(values).all() and len(set(values)) > 1, term

@@ -103,7 +103,7 @@ class AmortisedMethod(Generator):
         """Keep the parts and build the network; a teacher that lacks what it needs is refused."""
         super().__init__(teacher, options, runtime)
         require_batch_norm(teacher, self.name)
-        self.network = self.build(class_count(teacher, self.name)).to(runtime.device)
+        self.network = self.build(class_count(teacher, self.name))
         self.losses: dict[str, float] = {}
 
     @classmethod
@@ -118,7 +118,7 @@ class AmortisedMethod(Generator):
 
     @abstractmethod
     def build(self, num_classes: int) -> ConditionalNetwork:
-        """The network, on the CPU."""
+        """The network on the runtime's device; training draws its weights."""
 
     def terms(self) -> Sequence[Term]:
         """GDFQ's: classes, and BN statistics of the batch as mean and biased variance."""

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from zsq.errors import StorageError
 from zsq.files import atomic_write_bytes
 
 DIGEST = "sha256"  # a tensor of the file: the sha256 of all others, saved without it
@@ -28,11 +29,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """What `write_tensors` wrote, on the CPU; None where nothing is, or, with a warning, a damaged file."""
-    if not path.exists():
-        return None
+    """What `write_tensors` wrote, on the CPU; None where nothing is, or, with a warning, a damaged file.
+
+    Raises:
+        StorageError: the disk refused.
+    """
     try:
-        tensors = load(path.read_bytes())
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        tensors = load(data)
         if torch.equal(tensors.pop(DIGEST), _digest(tensors)):
             return tensors
     except (SafetensorError, KeyError):

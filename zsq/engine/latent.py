@@ -3,7 +3,8 @@ and the latent parameterisation: images from latent vectors through a network th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from zsq.engine.parameterise import ParameterGroup, Parameterisation
 from zsq.engine.schedules import MakeSchedule, Schedule
 from zsq.imagespec import ImageSpec
+
+Module = TypeVar("Module", bound=nn.Module)
 
 SLOPE = 0.2  # of the leaky ReLUs, in all published generators
 
@@ -108,6 +111,14 @@ class LatentNetwork(nn.Sequential):
         )
 
 
+def allocated(build: Callable[[], Module], device: str) -> Module:
+    """`build()` on `device`, without the weights that torch would draw from its global random state: they are
+    undefined until `initialise` draws them."""
+    with torch.device("meta"):
+        network = build()
+    return network.to_empty(device=device)
+
+
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Fresh weights in place: the distributions of torch's own layers, drawn on the CPU from `generator`."""
@@ -143,7 +154,7 @@ class LatentGenerator(Parameterisation):
         """`rate` and `schedule` for the vectors, of length `latent`; `network_...` for the network."""
         super().__init__()
         self.latent_ND = nn.Parameter(torch.empty(batch, latent, device=device))
-        self.network = LatentNetwork(spec, latent).to(device)
+        self.network = allocated(lambda: LatentNetwork(spec, latent), device)
         betas = (0.9, 0.999)
         self._groups = (
             ParameterGroup([self.latent_ND], rate, betas, schedule),

@@ -17,7 +17,7 @@ def moved(x: Tensor, offset: Tensor) -> Tensor:
     for dimension, start in zip((2, 3), offset, strict=True):
         size = x.shape[dimension]
         index = (torch.arange(size, device=x.device) + start - 1).abs()
-        index = torch.minimum(index, (2 * (size - 1) - index).abs())
+        index = torch.minimum(index, (2 * (size - 1) - index).abs()).clamp_max(size - 1)
         x = x.index_select(dimension, index)
     return x
 
