@@ -1,4 +1,4 @@
-"""ClusterQ (Gao, Zhang, Hong, Zhang, Fan, Yan; arXiv 2205.00179): classes form clusters in deep statistics."""
+"""ClusterQ (Gao, Zhang, Hong, Zhang, Fan, Yan; arXiv 2205.00179): deep statistics cluster by class."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from zsq.contract import Facts, Options, scales_with_iterations
+from zsq.contract import Facts, Options, follows_batch, scales_with_iterations
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
 from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
 from zsq.engine.invert import Inversion, Stage
+from zsq.engine.latent import allocated
 from zsq.engine.memories import ClassCentroids, FreshNoise, class_alignment
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -27,11 +28,11 @@ class ClusterQOptions(AmortisedOptions):
     """GDFQ's training with the paper's weights, and batch, latent length and crops of the public code.
 
     `over="sum"` adds up channels, layers and classes as the paper's formula is written. `centroids="code"`
-    does what the public code does: all classes share the stored BN statistics as their centroid, compared with
-    those of the whole batch, and the diversity term, whose gradient is zero there, is left out.
+    does what the public code does: all classes share the stored BN statistics as their centroid, compared
+    with those of the whole batch, and the diversity term, whose gradient is zero there, is left out.
     """
 
-    training_batch: int = Field(512, ge=1)
+    training_batch: int = follows_batch(512, ge=1)
     latent: int = Field(10, ge=1)
     cluster_weight: float = Field(0.9, ge=0)
     diversity_weight: float = Field(0.6, ge=0)
@@ -64,16 +65,19 @@ class ClusterQ(AmortisedMethod):
             "images come from the trained generator; the paper's student sees those of every training step",
             "no student takes part in training (in the paper it does not steer the generator)",
             "cluster and diversity terms are means over channels, layers and classes, not sums (option over)",
-            "a class's centroid starts at its first correctly classified images after warm-up, not in a pass of "
-            "its own",
+            "a class's centroid starts at its first correctly classified images after warm-up, not in a pass "
+            "of its own",
             "crops keep the aspect ratio",
         ),
     )
 
     def build(self, num_classes: int) -> ConditionalNetwork:
         """GDFQ's."""
-        o = self.options
-        return NoiseNetwork(self.teacher.spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn)
+        o, spec = self.options, self.teacher.spec
+        return allocated(
+            lambda: NoiseNetwork(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
+            self.runtime.device,
+        )
 
     def training(self, inputs: FreshInputs) -> Inversion:
         """GDFQ's terms, clusters and diversity; centroids and noise change between steps."""

@@ -1,4 +1,4 @@
-"""FDDA, Fine-grained Data Distribution Alignment (Zhong, Lin, Nan, Liu, Zhang, Tian, Ji and others; ECCV 2022)."""
+"""FDDA, Fine-grained Data Distribution Alignment (Zhong, Lin, Chen, Li, Shen, Chao, Wu, Ji; ECCV 2022)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
 from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
 from zsq.engine.invert import Inversion, Stage
+from zsq.engine.latent import allocated
 from zsq.engine.memories import FreshNoise, ImageCentres, centre_alignment, on_images
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -87,11 +88,11 @@ class FDDA(AmortisedMethod):
         trains_network=True,
         data_read="1 image per class",
         deviations=(
-            "with a zsq shard folder as --real the centres come from synthetic images and nothing real is read",
+            "with a zsq shard folder as --real the centres come from synthetic images: nothing real is read",
             "images come from the trained generator; the paper's student sees those of every training step",
             "no student takes part in training (in the paper it does not steer the generator)",
             "both halves of a batch pass the generator and the teacher together",
-            "classes without an image that the teacher classifies as labelled are left out from the first step",
+            "classes without an image that the teacher classifies as labelled are left out from the start",
         ),
     )
 
@@ -132,8 +133,11 @@ class FDDA(AmortisedMethod):
 
     def build(self, num_classes: int) -> ConditionalNetwork:
         """GDFQ's, of the classes that have a centre."""
-        o = self.options
-        return HalfNetwork(self.teacher.spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn)
+        o, spec = self.options, self.teacher.spec
+        return allocated(
+            lambda: HalfNetwork(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
+            self.runtime.device,
+        )
 
     def training(self, inputs: FreshInputs) -> Inversion:
         """CE on all images, BN statistics of the mixed ones, class statistics of those of one class."""

@@ -49,11 +49,21 @@ def make(tmp_path):
         per_group = METHODS[name].batches_per_group
         plan = Plan(count=count, batch=batch, shard_size=count, seed=seed, batches_per_group=per_group)
         method = create(name, teacher, iterations=iterations, batch=batch)
+        if method.facts.needs_real:
+            method.read(*given_images(teacher))
         method.prepare(seed, tmp_path / f"prepared-{next(folders)}", log or Silent())
         chosen = plan.groups if only is None else [plan.groups[only]]
         return [method.synthesize(group, log or Silent()) for group in chosen]
 
     return make
+
+
+def given_images(teacher):
+    """Of every class that the teacher ever sees in noise, as `--real` would name them."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (64, *teacher.spec.shape), generator=generator, dtype=torch.uint8)
+    with torch.no_grad():
+        return pixels, teacher.logits(teacher.spec.pixels_to_standard(pixels)).argmax(1)
 
 
 def pixels_of(teacher, batches):
@@ -187,20 +197,37 @@ def test_one_iteration(name, make, tiny_teacher):
     check(make(name, tiny_teacher, iterations=1), tiny_teacher, 4)
 
 
-def config(name, **changes):
-    values = {"teacher": "toy", "method": name, "count": 10, "batch": 2, "shard_size": 4, "iterations": SHORT}
-    return GenerateConfig(**(values | changes))
+@pytest.fixture
+def config(tmp_path):
+    """Makes the configuration of a short run; the images of `--real` lie in a file."""
+
+    def config(name, **changes):
+        values = {
+            "teacher": "toy",
+            "method": name,
+            "count": 10,
+            "batch": 2,
+            "shard_size": 4,
+            "iterations": SHORT,
+        }
+        if METHODS[name].facts.needs_real:
+            pixels, labels = given_images(make_teacher())
+            np.savez(tmp_path / "given.npz", images=pixels.permute(0, 2, 3, 1), labels=labels)
+            values["real"] = str(tmp_path / "given.npz")
+        return GenerateConfig(**(values | changes))
+
+    return config
 
 
 @pytest.mark.parametrize("name", BN_METHODS)
-def test_networks_without_bn_are_refused_before_anything_is_written(name, tmp_path):
+def test_networks_without_bn_are_refused_before_anything_is_written(name, config, tmp_path):
     with pytest.raises(NoBatchNormError, match=f"which {name} matches"):
         synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(without_bn))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", LABEL_METHODS)
-def test_networks_without_classes_are_refused_before_anything_is_written(name, tmp_path):
+def test_networks_without_classes_are_refused_before_anything_is_written(name, config, tmp_path):
     with pytest.raises(MismatchError, match=f"since {name} asks for classes"):
         synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(task="embed"))
     assert not (tmp_path / "run").exists()
@@ -220,7 +247,7 @@ def shard_bytes(run):
     return {path.name: path.read_bytes() for path in sorted((run / "shards").iterdir())}
 
 
-def test_a_run_on_disk_and_its_resume(name, tmp_path):
+def test_a_run_on_disk_and_its_resume(name, config, tmp_path):
     """Shards that verify, of the pixels the method makes; a lost and a damaged shard come back the same."""
     teacher, run = make_teacher(), tmp_path / "run"
     synthesize.generate(config(name), run, teacher=teacher)
@@ -240,7 +267,7 @@ def test_a_run_on_disk_and_its_resume(name, tmp_path):
     assert shard_bytes(run) == whole
 
 
-def test_two_ranks_make_the_files_of_one(name, tmp_path, monkeypatch):
+def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
     alone = synthesize.generate(config(name), tmp_path / "alone", teacher=make_teacher())
     teachers = [make_teacher(), make_teacher()]
     barrier, failures, written = threading.Barrier(2, timeout=60), [], []

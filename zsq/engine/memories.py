@@ -126,8 +126,8 @@ class ImageCentres:
 def centre_alignment(
     centres: ImageCentres, noise: FreshNoise | None = None, scales: tuple[float, float] = (0.0, 0.0)
 ) -> Callable[[Forward], Tensor]:
-    """Squared gaps of the mean and variance of a batch of one class to that class's centre, means over channels
-    and layers; with `noise` of standard deviations `scales` on the centre its distorted form (FDDA)."""
+    """Squared gaps of the mean and variance of a batch of one class to that class's centre, averaged over
+    channels and layers; `noise` of standard deviations `scales` on the centre: its distorted form (FDDA)."""
 
     def loss(forward: Forward) -> Tensor:
         assert forward.targets_NK is not None
