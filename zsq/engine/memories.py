@@ -64,7 +64,7 @@ class ClassCentroids:
         classes_N, right_N = asked_classes(forward)
         count = len(self.known_K)
         seen_K = torch.zeros_like(self.known_K, dtype=right_N.dtype).index_add(0, classes_N, right_N) > 0
-        share_K1 = torch.where(self.known_K, self.rate, 1.0)[:, None] * seen_K[:, None]
+        share_K1 = (seen_K * (1 - (1 - self.rate) * self.known_K.to(right_N.dtype)))[:, None]
         layers = forward.layers[self.skipped :]
         for sums, mean_KC, std_KC in zip(layers, self.mean_KC, self.std_KC, strict=True):
             found = class_moments(sums, classes_N, count, right_N)
