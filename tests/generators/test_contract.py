@@ -1,6 +1,7 @@
 """What every method owes, whatever it does inside: one test per promise, over every method there is."""
 
 import itertools
+import sys
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from zsq import synthesize
 from zsq.config import GenerateConfig
 from zsq.contract import Plan, Silent
 from zsq.engine.invert import LOG_EVERY
+from zsq.engine.objectives import Term
 from zsq.engine.statistics import Alignment, TappedTeacher, image_distances
 from zsq.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.shards.reader import ShardDataset
@@ -152,6 +154,37 @@ def test_every_term_moves_and_progress_is_complete(name, make, tiny_teacher):
         assert np.isfinite(values).all() and len(set(values)) > 1, term
 
 
+def test_every_term_has_a_gradient(name, make, tiny_teacher, monkeypatch):
+    """Down to what the teacher sees, finite, at every step at which the term is not zero itself."""
+    seen = {}
+
+    def watched(term, forward):
+        value = term(forward)
+        (gradient,) = torch.autograd.grad(
+            value, forward.viewed_NCHW, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return value, gradient
+
+    def term(name, weight, function):
+        def call(forward):
+            value, gradient = watched(function, forward)
+            assert value.isfinite() and gradient.isfinite().all(), name
+            seen[name] = seen.get(name, False) or bool(gradient.any())
+            return value
+
+        return Term(name, weight, call)
+
+    modules = [
+        module for key, module in sys.modules.items() if key.startswith(("zsq.generators", "zsq.engine"))
+    ]
+    for module in modules:
+        if getattr(module, "Term", None) is Term:
+            monkeypatch.setattr(module, "Term", term)
+    batches = make(name, tiny_teacher, count=4, iterations=6)
+    assert set(seen) == set(batches[-1].losses)
+    assert all(steers for term, steers in seen.items()), seen
+
+
 @pytest.mark.parametrize("name", BN_METHODS)
 def test_bn_distance_of_stored_images_is_below_noises(name, make):
     """Of a trained teacher: the batch's at most half of noise's (DSG stops at its slack, near a third; others
@@ -221,7 +254,7 @@ def config(tmp_path):
 
 @pytest.mark.parametrize("name", BN_METHODS)
 def test_networks_without_bn_are_refused_before_anything_is_written(name, config, tmp_path):
-    with pytest.raises(NoBatchNormError, match=f"which {name} matches"):
+    with pytest.raises(NoBatchNormError, match=f"which {name} matches.*gzsq or gzsq_moment"):
         synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(without_bn))
     assert not (tmp_path / "run").exists()
 

@@ -98,7 +98,7 @@ def test_classes_are_uniform_and_noise_gaussian(tiny_teacher):
 
 @pytest.mark.parametrize(("absent", "index"), [("bn_weight", 0), ("ce_weight", 1)])
 def test_training_lowers_each_term(absent, index, tmp_path):
-    """Each alone, below nine tenths of where one step leaves it: a network with random weights is stubborn."""
+    """Each alone, below nine tenths of where one step leaves it: random weights are stubborn."""
     teacher = make_teacher(spec=image_spec(size=(8, 8)))
     (group,) = Plan(count=16, batch=16, shard_size=16, seed=0).groups
     term = create("gdfq", teacher).terms()[index]
