@@ -307,7 +307,10 @@ class Generator(ABC):
 
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
         """What all groups share, such as a trained network: made once per run, from `seed` alone, and cached
-        below `cache` where it is expensive. Nothing for most pixel methods."""
+        below `cache` where it is expensive. Nothing for most pixel methods.
+
+        Of several processes, the first is through with it before the others begin: they find its cache.
+        """
         return None
 
     @abstractmethod

@@ -148,6 +148,14 @@ def test_a_set_holds_both_kinds_of_images_and_their_targets(tiny_teacher, tmp_pa
     assert (every.amax(1) < 1).all()
 
 
+def test_the_form_for_large_images_trains_too(tmp_path):
+    teacher = make_teacher(spec=image_spec(channels=1, size=(12, 20)), outputs=30)
+    options = QimeraOptions.published(image_spec(size=(224, 224))) | {"training_batch": 8, "superposed": 0.5}
+    batch = trained(teacher, tmp_path, count=16, **options)
+    assert batch.standard_NCHW.shape == (16, 1, 12, 20) and batch.standard_NCHW.isfinite().all()
+    assert ((batch.targets_NK > 0).sum(1) > 20).any() and (batch.targets_NK.amax(1) == 1).any()
+
+
 def test_frozen_embeddings_stay_and_free_ones_move(tiny_teacher, tmp_path):
     start = tiny_teacher.network[2][2].weight
     for frozen in (True, False):

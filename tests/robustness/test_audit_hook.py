@@ -64,7 +64,7 @@ def test_the_watch_sees_what_it_should(found):
 
 
 def test_every_method_without_data_is_watched(found):
-    assert {"noise", "zeroq", "deepinversion", "dsg"} <= set(found)
+    assert {"noise", "zeroq", "deepinversion", "dsg", "genie", "gdfq", "qimera"} <= set(found)
 
 
 def test_no_image_no_data_set_no_socket(found):

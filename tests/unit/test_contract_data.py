@@ -7,7 +7,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zsq.contract import Bits, Options, Plan, Silent, Teacher, scales_with_iterations
+from zsq.contract import (
+    Bits,
+    Generator,
+    Options,
+    Plan,
+    Silent,
+    Teacher,
+    follows_batch,
+    scales_with_iterations,
+)
 from zsq.errors import OptionError
 from zsq.imagespec import ImageSpec
 
@@ -182,3 +191,22 @@ def test_a_teacher_is_frozen_and_takes_standard_images():
 
 def test_the_silent_log_takes_everything():
     assert Silent().advance(3, loss=0.1) is None
+
+
+class BatchOptions(Options):
+    iterations: int = 100
+    together: int = follows_batch(64, ge=1)
+    apart: int = 64
+
+
+@pytest.mark.parametrize(
+    ("batch", "overrides", "expected"), [(None, {}, 64), (8, {}, 8), (8, {"together": 3}, 3), (1, {}, 1)]
+)
+def test_fields_that_follow_the_batch(batch, overrides, expected):
+    options = BatchOptions.resolve("m", SPEC, overrides, 10, batch)
+    assert (options.together, options.apart, options.iterations) == (expected, 64, 10)
+
+
+def test_passes_are_iterations_times_images_unless_a_method_says_otherwise():
+    assert Generator.passes(BatchOptions(), 7) == 700
+    assert Generator.passes(Options(), 7) == 0

@@ -1,13 +1,14 @@
 """Recipes: what each stage is asked, what is kept, and what a budget or a kill leaves."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 from commands import Spoken
 
-from zsq import bench, workflow
-from zsq.config import load_recipe, recipe_paths
+from zsq import bench, synthesize, workflow
+from zsq.config import GenerateConfig, load_recipe, recipe_paths
 from zsq.errors import RunFolderError, TeacherAccuracyError, UsageError
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
@@ -235,3 +236,15 @@ def test_every_recipe_names_methods_and_students_that_exist(name):
         assert workflow.method_class(source.method)
         assert source_config(recipe, source, 0).count == recipe.generate.count
     assert all("/" not in text or "${ZSQ_DATA" in text for text in (recipe.real, recipe.eval))
+
+
+def test_cost_counts_shared_training_and_knows_what_it_does_not_know(tmp_path, tiny_teacher):
+    """3 steps of 4 images for 8 images."""
+    config = GenerateConfig(teacher="toy", method="gdfq", count=8, batch=4, shard_size=8, iterations=3)
+    images = ShardDataset(synthesize.generate(config, tmp_path / "run", teacher=tiny_teacher))
+    assert bench.passes_per_image(images) == 1.5
+    origin = images.provenance
+    images.provenance = dataclasses.replace(origin, options=origin.options | {"colour": 1})
+    assert bench.passes_per_image(images) is None
+    images.provenance = dataclasses.replace(origin, method="elsewhere")
+    assert bench.passes_per_image(images) is None
