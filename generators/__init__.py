@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from zsq.generators.clusterq import ClusterQ
 from zsq.generators.deepinversion import DeepInversion
+from zsq.generators.dgh import DGH
 from zsq.generators.dsg import DSG
+from zsq.generators.fdda import FDDA
 from zsq.generators.gdfq import GDFQ
 from zsq.generators.genie import Genie
+from zsq.generators.gzsq import GZSQ, GZSQMoment
+from zsq.generators.intraq import IntraQ
 from zsq.generators.noise import Noise
 from zsq.generators.qimera import Qimera
 from zsq.generators.zeroq import ZeroQ
@@ -24,6 +29,12 @@ METHODS: dict[str, type[Generator]] = {
     "zeroq": ZeroQ,
     "deepinversion": DeepInversion,
     "dsg": DSG,
+    "dgh": DGH,
+    "clusterq": ClusterQ,
+    "intraq": IntraQ,
+    "fdda": FDDA,
+    "gzsq": GZSQ,
+    "gzsq_moment": GZSQMoment,
     "genie": Genie,
     "gdfq": GDFQ,
     "qimera": Qimera,

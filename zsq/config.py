@@ -61,11 +61,15 @@ class RecipeTeacher(Stage):
 
 
 class RecipeSource(Stage):
-    """One synthetic arm: a method and how it differs from the recipe's `[generate]`."""
+    """One synthetic arm: a method and how it differs from the recipe's `[generate]`.
+
+    `real`: images for a method that reads some.
+    """
 
     method: str
     batch: PositiveInt | None = None
     iterations: PositiveInt | None = None
+    real: str | None = None
     set: dict[str, Any] = {}
 
 

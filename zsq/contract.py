@@ -296,6 +296,15 @@ class Generator(ABC):
         """Teacher passes (forward and backward of one image) that `count` images take in all."""
         return getattr(options, "iterations", 0) * count
 
+    def read(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
+        """Take the images that `--real` names, once and before `prepare`, where the facts say `needs_real`:
+        uint8 pixels and int64 labels, -1 for none. Of real images there is one per class.
+
+        Raises:
+            MismatchError: the method cannot use them.
+        """
+        raise NotImplementedError
+
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
         """What all groups share, such as a trained network: made once per run, from `seed` alone, and cached
         below `cache` where it is expensive. Nothing for most pixel methods.

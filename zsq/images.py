@@ -117,13 +117,16 @@ class ImageSet:
         return [self.subset(part) for part in order[:wanted].split(count)]
 
 
-def load_images(source: str | Path, spec: ImageSpec | None = None, limit: int | None = None) -> ImageSet:
+def load_images(
+    source: str | Path, spec: ImageSpec | None = None, limit: int | None = None, one_per_class: bool = False
+) -> ImageSet:
     """Read SRC.
 
     Args:
         spec: of the teacher the images are for; fixes channels and size. Without it photos are read as RGB
             and the first one's size holds for all.
         limit: read that many at most, evenly spread over the order of the source.
+        one_per_class: give the first image of each class alone; of shards, where none is real, all.
 
     Raises:
         ImagesError: missing, empty, unreadable, or not a source.
@@ -133,19 +136,34 @@ def load_images(source: str | Path, spec: ImageSpec | None = None, limit: int | 
     source = str(source)
     if limit is not None and limit < 1:
         raise OptionError(f"{limit} images", "at least 1")
+    images = _loaded(source, spec, limit, one_per_class)
+    if one_per_class and not images.is_shards:
+        return images.subset(_first_of_each(images.labels.tolist()))
+    return images
+
+
+def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
     path = Path(source)
     if source.startswith("embedded:"):
         return _embedded(source, spec, limit)
     if source.startswith("torchvision:"):
         return _torchvision(source, spec, limit)
     if path.is_dir():
-        return _shards(path, spec, limit) if _holds_shards(path) else _class_folders(path, spec, limit)
+        if _holds_shards(path):
+            return _shards(path, spec, limit)
+        return _class_folders(path, spec, limit, one_per_class)
     if path.suffix == ".npz" and path.is_file():
         return _npz(path, spec, limit)
     if path.suffix == ".zip" and path.is_file():
-        return _zip(path, spec, limit)
+        return _zip(path, spec, limit, one_per_class)
     what = "is no source of images" if path.exists() else "does not exist"
     raise ImagesError(f"{source} {what}", SOURCES)
+
+
+def _first_of_each(labels: Sequence[int]) -> list[int]:
+    """Index of the first of each label, in order of the labels; -1 is none."""
+    first = {label: index for index, label in reversed(list(enumerate(labels)))}
+    return [first[label] for label in sorted(first) if label >= 0]
 
 
 def _spread(total: int, limit: int | None) -> np.ndarray:
@@ -218,16 +236,16 @@ def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), str(path))
 
 
-def _class_folders(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+def _class_folders(folder: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
     files = (path.relative_to(folder) for path in folder.glob("*/*"))
     names = [path.as_posix() for path in files if _is_image(path)]
     classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
-    names, labels = _chosen(str(folder), names, classes, limit)
+    names, labels = _chosen(str(folder), names, classes, limit, one_per_class)
     pixels = _decoded(names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), spec)
     return ImageSet(pixels, labels, str(folder))
 
 
-def _zip(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+def _zip(path: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
@@ -243,7 +261,7 @@ def _zip(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
         entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
         members = {str(entry): info for entry, info in entries if _is_image(entry)}
         classes = {PurePosixPath(name).parent.name for name in members}
-        names, labels = _chosen(str(path), list(members), classes, limit)
+        names, labels = _chosen(str(path), list(members), classes, limit, one_per_class)
         return ImageSet(_decoded(names, member, spec), labels, str(path))
 
 
@@ -256,9 +274,9 @@ def _is_image(path: PurePath) -> bool:
 
 
 def _chosen(
-    source: str, names: Sequence[str], classes: Collection[str], limit: int | None
+    source: str, names: Sequence[str], classes: Collection[str], limit: int | None, one_per_class: bool
 ) -> tuple[list[str], Tensor]:
-    """`limit` of the sorted names, and their labels by the names of their folders."""
+    """`limit` of the sorted names or the first of each class, and their labels by their folders' names."""
     folders = {PurePosixPath(name).parent for name in names}
     if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
         raise ImagesError(
@@ -268,7 +286,12 @@ def _chosen(
     names = sorted(names)
     names = [names[index] for index in _spread(len(names), limit)]
     index_of = _class_indices(source, set(classes))
-    return names, torch.tensor([index_of[PurePosixPath(name).parent.name] for name in names])
+    labels = [index_of[PurePosixPath(name).parent.name] for name in names]
+    if one_per_class:
+        # Before anything is decoded: no other image is read.
+        chosen = _first_of_each(labels) or [0]
+        names, labels = [names[index] for index in chosen], [labels[index] for index in chosen]
+    return names, torch.tensor(labels)
 
 
 def _class_indices(source: str, classes: set[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from zsq.engine.cost import forward_gflops, seconds_per_image_iteration
 from zsq.engine.statistics import TappedTeacher, image_distances
 from zsq.errors import NoBatchNormError, OptionError, ShardError
 from zsq.generators import method_class
+from zsq.images import ImageSet, load_images
 from zsq.progress import Reporter, duration
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
@@ -50,6 +52,14 @@ class ResolvedRun:
     plan: Plan
     runtime: Runtime
     out: Path
+    images: ImageSet | None = None
+
+    @property
+    def data_read(self) -> str:
+        """What of the real world the run reads: nothing, where `--real` names images made without any."""
+        if self.images is not None and self.images.provenance is not None:
+            return self.images.provenance.data_read
+        return self.method.facts.data_read
 
     @property
     def shards(self) -> Path:
@@ -70,6 +80,7 @@ class ResolvedRun:
             "method": self.method.name,
             "set": self.options,
             "real": self.config.real,
+            **({"real_sha256": _images_sha256(self.images)} if self.images is not None else {}),
             "count": self.plan.count,
             "batch": self.plan.batch,
             "shard_size": self.plan.shard_size,
@@ -87,6 +98,9 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
     cls = method_class(config.method)
     if config.real is not None and not cls.facts.needs_real:
         raise OptionError(f"--real {config.real}", f"no --real: {config.method} reads no images")
+    if config.real is None and cls.facts.needs_real:
+        what = f"{cls.facts.data_read}, or the folder of a zsq run"
+        raise OptionError(f"{config.method} without --real", f"--real SRC: {what}")
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
@@ -104,7 +118,17 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
         seed=config.seed,
         batches_per_group=cls.batches_per_group,
     )
-    return ResolvedRun(config, teacher, cls(teacher.to(runtime.device), options, runtime), plan, runtime, out)
+    method = cls(teacher.to(runtime.device), options, runtime)
+    images = None
+    if config.real is not None:
+        images = load_images(config.real, teacher.spec, one_per_class=True)
+        method.read(images.pixels, images.labels)
+    return ResolvedRun(config, teacher, method, plan, runtime, out, images)
+
+
+def _images_sha256(images: ImageSet) -> str:
+    parts = (images.pixels.numpy().tobytes(), images.labels.numpy().tobytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def generate(
@@ -225,7 +249,7 @@ def _provenance(job: ResolvedRun, unit: WorkUnit, offset: int) -> ShardProvenanc
         seed=job.plan.seed,
         groups=tuple(group.index for group in unit.groups),
         first_image=unit.groups[0].first_image + offset,
-        data_read=job.method.facts.data_read,
+        data_read=job.data_read,
     )
 
 
@@ -306,13 +330,13 @@ def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> 
         config=resolved,
         config_sha256=config_sha256(resolved),
         teacher=TeacherRecord.of(job.teacher),
-        method=MethodRecord(name=job.method.name, options=job.options, data_read=job.method.facts.data_read),
+        method=MethodRecord(name=job.method.name, options=job.options, data_read=job.data_read),
         seed=job.plan.seed,
         num_images=job.plan.count,
         shards=tuple(entries),
         seconds=round(seconds, 3),
         image_iterations_per_second=round(image_iterations / seconds, 1),
-        data_read=job.method.facts.data_read,
+        data_read=job.data_read,
     )
     write_manifest(job.out, manifest)
 

@@ -128,6 +128,11 @@ class AmortisedMethod(Generator):
             Term("bn", self.options.bn_weight, bn_alignment(alignment)),
         ]
 
+    def training(self, inputs: FreshInputs) -> Inversion:
+        """The training loop; a subclass with terms that look at the tapped teacher makes its own."""
+        tapped = TappedTeacher(self.teacher, self.name)
+        return Inversion(tapped, inputs, self.terms(), [Stage(self.options.iterations)], self.runtime)
+
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
         """Train the network, or take it from `cache` where an earlier call with this seed left it whole."""
         path = cache / f"{self.name}-{seed}.safetensors"
@@ -144,10 +149,7 @@ class AmortisedMethod(Generator):
 
     def _train(self, seed: int, log: StepLog) -> dict[str, float]:
         inputs = FreshInputs(self.network, self.runtime.device, self.options)
-        tapped = TappedTeacher(self.teacher, self.name)
-        stages = [Stage(self.options.iterations)]
-        training = Inversion(tapped, inputs, self.terms(), stages, self.runtime)
-        _, history = training.run(torch_generator(seed, 0, f"{self.name} training"), None, log)
+        _, history = self.training(inputs).run(torch_generator(seed, 0, f"{self.name} training"), None, log)
         for term in history.idle():
             warnings.warn(f"{self.name}: loss term '{term}' never changed: it steers nothing", stacklevel=3)
         return history.last()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
+from zsq.engine.classes import FeatureTap
+from zsq.engine.memories import Memory
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.parameterise import Parameterisation
-from zsq.engine.statistics import TappedTeacher, require_batch_norm
+from zsq.engine.statistics import LayerSums, require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.views import View, apply_views, draw_views
 from zsq.runtime import Runtime
+
+# Standard-space images -> the teacher's outputs and its layers' statistics, as `TappedTeacher` gives them.
+Tapped = Callable[[Tensor], tuple[Tensor, list[LayerSums]]]
 
 LOG_EVERY = 25  # iterations between host reads of the losses
 
@@ -49,34 +54,48 @@ class LossHistory:
         return [name for name, column in zip(self.names, table.T, strict=True) if (column == column[0]).all()]
 
 
+def warn_of_idle_terms(owner: str, history: LossHistory) -> None:
+    """One warning for each loss term that never changed."""
+    for term in history.idle():
+        warnings.warn(f"{owner}: loss term '{term}' never changed: it steers nothing", stacklevel=3)
+
+
 class Inversion:
     """Optimises one batch after another against a frozen teacher; the compiled step is reused."""
 
     def __init__(
         self,
-        tapped: TappedTeacher,
+        tapped: Tapped,
         parameterisation: Parameterisation,
         terms: Sequence[Term],
         stages: Sequence[Stage],
         runtime: Runtime,
+        features: FeatureTap | None = None,
+        memories: Sequence[Memory] = (),
     ) -> None:
-        """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out."""
+        """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out.
+
+        features: hooked on `tapped`, for terms that read them. memories: called around each step.
+        """
         self.tapped = tapped
         self.parameterisation = parameterisation
         self.terms = [term for term in terms if term.weight != 0]
         self.stages = [stage for stage in stages if stage.iterations > 0]
         self.runtime = runtime
+        self.features = features
+        self.memories = tuple(memories)
         self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
 
-    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
-        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor, Forward | None]]:
+        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor, Forward | None]:
             images = apply_views(views, self.parameterisation(), draws)
             with self.runtime.autocast():
                 logits, layers = self.tapped(images)
-            forward = Forward(images, logits, layers, targets_NK)
+            features = self.features.take() if self.features else None
+            forward = Forward(images, logits, layers, targets_NK, features_NF=features)
             values = [term.function(forward) for term in self.terms]
             total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
-            return total, torch.stack(values).detach()
+            return total, torch.stack(values).detach(), forward if self.memories else None
 
         return step
 
@@ -102,11 +121,17 @@ class Inversion:
             for iteration in range(stage.iterations):
                 draws = [self.runtime.sent(draw) for draw in draw_views(stage.views, shape, generator)]
                 targets_NK = self.parameterisation.redraw(generator, targets_NK)
+                for memory in self.memories:
+                    memory.before_step(iteration, generator)
                 torch.compiler.cudagraph_mark_step_begin()
                 optimizer.zero_grad()
-                total, values = step(draws, targets_NK)
+                total, values, forward = step(draws, targets_NK)
                 total.backward()
                 optimizer.step()
+                for memory in self.memories:
+                    assert forward is not None
+                    with torch.no_grad():
+                        memory.after_step(iteration, forward)
                 for schedule in schedules:
                     schedule.step(iteration, total.detach())
                 self.parameterisation.project()
@@ -124,7 +149,7 @@ class InversionMethod(Generator):
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
         """Keep the parts; a teacher that lacks what the method's facts ask for is refused before any work."""
         super().__init__(teacher, options, runtime)
-        self._inversions: dict[int, Inversion] = {}
+        self._inversions: dict[Hashable, Inversion] = {}
         if self.facts.needs_batch_norm:
             require_batch_norm(teacher, self.name)
         if self.facts.needs_labels:
@@ -138,8 +163,19 @@ class InversionMethod(Generator):
         """(num_images, K) class probabilities to ask for; None for a method without a class term."""
         return None
 
+    def variant(self, batch: int) -> Hashable:
+        """What tells the next batch's composition from others; equal variants share one inversion."""
+        return batch
+
+    def begin(self, group: Group) -> None:
+        """Called before the group's first batch: nothing of other groups may be remembered."""
+
+    def finished(self, images_NCHW: Tensor, targets_NK: Tensor | None) -> None:
+        """Called with each finished batch, for methods whose later batches depend on it."""
+
     def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
         """Invert the group's batches one after another, all from the group's own stream."""
+        self.begin(group)
         targets_NK = self.labels(group)
         rng = group.generator("synthesis")
         images: list[Tensor] = []
@@ -147,15 +183,14 @@ class InversionMethod(Generator):
         for batch in group.batch_sizes:
             wanted = targets_NK[first : first + batch] if targets_NK is not None else None
             made, history = self._inversion(batch).run(rng, wanted, log)
+            self.finished(made, wanted)
             images.append(made.cpu())
             first += batch
-            for term in history.idle():
-                warnings.warn(
-                    f"{self.name}: loss term '{term}' never changed: it steers nothing", stacklevel=2
-                )
+            warn_of_idle_terms(self.name, history)
         return SyntheticBatch(torch.cat(images), targets_NK, history.last() if history.rows else {})
 
     def _inversion(self, batch: int) -> Inversion:
-        if batch not in self._inversions:
-            self._inversions[batch] = self.inversion(batch)
-        return self._inversions[batch]
+        variant = self.variant(batch)
+        if variant not in self._inversions:
+            self._inversions[variant] = self.inversion(batch)
+        return self._inversions[variant]

@@ -9,17 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.engine.statistics import Alignment, LayerSums, input_sums
+from zsq.engine.classes import ClassCentres
+from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
+
+ZSCORE_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets."""
+    """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets.
+
+    `others`: per layer, the sums of the set's other images, for whole-set statistics. `features_NF`: what
+    enters the last layer, where it is tapped.
+    """
 
     viewed_NCHW: Tensor
     logits_NK: Tensor
     layers: Sequence[LayerSums]
     targets_NK: Tensor | None
+    others: Sequence[SetSums] | None = None
+    features_NF: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Term:
 
 def bn_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
     """The statistics of all BN inputs against the stored ones."""
-    return lambda forward: alignment(forward.layers)
+    return lambda forward: alignment(forward.layers, forward.others)
 
 
 def input_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
@@ -45,6 +54,36 @@ def cross_entropy(forward: Forward) -> Tensor:
     """Mean over images of -sum_k target_k log softmax(logits)_k."""
     assert forward.targets_NK is not None
     return F.cross_entropy(forward.logits_NK, forward.targets_NK)
+
+
+def soft_inception(forward: Forward) -> Tensor:
+    """Mean over images of (p_y - t)^2, y the class of the largest target and t that target (IntraQ, Zhong et
+    al., CVPR 2022)."""
+    assert forward.targets_NK is not None
+    wanted_N, classes_N = forward.targets_NK.max(1)
+    found_N = forward.logits_NK.softmax(1).gather(1, classes_N[:, None])[:, 0]
+    return (found_N - wanted_N).square().mean()
+
+
+def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Callable[[Forward], Tensor]:
+    """Mean of relu(lower - d) + relu(d - upper) over the images whose class has a centre, d the cosine
+    distance 1 - cos between an image's features and it (IntraQ)."""
+
+    def loss(forward: Forward) -> Tensor:
+        assert forward.features_NF is not None and forward.targets_NK is not None
+        centres_NF, known_N = centres.of(forward.targets_NK.argmax(1))
+        distance_N = 1 - F.cosine_similarity(forward.features_NF, centres_NF, dim=1)
+        outside_N = (lower - distance_N).relu() + (distance_N - upper).relu()
+        return torch.where(known_N, outside_N, 0.0).sum() / known_N.sum().clamp_min(1)
+
+    return loss
+
+
+def output_range(forward: Forward) -> Tensor:
+    """Mean over images of min_k - max_k of the teacher's outputs: negative, lower where they spread (Sony
+    Model Compression Toolkit, data generation)."""
+    low, high = torch.aminmax(forward.logits_NK, dim=1)
+    return (low - high).mean()
 
 
 def total_variation_l2(forward: Forward) -> Tensor:
@@ -70,6 +109,24 @@ def batch_norm_l2(forward: Forward) -> Tensor:
     return _norm(forward.viewed_NCHW, 4)
 
 
-def _norm(x: Tensor, num_dims: int) -> Tensor:
+def _norm(x: Tensor, num_dims: int = 1) -> Tensor:
     """The 2-norm over the last dimensions; not flattened first, for what a flat index costs in a kernel."""
     return (x.square().sum(tuple(range(-num_dims, 0))) + 1e-12).sqrt()
+
+
+def mean_zscore(layers: Sequence[LayerSums]) -> Tensor:
+    """Sum over layers of ||(m - M) / sqrt((s + e)^2 + (S + e)^2)||, batch statistics, e = 1e-6 (GZSQ's LZ,
+    Sharma et al., arXiv 2112.02834). 0 where the means agree, whatever the standard deviations."""
+    return torch.stack([_norm(gap / scale) for gap, _, scale in map(_zscore_parts, layers)]).sum()
+
+
+def spread_zscore(layers: Sequence[LayerSums]) -> Tensor:
+    """The same of the standard deviations, ||(s - S) / ...||: what LZ leaves free."""
+    return torch.stack([_norm(gap / scale) for _, gap, scale in map(_zscore_parts, layers)]).sum()
+
+
+def _zscore_parts(sums: LayerSums) -> tuple[Tensor, Tensor, Tensor]:
+    mean_gap, var = mean_gap_and_var(sums, "batch")
+    std, target = (var + ZSCORE_EPSILON**2).sqrt(), sums.var_C.sqrt()
+    scale = ((std + ZSCORE_EPSILON).square() + (target + ZSCORE_EPSILON).square()).sqrt()
+    return mean_gap, std - target, scale

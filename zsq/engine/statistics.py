@@ -91,7 +91,7 @@ def require_batch_norm(teacher: Teacher, owner: str) -> None:
         raise NoBatchNormError(
             f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
             f"BN layers, which {owner} matches",
-            "use a method that needs none (see `zsq list methods`)",
+            "use gzsq or gzsq_moment, which need the weights alone",
         )
 
 

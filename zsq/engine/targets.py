@@ -22,6 +22,14 @@ def balanced_labels(group: Group, num_classes: int) -> Tensor:
     return F.one_hot(classes, num_classes).float()
 
 
+def softened(targets_NK: Tensor, low: float, generator: torch.Generator) -> Tensor:
+    """One-hot rows whose 1 becomes t ~ U(low, 1) at even odds; the other classes share the rest."""
+    count, num_classes = targets_NK.shape
+    drawn = low + (1 - low) * torch.rand(count, generator=generator)
+    kept = torch.where(torch.rand(count, generator=generator) < 0.5, drawn, 1.0)[:, None]
+    return targets_NK * kept + (1 - targets_NK) * (1 - kept) / max(1, num_classes - 1)
+
+
 def class_count(teacher: Teacher, owner: str) -> int:
     """The teacher's number of classes.
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsq.imagespec import ImageSpec
+
 
 class View(Protocol):
     """Images (N, C, H, W) in standard space -> what the teacher sees."""
@@ -90,18 +92,29 @@ def _rolled(images_NCHW: Tensor, shift: Tensor) -> Tensor:
 class ResizedCrop:
     """Each image cropped to a random `scale` share of its area and resized back (bilinear)."""
 
-    def __init__(self, scale: tuple[float, float]) -> None:
-        """`scale`: smallest and largest share of the area, in (0, 1]; the aspect ratio is kept."""
-        self.scale = scale
+    def __init__(self, scale: tuple[float, float], flip: bool = False, probability: float = 1.0) -> None:
+        """`scale`: smallest and largest share of the area, in (0, 1]; the aspect ratio is kept.
+
+        flip: mirror each crop by a coin of its own. probability: of one coin for the whole batch, which else
+        stays as it is.
+        """
+        self.scale, self.flip, self.probability = scale, flip, probability
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """(N, 4, 2) corners of each crop, clockwise from top left, in pixels (x, y)."""
+        """(N, 4, 2) corners of each crop, clockwise from top left (of a mirrored one from top right), in
+        pixels (x, y)."""
         count, _, height, width = shape
         low, high = self.scale
         side = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
         x0 = (1 - side) * (width - 1) * torch.rand(count, generator=generator)
         y0 = (1 - side) * (height - 1) * torch.rand(count, generator=generator)
         x1, y1 = x0 + side * (width - 1), y0 + side * (height - 1)
+        if self.flip:
+            mirrored = torch.rand(count, generator=generator) < 0.5
+            x0, x1 = torch.where(mirrored, x1, x0), torch.where(mirrored, x0, x1)
+        if self.probability < 1 and torch.rand((), generator=generator) >= self.probability:
+            x0, y0 = torch.zeros(count), torch.zeros(count)
+            x1, y1 = x0 + (width - 1), y0 + (height - 1)
         corners = [torch.stack(point, 1) for point in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
         return torch.stack(corners, 1)
 
@@ -109,6 +122,47 @@ class ResizedCrop:
         """Crop and resize to the full size."""
         height, width = images_NCHW.shape[-2:]
         return kornia.geometry.transform.crop_and_resize(images_NCHW, draw, (height, width))
+
+
+class RandomCrop:
+    """The whole batch cropped to `size` at one random place (Sony's data generation)."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """`size`: height and width that stay."""
+        self.size = size
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(2,) int64: first row and first column."""
+        room = [side - kept + 1 for side, kept in zip(shape[-2:], self.size, strict=True)]
+        return torch.cat([torch.randint(each, (1,), generator=generator) for each in room])
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """The rows and columns from there; an index, so that the place stays a tensor."""
+        rows, columns = (torch.arange(side, device=images_NCHW.device) for side in self.size)
+        return images_NCHW[:, :, rows + draw[0]][:, :, :, columns + draw[1]]
+
+
+def centre_crop(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle `size` (height, width) of the images."""
+    (height, width), (full_height, full_width) = size, images_NCHW.shape[-2:]
+    top, left = (full_height - height) // 2, (full_width - width) // 2
+    return images_NCHW[..., top : top + height, left : left + width]
+
+
+class Clip:
+    """Values clamped to what pixels 0..255 have in standard space; the gradient passes unchanged."""
+
+    def __init__(self, spec: ImageSpec, device: str) -> None:
+        """`spec` gives the valid box."""
+        self.low, self.high = spec.valid_box(device)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Nothing random: an empty tensor."""
+        return torch.empty(0)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Clamped images."""
+        return images_NCHW + (images_NCHW.clamp(self.low, self.high) - images_NCHW).detach()
 
 
 class Blur:

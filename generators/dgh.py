@@ -1,0 +1,126 @@
+"""DGH, Data Generation for Hardware-friendly quantization (WACV 2025), as in Sony's compression toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from zsq.contract import (
+    Facts,
+    Generator,
+    Group,
+    Options,
+    StepLog,
+    SyntheticBatch,
+    Teacher,
+    scales_with_iterations,
+)
+from zsq.engine.invert import warn_of_idle_terms
+from zsq.engine.joint import JointInversion, with_input
+from zsq.engine.objectives import Forward, Term, output_range
+from zsq.engine.parameterise import Pixels
+from zsq.engine.schedules import plateau
+from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
+from zsq.engine.views import Blur, Clip, Flip, RandomCrop, centre_crop
+from zsq.imagespec import ImageSpec
+
+
+class DGHOptions(Options):
+    """Constants of DGH (`std_weight`) and of the toolkit (all others), published for 224 px."""
+
+    iterations: int = Field(1000, ge=1)
+    learning_rate: float = Field(16.0, gt=0)
+    patience: int = scales_with_iterations(20, ge=0)
+    factor: float = Field(0.5, gt=0, le=1)
+    min_learning_rate: float = Field(1e-4, ge=0)
+    std_weight: float = Field(10.0, ge=0)
+    output_weight: float = Field(1e-5, ge=0)
+    margin: int = Field(32, ge=0)
+    sigma: float = Field(1.25, gt=0)
+    flip: bool = True
+
+    @classmethod
+    def published(cls, spec: ImageSpec) -> dict[str, Any]:
+        """The margin in proportion for images below 224 px: 5 at 32 px."""
+        return {"margin": min(32, round(min(spec.size) / 7))}
+
+
+def set_gap(alignment: Alignment, moment: int) -> Callable[[Forward], Tensor]:
+    """Mean over layers and channels of the squared gap of the whole set's mean (0) or std (1)."""
+
+    def gap(forward: Forward) -> Tensor:
+        assert forward.others is not None
+        pairs = zip(forward.layers, forward.others, strict=True)
+        return torch.stack(
+            [alignment.gaps(sums, rest)[moment].square().mean() for sums, rest in pairs]
+        ).mean()
+
+    return gap
+
+
+class DGH(Generator):
+    """Pixels with a margin, all batches together; mean and std of the whole set; flip, blur, crop, clip."""
+
+    name = "dgh"
+    options_class = DGHOptions
+    batches_per_group = None
+    facts = Facts(
+        paper="Data Generation for Hardware-Friendly Post-Training Quantization (DGH), WACV 2025",
+        summary="BN statistics of the whole set at once, seen through flips, blur and crops; output range",
+        needs_batch_norm=True,
+        deviations=(
+            "pixels are clamped to valid values after each step too, not only where the teacher sees them",
+            "a batch's part of the set's statistics is that of its last pass: no second pass after the step",
+            "the output term is the toolkit's range of outputs; DGH's hinges are not established",
+            "images below 224 px get a margin in proportion",
+            "the plateau schedule only lowers the rate: what the toolkit's resets is not established",
+        ),
+    )
+
+    def __init__(self, teacher: Teacher, options: Any, runtime: Any) -> None:
+        """Keep the parts; a teacher without BN is refused before any work."""
+        super().__init__(teacher, options, runtime)
+        require_batch_norm(teacher, self.name)
+
+    @classmethod
+    def default_batch(cls, spec: ImageSpec) -> int:
+        """128, as published."""
+        return 128
+
+    def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
+        """Optimise the whole set; its images are the blurred centres."""
+        batches, history = self._inversion().run(group.batch_sizes, group.generator("synthesis"), log)
+        warn_of_idle_terms(self.name, history)
+        finish = (Blur(self.options.sigma), Clip(self.teacher.spec, self.runtime.device))
+        images = []
+        for batch in batches:
+            for view in finish:
+                batch = view(batch, torch.empty(0))
+            images.append(centre_crop(batch, self.teacher.spec.size).cpu())
+        return SyntheticBatch(torch.cat(images), None, history.last())
+
+    def _inversion(self) -> JointInversion:
+        o, spec, device = self.options, self.teacher.spec, self.runtime.device
+        height, width = spec.size
+        wide = spec.model_copy(update={"size": (height + o.margin, width + o.margin)})
+        schedule = plateau(o.factor, o.patience, o.min_learning_rate)
+        alignment = Alignment("set")
+        terms = [
+            Term("mean", 1.0, set_gap(alignment, 0)),
+            Term("std", o.std_weight, set_gap(alignment, 1)),
+            Term("output", o.output_weight, output_range),
+        ]
+        flip = (Flip(),) if o.flip else ()
+        return JointInversion(
+            with_input(TappedTeacher(self.teacher, self.name)),
+            lambda batch: Pixels(wide, batch, device, o.learning_rate, schedule=schedule),
+            terms,
+            (*flip, Blur(o.sigma), RandomCrop(spec.size), Clip(spec, device)),
+            o.iterations,
+            self.runtime,
+            torch.optim.RAdam,
+        )

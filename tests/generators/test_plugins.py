@@ -1,0 +1,69 @@
+"""A package of somebody else adds a method: the one of docs/extending.md, installed in its own folder."""
+
+import re
+
+import pytest
+from commands import PYTHON, REPOSITORY, environment, run_python
+
+PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """What `pip install` leaves of the package: its module, and its metadata with the entry point."""
+    site = tmp_path_factory.mktemp("site")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (entry,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (site / "mymethod.py").write_text(code, encoding="utf-8")
+    info = site / "mymethod-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mymethod\nVersion: 1.0\n")
+    section = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", entry).replace('"', "")
+    (info / "entry_points.txt").write_text(section)
+    return site
+
+
+def path_of(site):
+    return f"{site}:{REPOSITORY}"
+
+
+RUN = """
+import sys
+from zsq.cli import main
+sys.argv = ["zsq", *sys.argv[1:]]
+main()
+"""
+
+
+def test_it_is_listed_and_generates(site, tmp_path):
+    listed = run_python(RUN, "list", "methods", PYTHONPATH=path_of(site))
+    assert "nudge" in listed and "a few steps towards the BN statistics" in listed
+    out = tmp_path / "run"
+    arguments = ("--teacher", "embedded:digits", "--method", "nudge", "--count", "4", "--iterations", "3")
+    options = ("--set", "learning_rate=0.2", "--out", str(out))
+    run_python(RUN, "generate", *arguments, *options, PYTHONPATH=path_of(site))
+    run_python(RUN, "verify", str(out), PYTHONPATH=path_of(site))
+    assert '"nudge"' in (out / "run.json").read_text()
+
+
+def test_a_name_that_is_taken_is_refused(site, tmp_path):
+    import subprocess
+
+    clash = tmp_path / "clash-1.0.dist-info"
+    clash.mkdir()
+    (clash / "METADATA").write_text("Metadata-Version: 2.1\nName: clash\nVersion: 1.0\n")
+    (clash / "entry_points.txt").write_text("[zsq.generators]\nzeroq = mymethod:Nudge\n")
+    done = subprocess.run(
+        [PYTHON, "-c", RUN, "list", "methods"],
+        env=environment(PYTHONPATH=f"{tmp_path}:{path_of(site)}"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "plug-in 'mymethod:Nudge' names its method 'zeroq', which exists already" in done.stderr
+
+
+def test_the_page_needs_less_than_40_lines_of_code():
+    blocks = re.findall(r"```(?:python|toml)\n(.*?)```", PAGE, re.DOTALL)
+    assert sum(len(block.splitlines()) for block in blocks) < 40

@@ -1,0 +1,110 @@
+"""Class-wise statistics of a batch that mixes classes, and what is remembered of each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zsq.engine.statistics import LayerSums, TappedTeacher
+from zsq.errors import MismatchError
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Mean and biased variance of one layer's input over each class's images and positions, (K, C).
+
+    Rows of classes without an image, `images_K` 0, hold the layer's targets.
+    """
+
+    mean_KC: Tensor
+    var_KC: Tensor
+    images_K: Tensor
+
+
+def class_moments(sums: LayerSums, classes_N: Tensor, num_classes: int, weights_N: Tensor) -> ClassMoments:
+    """Statistics by class; `weights_N` 0 leaves an image out."""
+    channels = sums.s1_NC.shape[1]
+    empty_KC = sums.s1_NC.new_zeros(num_classes, channels)
+    images_K = sums.s1_NC.new_zeros(num_classes).index_add(0, classes_N, weights_N)
+    count_K1 = (images_K * sums.num_positions).clamp_min(1)[:, None]
+    gap_KC = empty_KC.index_add(0, classes_N, sums.s1_NC * weights_N[:, None]) / count_K1
+    square_KC = empty_KC.index_add(0, classes_N, sums.s2_NC * weights_N[:, None]) / count_K1
+    var_KC = (square_KC - gap_KC.square()).clamp_min(0)
+    seen_K1 = images_K[:, None] > 0
+    return ClassMoments(sums.mean_C + gap_KC, torch.where(seen_K1, var_KC, sums.var_C), images_K)
+
+
+def first_deep_layer(num_layers: int) -> int:
+    """Index from which layers count as deep in ClusterQ and FDDA: int((L + 1) / 2) - 2, at least 0."""
+    return max(0, (num_layers + 1) // 2 - 2)
+
+
+def layer_widths(tapped: TappedTeacher) -> list[int]:
+    """Number of channels of each tapped layer."""
+    like = next(tapped.network.parameters())
+    with torch.no_grad():
+        _, layers = tapped(torch.zeros(1, *tapped.spec.shape, device=like.device, dtype=like.dtype))
+    return [sums.s1_NC.shape[1] for sums in layers]
+
+
+class FeatureTap:
+    """What enters the last weighted layer of a tapped teacher's copy: its pooled features."""
+
+    def __init__(self, tapped: TappedTeacher) -> None:
+        """Find that layer in one pass and hook it; `length` is the number of features.
+
+        Raises:
+            MismatchError: there is no linear layer or convolution.
+        """
+        self._features: list[Tensor] = []
+        layers = [m for m in tapped.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        order: list[nn.Module] = []
+        handles = [m.register_forward_hook(lambda called, _, output: order.append(called)) for m in layers]
+        like = next(tapped.network.parameters())
+        example = torch.zeros(1, *tapped.spec.shape, device=like.device, dtype=like.dtype)
+        with torch.no_grad():
+            tapped(example)
+            for handle in handles:
+                handle.remove()
+            if not order:
+                raise MismatchError("a teacher without linear layer and convolution", "features to compare")
+            order[-1].register_forward_pre_hook(self._measure)
+            tapped(example)
+        self.length = self.take().shape[1]
+
+    def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._features.append(inputs[0])
+
+    def take(self) -> Tensor:
+        """(N, F) features of the latest pass, float32; positions are averaged."""
+        features = self._features[-1]
+        self._features.clear()
+        if features.dim() > 2:
+            features = features.flatten(2).mean(2)
+        return features.float() if features.dtype == torch.bfloat16 else features
+
+
+class ClassCentres:
+    """Mean feature of the finished images of each class."""
+
+    def __init__(self, num_classes: int, length: int, device: str) -> None:
+        """Empty: no class has a centre."""
+        self.sums_KF = torch.zeros(num_classes, length, device=device)
+        self.images_K = torch.zeros(num_classes, device=device)
+
+    def clear(self) -> None:
+        """Forget everything, in place."""
+        self.sums_KF.zero_()
+        self.images_K.zero_()
+
+    def add(self, features_NF: Tensor, classes_N: Tensor) -> None:
+        """Count these images in."""
+        self.sums_KF.index_add_(0, classes_N, features_NF.to(self.sums_KF))
+        self.images_K.index_add_(0, classes_N, torch.ones_like(classes_N, dtype=self.images_K.dtype))
+
+    def of(self, classes_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres (N, F) of these classes and whether (N,) they have one."""
+        images_N = self.images_K[classes_N]
+        return self.sums_KF[classes_N] / images_N.clamp_min(1)[:, None], images_N > 0

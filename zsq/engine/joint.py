@@ -1,0 +1,159 @@
+"""The loop over all batches of a group at once: each batch's loss sees the statistics of the whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zsq.contract import StepLog
+from zsq.engine.invert import LOG_EVERY, LossHistory, Tapped
+from zsq.engine.objectives import Forward, Term
+from zsq.engine.parameterise import Parameterisation
+from zsq.engine.statistics import LayerSums, SetSums, input_sums
+from zsq.engine.views import View, apply_views, draw_views
+from zsq.runtime import Runtime
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class StoredSums:
+    """The latest sums of every batch, per layer: whole-set statistics without any other batch's graph."""
+
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        """Empty; `batch_sizes` in order."""
+        self.batch_sizes = tuple(batch_sizes)
+        self._sums: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batch_sizes]
+
+    def store(self, batch: int, layers: Sequence[LayerSums]) -> None:
+        """Replace batch `batch`'s sums."""
+        self._sums[batch] = [(s.s1_NC.detach().sum(0), s.s2_NC.detach().sum(0)) for s in layers]
+
+    def others(self, batch: int) -> list[SetSums]:
+        """Per layer, the sums of all batches but `batch`; the order of addition is fixed."""
+        rest = [index for index in range(len(self.batch_sizes)) if index != batch]
+        count = sum(self.batch_sizes[index] for index in rest)
+        totals = []
+        for layer, (s1_C, s2_C) in enumerate(self._sums[batch]):
+            s1 = [self._sums[index][layer][0] for index in rest]
+            s2 = [self._sums[index][layer][1] for index in rest]
+            totals.append(
+                SetSums(
+                    torch.stack(s1).sum(0) if rest else torch.zeros_like(s1_C),
+                    torch.stack(s2).sum(0) if rest else torch.zeros_like(s2_C),
+                    count,
+                )
+            )
+        return totals
+
+
+def with_input(tapped: Tapped) -> Tapped:
+    """`tapped` with the statistics of the images themselves before those of its layers."""
+
+    def measured(standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+        logits, layers = tapped(standard_NCHW)
+        return logits, [input_sums(standard_NCHW), *layers]
+
+    return measured
+
+
+class JointInversion:
+    """Optimises all batches of a group in turns, one step each per iteration, against a frozen teacher."""
+
+    def __init__(
+        self,
+        tapped: Tapped,
+        parameterise: Callable[[int], Parameterisation],
+        terms: Sequence[Term],
+        views: Sequence[View],
+        iterations: int,
+        runtime: Runtime,
+        optimizer: MakeOptimizer = torch.optim.Adam,
+    ) -> None:
+        """`parameterise` makes the parameterisation of a batch size; terms of weight 0 are left out."""
+        self.tapped = tapped
+        self.parameterise = parameterise
+        self.terms = [term for term in terms if term.weight != 0]
+        self.views = tuple(views)
+        self.iterations = iterations
+        self.runtime = runtime
+        self.optimizer = optimizer
+        self._step = runtime.compiled(self._losses)
+
+    def _losses(
+        self, images: Tensor, draws: list[Tensor], others: list[SetSums]
+    ) -> tuple[Tensor, Tensor, list[LayerSums]]:
+        viewed = apply_views(self.views, images, draws)
+        with self.runtime.autocast():
+            logits, layers = self.tapped(viewed)
+        forward = Forward(viewed, logits, layers, None, others=others)
+        values = [term.function(forward) for term in self.terms]
+        total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
+        return total, torch.stack(values).detach(), layers
+
+    def run(
+        self, batch_sizes: Sequence[int], generator: torch.Generator, log: StepLog
+    ) -> tuple[list[Tensor], LossHistory]:
+        """Every batch's last iterate, as the parameterisation gives it, on the device."""
+        images = [self.parameterise(size) for size in batch_sizes]
+        for parameterisation in images:
+            parameterisation.reset(generator)
+        optimised = [_Optimised(p, self.iterations, self.runtime.device, self.optimizer) for p in images]
+        stored = StoredSums(batch_sizes)
+        with torch.no_grad():
+            for index, parameterisation in enumerate(images):
+                stored.store(index, self._measured(parameterisation(), generator))
+        history = LossHistory(tuple(term.name for term in self.terms))
+        for iteration in range(self.iterations):
+            values = []
+            for index, one in enumerate(optimised):
+                shape = one.parameterisation().shape
+                draws = self._draws(shape, generator)
+                one.optimizer.zero_grad()
+                total, losses, layers = self._step(one.parameterisation(), draws, stored.others(index))
+                total.backward()
+                stored.store(index, layers)
+                one.step(iteration, total.detach())
+                values.append(losses)
+            done = iteration + 1
+            if done % LOG_EVERY == 0 or done == self.iterations:
+                history.rows.append(torch.stack(values).mean(0))
+                log.advance(sum(batch_sizes) * ((done - 1) % LOG_EVERY + 1), **history.last())
+        return [parameterisation().detach() for parameterisation in images], history
+
+    def _draws(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+        return [draw.to(self.runtime.device) for draw in draw_views(self.views, shape, generator)]
+
+    def _measured(self, images: Tensor, generator: torch.Generator) -> list[LayerSums]:
+        with self.runtime.autocast():
+            _, layers = self.tapped(apply_views(self.views, images, self._draws(images.shape, generator)))
+        return layers
+
+
+class _Optimised:
+    """A batch's parameters with their optimizer and schedules."""
+
+    def __init__(
+        self,
+        parameterisation: Parameterisation,
+        iterations: int,
+        device: str,
+        optimizer: MakeOptimizer,
+    ) -> None:
+        self.parameterisation = parameterisation
+        groups = parameterisation.groups()
+        self.schedules = [g.schedule(g.rate, iterations, device) for g in groups]
+        self.optimizer = optimizer(
+            [
+                {"params": list(g.tensors), "lr": s.rate, "betas": g.betas}
+                for g, s in zip(groups, self.schedules, strict=True)
+            ]
+        )
+
+    def step(self, iteration: int, loss: Tensor) -> None:
+        self.optimizer.step()
+        for schedule in self.schedules:
+            schedule.step(iteration, loss)
+        self.parameterisation.project()
