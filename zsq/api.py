@@ -25,7 +25,10 @@ from zsq.students import create
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
+    from zsq.exports.record import ExportRecord
+    from zsq.exports.run import Comparison
     from zsq.gap import StudentSpec
+    from zsq.imports.run import Imported
     from zsq.report.data import ReportData
 
 OUTPUTS = Path("outputs")
@@ -207,6 +210,74 @@ def run(
         loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
     folder = _folder(out, Path(recipe).stem, resume)
     return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder
+
+
+def export(
+    folder: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    layout: str | None = None,
+    range: str = "uint8",
+) -> ExportRecord:
+    """Write a finished run as `imagefolder`, `npy`, `npz`, `raw` or `webdataset`; what EXPORT.json says.
+
+    Args:
+        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw elsewhere. PNG has none.
+        range: `uint8` 0..255, `unit` 0..1 or `norm`, normalised for the teacher but not resized.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    from zsq.exports.run import export_run
+
+    return export_run(Path(folder), to, Path(out), layout, range)
+
+
+def import_images(
+    source: str | Path,
+    out: str | Path,
+    *,
+    name: str = "imported",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: str | None = None,
+) -> Imported:
+    """Make a shard set of images that come from elsewhere; `name` is its source in a gap table.
+
+    Args:
+        source: any SRC, the folder of an export, or tensors as `.npz`, `.safetensors` or `.pt`.
+        mean, std: what float values were normalised with, one number or one per channel.
+        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw in tensors.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    from zsq.imports.run import import_images as run
+
+    return run(str(source), Path(out), name, mean, std, layout)
+
+
+def verify_export(
+    folder: str | Path,
+    export: str | Path,
+    *,
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    tolerance: float = 1e-3,
+) -> Comparison:
+    """Check that an export shows the pixels and labels of a run, whatever its layout and range.
+
+    Args:
+        teacher: compare its logits on the exported images with the stored ones too, within `tolerance`.
+
+    Raises:
+        ZsqError: the first difference, or one class per cause, see `zsq.errors`.
+    """
+    from zsq.exports.run import verify_export as run
+
+    loaded = None if teacher is None else load_teacher(teacher, _path(weights))
+    return run(Path(folder), Path(export), loaded, tolerance)
 
 
 def inspect(folder: str | Path) -> list[str]:
