@@ -49,9 +49,10 @@ class WebDatasetWriter(Writer):
         """With the webdataset package."""
         files = f"images-{{00000..{record.num_shards - 1:05d}}}.tar"
         ending = "png" if record.layout == "png" else "npy"
+        decoder = "l8" if record.image.channels == 1 else "rgb8"
         return (
             "import webdataset as wds",
-            f"samples = wds.WebDataset('{files}', shardshuffle=False).decode('rgb8')",
+            f"samples = wds.WebDataset('{files}', shardshuffle=False).decode('{decoder}')",
             f"image = next(iter(samples))['{ending}']  # 'cls' is the label, where there is one",
         )
 
