@@ -94,10 +94,11 @@ def _measure(
 ) -> dict[str, Any]:
     quantize, packages, _ = TOOLS[tool]
     network = teacher.network if name == "resnet20" else _random_mobilenet(teacher.num_outputs)
+    own = _classes(network, teacher, evaluation)
     start = time.perf_counter()
     predict = quantize(network, teacher.spec, images, Bits.parse(bits))
     seconds = time.perf_counter() - start
-    classes, own = _classes(predict, teacher, evaluation), _classes(network, teacher, evaluation)
+    classes = _classes(predict, teacher, evaluation)
     hits = classes == evaluation.labels
     return {
         "tool": tool,
