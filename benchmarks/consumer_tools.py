@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsq.adapters import CalibrationReader, calibrate, nncf_dataset, representative_data
+from zsq.adapters import calibrate, nncf_dataset, representative_data
 from zsq.adapters.loader import Images
 from zsq.contract import Bits
 from zsq.imagespec import ImageSpec
@@ -33,6 +33,8 @@ def onnxruntime(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits)
     import onnxruntime as ort
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from zsq.adapters import CalibrationReader
 
     kinds = {8: (QuantType.QInt8, QuantType.QUInt8), 4: (QuantType.QInt4, QuantType.QUInt4)}
     with tempfile.TemporaryDirectory() as folder:

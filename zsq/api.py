@@ -301,7 +301,9 @@ def inspect(folder: str | Path) -> list[str]:
         f"{len(dataset)} images of {'x'.join(map(str, dataset.spec.shape))}, "
         + (f"{classes} classes" if classes else "without labels"),
         f"method {provenance.method}, seed {provenance.seed}, data read: {provenance.data_read}",
-        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}",
+        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}"
+        if provenance.teacher
+        else "no teacher: images made elsewhere",
         "options " + ", ".join(f"{key}={value}" for key, value in provenance.options.items()),
     ]
     return [*lines, f"contact sheet: {sheet}"]
