@@ -19,6 +19,8 @@ from zsq.adapters.loader import Images
 from zsq.contract import Bits
 from zsq.imagespec import ImageSpec
 
+GPTQ_EPOCHS = 20
+
 Predict = Callable[[Tensor], Tensor]
 Quantize = Callable[[nn.Module, ImageSpec, Images, Bits], Predict]
 
@@ -112,6 +114,32 @@ def torchao(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> 
 def mct(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
     """Post-training quantization for the IMX500, whose description is narrowed below 8 bits."""
     import model_compression_toolkit as tool
+
+    quantized, _ = tool.ptq.pytorch_post_training_quantization(
+        network, representative_data(images, spec=spec), target_platform_capabilities=_imx500(bits)
+    )
+    return quantized.eval()
+
+
+def mct_gptq(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """The same, with the rounding trained on the images for GPTQ_EPOCHS, without its costly Hessians."""
+    import model_compression_toolkit as tool
+
+    config = tool.gptq.get_pytorch_gptq_config(
+        n_epochs=GPTQ_EPOCHS, use_hessian_based_weights=False, use_hessian_sample_attention=False
+    )
+    # The tool draws from the global generator and has no seed of its own.
+    torch.manual_seed(0)
+    quantized, _ = tool.gptq.pytorch_gradient_post_training_quantization(
+        network,
+        representative_data(images, spec=spec),
+        gptq_config=config,
+        target_platform_capabilities=_imx500(bits),
+    )
+    return quantized.eval()
+
+
+def _imx500(bits: Bits) -> Any:
     from model_compression_toolkit.target_platform_capabilities.constants import KERNEL_ATTR, WEIGHTS_N_BITS
     from model_compression_toolkit.target_platform_capabilities.tpc_models.imx500_tpc.v1_0 import tpc
 
@@ -119,22 +147,20 @@ def mct(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Pred
     width = bits.activations
     activations = {"activation_n_bits": width, "supported_input_activation_n_bits": (width,)}
     base = base.clone_and_edit(attr_to_edit={KERNEL_ATTR: {WEIGHTS_N_BITS: bits.weights}}, **activations)
-    platform = tpc.generate_tpc(
+    return tpc.generate_tpc(
         default_config=other.clone_and_edit(**activations),
         base_config=base,
         mixed_precision_cfg_list=[base],
         name=str(bits),
     )
-    quantized, _ = tool.ptq.pytorch_post_training_quantization(
-        network, representative_data(images, spec=spec), target_platform_capabilities=platform
-    )
-    return quantized.eval()
 
 
-# Tool -> its function, its packages, and the lowest bits that it offers for a convolution.
-TOOLS: dict[str, tuple[Quantize, tuple[str, ...], str]] = {
-    "onnxruntime": (onnxruntime, ("onnxruntime", "onnx", "onnxscript"), "W4A4"),
-    "nncf": (nncf, ("nncf", "openvino"), "W4A8"),
-    "torchao": (torchao, ("torchao",), "W4A4"),
-    "mct": (mct, ("model-compression-toolkit",), "W4A4"),
+# Tool -> its function, its packages, and bits: 8, and the lowest that it offers for a convolution. What
+# trains on the images stands there with the lowest alone.
+TOOLS: dict[str, tuple[Quantize, tuple[str, ...], tuple[str, ...]]] = {
+    "onnxruntime": (onnxruntime, ("onnxruntime", "onnx", "onnxscript"), ("W8A8", "W4A4")),
+    "nncf": (nncf, ("nncf", "openvino"), ("W8A8", "W4A8")),
+    "torchao": (torchao, ("torchao",), ("W8A8", "W4A4")),
+    "mct": (mct, ("model-compression-toolkit",), ("W8A8", "W4A4")),
+    "mct-gptq": (mct_gptq, ("model-compression-toolkit",), ("W2A8",)),
 }
