@@ -99,14 +99,15 @@ def _measure(
     start = time.perf_counter()
     predict = quantize(network, teacher.spec, images, Bits.parse(bits))
     seconds = time.perf_counter() - start
+    accuracy: float | None = None
+    agreement: float | None = None
     if name == "resnet20":
         classes = _classes(predict, teacher, evaluation)
         accuracy = _percent(classes == evaluation.labels)
         agreement = _percent(classes == _classes(network, teacher, evaluation))
     else:
-        # Logits of random weights hardly differ between classes: there is nothing to measure but that it runs.
+        # Logits of random weights hardly differ between classes: all there is to see is that it runs.
         _classes(predict, teacher, evaluation.subset(range(BATCH)))
-        accuracy = agreement = None
     return {
         "tool": tool,
         "versions": {package: metadata.version(package) for package in packages},
