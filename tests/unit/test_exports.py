@@ -360,6 +360,20 @@ def test_tar_files_are_read_by_the_standard_library(run, tmp_path):
             reader.take(1)
 
 
+def test_a_tar_file_of_anything_else_is_damage(run, tmp_path):
+    with webdataset_reader(run, tmp_path / "out", []) as reader:
+        (tmp_path / "out" / "images-00000.tar").write_bytes(b"x" * 2048)
+        with pytest.raises(ExportError, match="damaged or missing"):
+            reader.take(1)
+
+
+def test_pictures_of_another_size_are_refused(run, tmp_path):
+    zsq.export(run, "imagefolder", tmp_path / "out")
+    Image.new("RGB", (9, 9)).save(tmp_path / "out" / "2" / "00000000.png")
+    with pytest.raises(ExportError, match=r"\('RGB', 9, 9\); expected \('RGB', 6, 8\)"):
+        zsq.verify_export(run, tmp_path / "out")
+
+
 def test_webdataset_without_its_package_names_the_extra(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "webdataset", None)
     said = call(capsys, "export", run, "--to", "webdataset", "--out", tmp_path / "out")

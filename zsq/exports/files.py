@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import re
-import zipfile
+import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from zsq.errors import ExportError
-from zsq.exports.record import SUMS_NAME, ExportRecord, Layout, Range
+from zsq.exports.record import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
+from zsq.images import UNREADABLE
 
-# What zipfile, numpy, tarfile and Pillow raise on files that are damaged or not theirs.
-UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
+# What readers of arrays, archives and pictures raise on files that are damaged or not theirs.
+DAMAGED = (*UNREADABLE, KeyError, tarfile.TarError)
 
 SAFE_NAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z]+)?(/[0-9A-Za-z_-]+\.[0-9A-Za-z]+)?")
 MAX_SUMS_LINE = 256
@@ -122,7 +123,7 @@ def readable(path: Path) -> Iterator[None]:
     """Make one line of whatever a damaged file raises."""
     try:
         yield
-    except UNREADABLE as error:
+    except DAMAGED as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ExportError(f"{path} is damaged or missing ({lines[0]})", "an intact export") from None
 
@@ -142,5 +143,5 @@ def png_pixels(data: bytes, record: ExportRecord) -> np.ndarray:
         found = (image.mode, image.height, image.width)
         expected = ("L" if channels == 1 else "RGB", height, width)
         if found != expected:
-            raise ExportError(f"an image is {found}", f"{expected} by {SUMS_NAME}'s record")
+            raise ExportError(f"a picture is {found}", f"{expected} as {RECORD_NAME} says")
         return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)

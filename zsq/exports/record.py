@@ -121,10 +121,10 @@ def applied(spec: ImageSpec, layout: Layout, range: Range) -> tuple[str, ...]:
         {"uint8": "values 0..255", "unit": "pixel / 255", "norm": "(pixel / 255 - mean) / std"}[range]
     )
     if range == "norm":
-        said.append(f"mean {list(spec.mean)} and std {list(spec.std)} in the order of the shards")
-    size = "x".join(map(str, spec.size))
-    takes = "x".join(map(str, spec.input_size or spec.size))
-    return (*said, f"not resized: {size} as stored, the teacher takes {takes}")
+        said.append(f"mean {list(spec.mean)} and std {list(spec.std)}, given in the order rgb")
+    size = f"not resized: {spec.size[0]}x{spec.size[1]} as stored"
+    taken = spec.input_size and f", the teacher takes {spec.input_size[0]}x{spec.input_size[1]}"
+    return (*said, size + (taken or ""))
 
 
 def read_record(folder: Path) -> ExportRecord:
