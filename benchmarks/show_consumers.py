@@ -18,7 +18,8 @@ def main() -> None:
     rows = [row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if row["accuracy"]]
     found = {(row["tool"], row["bits"], row["source"]): row["accuracy"] for row in rows}
     lines = []
-    for tool, bits in dict.fromkeys((row["tool"], row["bits"]) for row in rows):
+    shown = dict.fromkeys((row["tool"], row["bits"]) for row in rows)
+    for tool, bits in sorted(shown, key=lambda key: (key[0], key[1] != "W8A8")):
         real = found[tool, bits, "real"]
         cells = (_cell(found.get((tool, bits, source)), real, source) for source in SOURCES)
         lines.append((tool, bits, *cells))
