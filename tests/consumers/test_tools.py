@@ -44,6 +44,12 @@ def test_synthetic_images_are_within_half_a_point_of_real_ones_at_eight_bits(too
     assert accuracy["real"] - accuracy["deepinversion"] < 0.5
 
 
+def test_what_trains_on_the_images_tells_noise_from_them():
+    accuracy = {row["source"]: row["accuracy"] for row in rows("mct-gptq")}
+    assert set(accuracy) == SOURCES
+    assert accuracy["noise"] < accuracy["deepinversion"] - 5 and accuracy["noise"] < accuracy["real"] - 5
+
+
 @pytest.mark.consumers
 @pytest.mark.data
 @pytest.mark.slow
