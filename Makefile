@@ -1,13 +1,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+# One environment per tool that quantizes, outside of the repository: their requirements do not agree.
+CONSUMERS ?= $(HOME)/.cache/zsq-consumers
+TOOLS := onnxruntime nncf torchao mct webdataset
+
+.PHONY: demo test consumers lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/zsq run digits
 
 test: .venv/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+consumers: $(TOOLS:%=$(CONSUMERS)/%/.installed)
+	for tool in $(TOOLS); do \
+	    OMP_NUM_THREADS=1 $(CONSUMERS)/$$tool/bin/python -m pytest -m consumers tests || exit 1; \
+	done
+
+$(CONSUMERS)/%/.installed: benchmarks/consumers/%.txt pyproject.toml
+	$(PYTHON) -m venv $(CONSUMERS)/$*
+	$(CONSUMERS)/$*/bin/python -m pip install --quiet -r $< --editable . pytest pytest-socket pytest-timeout
+	touch $@
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

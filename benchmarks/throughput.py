@@ -155,7 +155,7 @@ def convolution_steps(name: str) -> Steps:
 
 def mct_steps(name: str) -> Steps:
     """model-compression-toolkit's data generation with its own defaults."""
-    import model_compression_toolkit as mct  # type: ignore[import-not-found]
+    import model_compression_toolkit as mct
 
     batch, size, _, _ = NETWORKS[name]
     network = network_of(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zsq.version import __version__
 
 if TYPE_CHECKING:
-    from zsq.api import generate, inspect, measure_gap, quantize, run
+    from zsq.api import export, generate, import_images, inspect, measure_gap, quantize, run, verify_export
     from zsq.images import load_images
     from zsq.shards.reader import ShardDataset
     from zsq.shards.verify import verify_run
@@ -19,26 +19,32 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
+    "export": "zsq.api",
     "generate": "zsq.api",
+    "import_images": "zsq.api",
     "inspect": "zsq.api",
     "load_images": "zsq.images",
     "load_teacher": "zsq.teacher",
     "measure_gap": "zsq.api",
     "quantize": "zsq.api",
     "run": "zsq.api",
+    "verify_export": "zsq.api",
     "verify_run": "zsq.shards.verify",
 }
 
 __all__ = [
     "ShardDataset",
     "__version__",
+    "export",
     "generate",
+    "import_images",
     "inspect",
     "load_images",
     "load_teacher",
     "measure_gap",
     "quantize",
     "run",
+    "verify_export",
     "verify_run",
 ]
 

@@ -25,7 +25,10 @@ from zsq.students import create
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
+    from zsq.exports.record import ExportRecord
+    from zsq.exports.run import Comparison
     from zsq.gap import StudentSpec
+    from zsq.imports.run import Imported
     from zsq.report.data import ReportData
 
 OUTPUTS = Path("outputs")
@@ -209,6 +212,74 @@ def run(
     return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder
 
 
+def export(
+    folder: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    layout: str | None = None,
+    range: str = "uint8",
+) -> ExportRecord:
+    """Write a finished run as `imagefolder`, `npy`, `npz`, `raw` or `webdataset`; what EXPORT.json says.
+
+    Args:
+        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw elsewhere. PNG has none.
+        range: `uint8` 0..255, `unit` 0..1 or `norm`, normalised for the teacher but not resized.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    from zsq.exports.run import export_run
+
+    return export_run(Path(folder), to, Path(out), layout, range)
+
+
+def import_images(
+    source: str | Path,
+    out: str | Path,
+    *,
+    name: str = "imported",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: str | None = None,
+) -> Imported:
+    """Make a shard set of images that come from elsewhere; `name` is its source in a gap table.
+
+    Args:
+        source: any SRC, the folder of an export, or tensors as `.npz`, `.safetensors` or `.pt`.
+        mean, std: what float values were normalised with, one number or one per channel.
+        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw in tensors.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    from zsq.imports.run import import_images as run
+
+    return run(str(source), Path(out), name, mean, std, layout)
+
+
+def verify_export(
+    folder: str | Path,
+    export: str | Path,
+    *,
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    tolerance: float = 1e-3,
+) -> Comparison:
+    """Check that an export shows the pixels and labels of a run, whatever its layout and range.
+
+    Args:
+        teacher: compare its logits on the exported images with the stored ones too, within `tolerance`.
+
+    Raises:
+        ZsqError: the first difference, or one class per cause, see `zsq.errors`.
+    """
+    from zsq.exports.run import verify_export as run
+
+    loaded = None if teacher is None else load_teacher(teacher, _path(weights))
+    return run(Path(folder), Path(export), loaded, tolerance)
+
+
 def inspect(folder: str | Path) -> list[str]:
     """What a run's shards hold, as lines; writes `contact_sheet.png` into the run's folder.
 
@@ -230,7 +301,9 @@ def inspect(folder: str | Path) -> list[str]:
         f"{len(dataset)} images of {'x'.join(map(str, dataset.spec.shape))}, "
         + (f"{classes} classes" if classes else "without labels"),
         f"method {provenance.method}, seed {provenance.seed}, data read: {provenance.data_read}",
-        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}",
+        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}"
+        if provenance.teacher
+        else "no teacher: images made elsewhere",
         "options " + ", ".join(f"{key}={value}" for key, value in provenance.options.items()),
     ]
     return [*lines, f"contact sheet: {sheet}"]

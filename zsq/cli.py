@@ -235,12 +235,71 @@ def inspect(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")]) -> None:
-    """Check every file against its hash and every array against the schema."""
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="EXPORT", help="An export that must show the same images.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="With --against: compare its logits with the stored ones too.")
+    ] = None,
+    weights: Weights = None,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit.")] = 1e-3,
+) -> None:
+    """Check every file against its hash and every array against the schema; and an export against both."""
+    from zsq.errors import OptionError
     from zsq.shards.verify import verify_run
 
+    if teacher is not None and against is None:
+        raise OptionError("--teacher without --against", "--against EXPORT", "name the export to compare")
     result = verify_run(folder)
     typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
+    if against is not None:
+        from zsq.api import verify_export
+
+        same = verify_export(folder, against, teacher=teacher, weights=weights, tolerance=tolerance)
+        logits = "" if teacher is None else f", logits within {same.logit_difference:.2g}"
+        typer.echo(f"{against} ({same.to}): the same {same.num_images} images and labels{logits}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+    to: Annotated[str, typer.Option(help="imagefolder, npy, npz, raw or webdataset.")],
+    out: Annotated[Path, typer.Option(help="New folder for the files and EXPORT.json.")],
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, else nchw.")] = None,
+    range: Annotated[
+        str, typer.Option(help="uint8 0..255, unit 0..1, or norm as the teacher takes.")
+    ] = "uint8",
+) -> None:
+    """Write the images of a run as files for other tools."""
+    from zsq.api import export as run
+
+    record = run(folder, to, out, layout=layout, range=range)
+    typer.echo(f"{record.num_images} images, {'; '.join(record.applied)}")
+    for line in record.use:
+        typer.echo(f"    {line}")
+    typer.echo(out)
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Images made elsewhere.")],
+    out: Annotated[Path, typer.Option(help="New run folder.")],
+    name: Annotated[str, typer.Option(help="Name of the source in a gap table.")] = "imported",
+    mean: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, tensors: nchw.")] = None,
+) -> None:
+    """Make a shard set of images that come from elsewhere."""
+    from zsq.api import import_images
+    from zsq.config import parse_numbers
+
+    moments = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}
+    done = import_images(source, out, name=name, layout=layout, **moments)
+    if done.clamped:
+        typer.echo(f"{done.clamped:.2%} of the values were outside of 0..255 and are clamped", err=True)
+    typer.echo(f"{done.num_images} images, {done.num_labelled} with a label: {out}")
 
 
 def _pairs(pairs: list[str] | None) -> dict[str, Any]:

@@ -207,6 +207,18 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`"0.5,0.25"` -> (0.5, 0.25); None stays None.
+
+    Raises:
+        OptionError: anything but numbers.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(f"{option} {text}", "numbers, as in 0.485,0.456,0.406") from None
+
+
 def config_json(values: Any) -> str:
     """Canonical JSON of a resolved configuration."""
     return json.dumps(values, indent=1, sort_keys=True, default=str)

@@ -62,6 +62,18 @@ class ImagesError(UsageError):
     """A source of images that is missing, empty or not an image source."""
 
 
+class MissingExtraError(UsageError):
+    """An optional package that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Name the extra that brings it."""
+        super().__init__(f"{package} is not installed", f"the extra '{extra}'", f"pip install 'zsq[{extra}]'")
+
+
+class ExportError(ZsqError):
+    """An export that is damaged, or that shows other images than its source."""
+
+
 class WeightsError(ZsqError):
     """Weights that are missing, unreadable, unsafe or of another format."""
 

@@ -29,7 +29,7 @@ def atomic_write_bytes(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
         _remove_leftovers(path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -42,7 +42,8 @@ def atomic_write_bytes(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -211,16 +211,25 @@ def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet
     return ImageSet(images.pixels(chosen), images.labels(chosen), str(folder), images.provenance)
 
 
-def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+def npz_arrays(path: Path) -> dict[str, np.ndarray]:
+    """`images` and `labels` of an .npz, where they are there; objects are refused.
+
+    Raises:
+        ImagesError: damaged, too large, or in need of pickle.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             too_large = sum(info.file_size for info in archive.infolist()) > MAX_SET_BYTES
         if too_large:
             raise ImagesError(f"{path} unpacks to too much", f"at most {MAX_SET_BYTES >> 30} GiB")
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
+            return {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
     except UNREADABLE as error:
         raise ImagesError(f"{path} cannot be read ({_first_line(error)})", "an intact .npz") from None
+
+
+def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    found = npz_arrays(path)
     images = found.get("images")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         what = "no `images`" if images is None else f"`images` {images.dtype} {images.shape}"

@@ -89,6 +89,11 @@ class ImageSpec(BaseModel):
         """uint8 0..255 -> the network's input."""
         return self.standard_to_norm(self.pixels_to_standard(pixels_NCHW))
 
+    def norm_to_unit(self, norm_NCHW: Tensor) -> Tensor:
+        """The network's input, at the size as stored, -> 0..1 RGB (not clamped)."""
+        images = norm_NCHW.flip(1) if self.channel_order == "bgr" else norm_NCHW
+        return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+
     def valid_box(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Standard-space values of pixel 0 and pixel 255, each (1, C, 1, 1)."""
         black = torch.zeros(1, self.channels, 1, 1, dtype=torch.uint8, device=device)

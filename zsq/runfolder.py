@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from zsq.config import config_json
 from zsq.errors import RunFolderError, StorageError
-from zsq.files import atomic_write_text, is_leftover
+from zsq.files import atomic_write_text, fsync_folder, is_leftover
 
 RUN_FILE = "run.json"
 
@@ -29,6 +33,36 @@ def latest_folder(base: Path) -> Path:
     while (following := base.with_name(f"{base.name}-{number}")).exists():
         folder, number = following, number + 1
     return folder
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `out` when the block ends well and vanishes when it does not.
+
+    Raises:
+        RunFolderError: `out` holds something already.
+        StorageError: the disk refused.
+    """
+    out = out.absolute()
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunFolderError(f"{out} is in the way", "a new or empty folder", "choose another --out")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for sibling in out.parent.iterdir():
+            if is_leftover(sibling.name, out.name):
+                shutil.rmtree(sibling, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for folder in (temporary, *(path for path in temporary.iterdir() if path.is_dir())):
+            fsync_folder(folder)
+        temporary.replace(out)
+        fsync_folder(out.parent)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"cannot write {out}: {reason}", remedy="choose another --out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:

@@ -22,7 +22,9 @@ COMMANDS = {
     "run": ["recipe", "--out", "--resume", "--budget-hours", *RUNTIME],
     "list": ["what", "--json"],
     "inspect": ["folder"],
-    "verify": ["folder"],
+    "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance"],
+    "export": ["folder", "--to", "--out", "--layout", "--range"],
+    "import": ["source", "--out", "--name", "--mean", "--std", "--layout"],
 }
 
 DEFAULTS = {
@@ -33,6 +35,9 @@ DEFAULTS = {
     "quantize": {"seed": 0, "first_last": None, "eval": None, "count": None, "precision": "auto"},
     "gap": {"seeds": 3, "count": None, "first_last": None, "show_real": False, "resume": False},
     "run": {"out": None, "resume": False, "budget_hours": None},
+    "verify": {"against": None, "teacher": None, "weights": None, "tolerance": 1e-3},
+    "export": {"layout": None, "range": "uint8"},
+    "import": {"name": "imported", "mean": None, "std": None, "layout": None},
 }
 
 REQUIRED = {
@@ -43,6 +48,8 @@ REQUIRED = {
     "list": {"what"},
     "inspect": {"folder"},
     "verify": {"folder"},
+    "export": {"folder", "to", "out"},
+    "import": {"source", "out"},
 }
 
 

@@ -59,10 +59,18 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
         WeightsError: missing, damaged, of a format that carries code, or holding anything but tensors.
     """
     sha256 = read_sha256(path)
+    return _plain_tensors(_unwrapped(read_content(path), path), path), sha256
+
+
+def read_content(path: Path) -> Any:
+    """Whatever a safetensors file or a checkpoint of plain data holds, on the CPU.
+
+    Raises:
+        WeightsError: damaged, or of a format that carries code.
+    """
     with path.open("rb") as file:
         head = file.read(9)
-    content = _read_safetensors(path) if head[8:9] == b"{" else _read_checkpoint(path, head)
-    return _plain_tensors(_unwrapped(content, path), path), sha256
+    return _read_safetensors(path) if head[8:9] == b"{" else _read_checkpoint(path, head)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,141 @@
+"""What other quantizers make of synthetic images: `python benchmarks/consumers.py TOOL [--budget-hours H]`.
+
+TOOL is onnxruntime, nncf, torchao, mct or mct-gptq, in the environment of `benchmarks/consumers/TOOL.txt`
+(the last two share one).
+Finished rows are kept in `benchmarks/results/consumers.json` and are not measured again; shards
+are made below `outputs/consumers/` on the first call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from consumer_tools import TOOLS, Predict
+from torchvision.models import mobilenet_v2
+
+import zsq
+from zsq.adapters.loader import Images
+from zsq.bench import Budget
+from zsq.config import RuntimeConfig
+from zsq.contract import Bits, Teacher
+from zsq.files import atomic_write_text
+from zsq.images import ImageSet, load_images
+from zsq.teacher import load_teacher
+
+RESULTS = Path(__file__).parent / "results" / "consumers.json"
+DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
+TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
+METHODS = ("dsg", "noise", "deepinversion")
+COUNT, ITERATIONS, BATCH = 256, 250, 250
+
+
+def main(
+    tool: Annotated[str, typer.Argument(help="onnxruntime, nncf, torchao, mct or mct-gptq.")],
+    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    shards: Annotated[Path, typer.Option(help="Where shards are made or found.")] = Path("outputs/consumers"),
+) -> None:
+    """Measure what is missing of one tool's rows."""
+    torch.set_num_threads(1)
+    budget = Budget(budget_hours)
+    teacher = load_teacher(TEACHER, WEIGHTS)
+    evaluation = load_images(str(DATA / "test5000.zip"), teacher.spec)
+    sources = dict(_sources(teacher, shards))
+    done = {(row["tool"], row["network"], row["bits"], row["source"]) for row in _rows()}
+    for network, bits, source in _plan(tool):
+        if (tool, network, bits, source) in done or budget.spent():
+            continue
+        row = _measure(tool, network, bits, source, sources[source], teacher, evaluation)
+        typer.echo(json.dumps(row))
+        table = {"command": "OMP_NUM_THREADS=1 python benchmarks/consumers.py TOOL", "rows": [*_rows(), row]}
+        atomic_write_text(RESULTS, json.dumps(table, indent=1) + "\n")
+
+
+def _rows() -> list[dict[str, Any]]:
+    """Read again for each row: another tool may be at work."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
+
+
+def _plan(tool: str) -> Iterator[tuple[str, str, str]]:
+    """Everything at 8 bits first; the network with random weights shows only that the tool takes it."""
+    for bits in TOOLS[tool][2]:
+        for source in ("real", *METHODS):
+            yield "resnet20", bits, source
+    if "W8A8" in TOOLS[tool][2]:
+        yield "mobilenet_v2", "W8A8", "noise"
+
+
+def _sources(teacher: Teacher, folder: Path) -> Iterator[tuple[str, Images]]:
+    real = load_images(str(DATA / "train20000.zip"), teacher.spec)
+    yield "real", real.disjoint_sets(1, COUNT, 0)[0]
+    for method in METHODS:
+        yield (
+            method,
+            zsq.generate(
+                TEACHER,
+                method,
+                weights=WEIGHTS,
+                count=COUNT,
+                iterations=ITERATIONS,
+                out=folder / method,
+                resume=True,
+                runtime=RuntimeConfig(threads=1),
+            ),
+        )
+
+
+def _measure(
+    tool: str, name: str, bits: str, source: str, images: Images, teacher: Teacher, evaluation: ImageSet
+) -> dict[str, Any]:
+    quantize, packages, _ = TOOLS[tool]
+    network = teacher.network if name == "resnet20" else _random_mobilenet(teacher.num_outputs)
+    start = time.perf_counter()
+    predict = quantize(network, teacher.spec, images, Bits.parse(bits))
+    seconds = time.perf_counter() - start
+    accuracy: float | None = None
+    agreement: float | None = None
+    if name == "resnet20":
+        classes = _classes(predict, teacher, evaluation)
+        accuracy = _percent(classes == evaluation.labels)
+        agreement = _percent(classes == _classes(network, teacher, evaluation))
+    else:
+        # Logits of random weights hardly differ between classes: all there is to see is that it runs.
+        _classes(predict, teacher, evaluation.subset(range(BATCH)))
+    return {
+        "tool": tool,
+        "versions": {package: metadata.version(package) for package in packages},
+        "network": name,
+        "bits": bits,
+        "source": source,
+        "num_images": COUNT,
+        "accuracy": accuracy,
+        "agreement": agreement,
+        "quantize_seconds": round(seconds, 1),
+    }
+
+
+def _percent(hits: torch.Tensor) -> float:
+    return round(100 * float(hits.double().mean()), 2)
+
+
+def _random_mobilenet(num_classes: int) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return mobilenet_v2(num_classes=num_classes).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _classes(predict: Predict | torch.nn.Module, teacher: Teacher, evaluation: ImageSet) -> torch.Tensor:
+    parts = evaluation.pixels.split(BATCH)
+    return torch.cat([predict(teacher.spec.pixels_to_norm(part)).argmax(1) for part in parts])
+
+
+if __name__ == "__main__":
+    typer.run(main)

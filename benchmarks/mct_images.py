@@ -1,0 +1,101 @@
+"""Images of model-compression-toolkit beside ours: `python benchmarks/mct_images.py generate`, then `gap`.
+
+`generate` runs in the tool's environment (`benchmarks/consumers/mct.txt`): 256 images of its own data
+generation, 250 passes each, imported as the shard set `outputs/mct-images/mct`. `gap` runs anywhere: the same
+number of our images at the same number of passes, and one gap table of both at W4A4 and W2A4 in
+`benchmarks/results/mct-images.json`; finished fits are kept in `outputs/mct-images/gap`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import zsq
+from zsq.config import RuntimeConfig
+from zsq.files import atomic_write_text
+from zsq.progress import Reporter
+from zsq.teacher import load_teacher
+
+RESULTS = Path(__file__).parent / "results" / "mct-images.json"
+DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
+TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
+COUNT, ITERATIONS, SEED = 256, 250, 0
+OURS = ("deepinversion", "noise")
+RUNTIME = RuntimeConfig(threads=1)
+
+app = typer.Typer(add_completion=False)
+Out = Annotated[Path, typer.Option(help="Folder of all shard sets and of the gap run.")]
+
+
+@app.command()
+def generate(out: Out = Path("outputs/mct-images"), iterations: int = ITERATIONS, count: int = COUNT) -> None:
+    """Make the tool's images with its defaults, and import them."""
+    import model_compression_toolkit as mct
+
+    torch.set_num_threads(1)
+    teacher = load_teacher(TEACHER, WEIGHTS)
+    tool = mct.data_generation
+    # The tool draws from the global generator and has no seed of its own.
+    torch.manual_seed(SEED)
+    start = time.perf_counter()
+    images = tool.pytorch_data_generation_experimental(
+        model=teacher.network,
+        n_images=count,
+        output_image_size=teacher.spec.size[0],
+        data_generation_config=tool.get_pytorch_data_generation_config(n_iter=iterations),
+    )
+    seconds = time.perf_counter() - start
+    out.mkdir(parents=True, exist_ok=True)
+    saved = out / "mct.pt"
+    torch.save([image.detach().cpu() for image in images], saved)
+    # Its own normalisation, which its default names after torchvision, is this teacher's too.
+    done = zsq.import_images(saved, out / "mct", name="mct", mean=teacher.spec.mean, std=teacher.spec.std)
+    typer.echo(f"{done.num_images} images in {seconds:.0f} s, {done.clamped:.2%} of the values clamped")
+
+
+@app.command()
+def gap(out: Out = Path("outputs/mct-images"), seeds: int = 1) -> None:
+    """Measure both under the protocol, or continue."""
+    ours = [
+        zsq.generate(
+            TEACHER,
+            method,
+            weights=WEIGHTS,
+            count=COUNT,
+            iterations=ITERATIONS,
+            out=out / method,
+            resume=True,
+            runtime=RUNTIME,
+            reporter=Reporter(),
+        )
+        for method in OURS
+    ]
+    data = zsq.measure_gap(
+        TEACHER,
+        [out / "mct", *ours],
+        real=str(DATA / "train20000.zip"),
+        eval=str(DATA / "test5000.zip"),
+        students=["lsq-kd"],
+        bits=["W4A4", "W2A4"],
+        out=out / "gap",
+        weights=WEIGHTS,
+        seeds=seeds,
+        first_last=8,
+        resume=True,
+        runtime=RUNTIME,
+        reporter=Reporter(),
+    )
+    table = {key: data.as_json()[key] for key in ("title", "teacher", "settings", "rows", "gaps")}
+    command = "python benchmarks/mct_images.py generate; python benchmarks/mct_images.py gap"
+    atomic_write_text(RESULTS, json.dumps({"command": command, **table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,49 @@
+"""Every script in docs/ runs as it stands; those of a tool where the tool is installed.
+
+`pip install -r benchmarks/consumers/TOOL.txt` in an environment of its own, then `pytest -m consumers`.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, run_python
+
+TOOLS = {
+    "mct": "model_compression_toolkit",
+    "nncf": "nncf",
+    "onnxruntime": "onnxruntime",
+    "torchao": "torchao",
+    "webdataset": "webdataset",
+}
+
+
+def script(page):
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), re.DOTALL)
+    return block
+
+
+def test_exchange(tmp_path):
+    assert "32 images, logits within" in run_python(script("exchange.md"), cwd=tmp_path)
+
+
+@pytest.mark.consumers
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+def test_script_of_a_tool(tool, tmp_path):
+    if find_spec(TOOLS[tool]) is None:
+        pytest.skip(f"{TOOLS[tool]} is not installed: use the environment of benchmarks/consumers/{tool}.txt")
+    said = run_python(script(f"{tool}.md"), cwd=tmp_path).strip().splitlines()[-1]
+    if tool == "webdataset":
+        assert said == "64 images with labels"
+    else:
+        assert float(said.split()[-1]) > 80
+
+
+def test_every_tool_has_a_page_a_pin_and_an_extra():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    for tool in TOOLS:
+        assert (REPOSITORY / "docs" / f"{tool}.md").is_file()
+        assert re.search(rf"^{tool} = \[", text, re.MULTILINE)
+        lines = Path(REPOSITORY / "benchmarks" / "consumers" / f"{tool}.txt").read_text().splitlines()
+        assert all("==" in line for line in lines if not line.startswith("#"))

@@ -1,0 +1,1 @@
+"""Images made elsewhere -> shards: `sources.py` reads them, `run.py` writes the run."""
