@@ -63,14 +63,20 @@ class RecipeTeacher(Stage):
 class RecipeSource(Stage):
     """One synthetic arm: a method and how it differs from the recipe's `[generate]`.
 
-    `real`: images for a method that reads some.
+    `name`: what tables call it, by default the method. `real`: images for a method that reads some.
     """
 
     method: str
+    name: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
     batch: PositiveInt | None = None
     iterations: PositiveInt | None = None
     real: str | None = None
     set: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """Name of the arm in folders and tables."""
+        return self.name or self.method
 
 
 class RecipeGenerate(Stage):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zsq.config import GenerateConfig, config_sha256
 from zsq.contract import Generator, Plan, SyntheticBatch, Teacher, WorkUnit
-from zsq.engine.cost import forward_gflops, seconds_per_image_iteration
+from zsq.engine.cost import estimated_seconds, forward_gflops
 from zsq.engine.statistics import TappedTeacher, image_distances
 from zsq.errors import NoBatchNormError, OptionError, ShardError
 from zsq.generators import method_class
@@ -304,13 +304,12 @@ class Scorer:
 def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter) -> None:
     images = sum(unit.num_images for unit in missing)
     per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
-    seconds = 0.0
     passes = job.method.passes(job.method.options, images)
-    if passes:
-        seconds = seconds_per_image_iteration(job.teacher, job.plan.batch) * passes
+    seconds = estimated_seconds(job.teacher, job.plan.batch, passes, job.runtime) if passes else 0.0
+    how = "compiled" if job.runtime.compile else "uncompiled"
     reporter.say(
         f"{job.method.name}: {images} images x {passes / images:g} teacher passes, "
-        f"about {duration(seconds)} uncompiled in one process, {images * per_image / 1e6:.1f} MB on disk"
+        f"about {duration(seconds)} {how} in one process, {images * per_image / 1e6:.1f} MB on disk"
     )
 
 

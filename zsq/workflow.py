@@ -10,7 +10,7 @@ from typing import Any
 from zsq.bench import Bench, Budget, Protocol
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
 from zsq.contract import Bits, Teacher
-from zsq.engine.cost import forward_gflops, seconds_per_image_iteration
+from zsq.engine.cost import estimated_seconds, forward_gflops
 from zsq.errors import OptionError
 from zsq.gap import RunRecord, StudentSpec
 from zsq.generators import method_class
@@ -58,11 +58,11 @@ def run_recipe(
         if budget.spent():
             break
         for source in recipe.sources:
-            folder = out / f"{source.method}-{shard_set}"
+            folder = out / f"{source.label}-{shard_set}"
             config = source_config(recipe, source, shard_set)
             generate(config, folder, resume=True, teacher=protocol.teacher, reporter=reporter)
             bench.log_here()
-            bench.sets.setdefault(source.method, []).append(folder)
+            bench.sets.setdefault(source.label, []).append(folder)
         bench.fit(shard_set + 1, budget)
         data = bench.report()
         on_report(data, bench.fits.records)
@@ -77,12 +77,11 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     Raises:
         ZsqError: a teacher, image source, student or option that cannot work.
     """
-    methods = [source.method for source in recipe.sources]
-    for method in methods:
-        if methods.count(method) > 1:
-            raise OptionError(
-                f"recipe with {methods.count(method)} sources of '{method}'", "each method once"
-            )
+    labels = [source.label for source in recipe.sources]
+    for label in labels:
+        if labels.count(label) > 1:
+            found = f"recipe with {labels.count(label)} sources called '{label}'"
+            raise OptionError(found, 'a `name` of its own for each, as in name = "dsg-long"')
     weights = recipe.teacher.weights
     teacher = load_teacher(
         recipe.located(recipe.teacher.name), Path(recipe.located(weights)) if weights else None
@@ -134,7 +133,6 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
 def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None:
     """How long the whole recipe takes on this machine, before it begins: from one timed forward pass."""
     plan, teacher = recipe.generate, protocol.teacher
-    rate = seconds_per_image_iteration(teacher, 128)
     passes = 0
     for source in recipe.sources:
         config = source_config(recipe, source, 0)
@@ -144,10 +142,11 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
     fits = sum(fit_images(spec, teacher) * STEP_COST + len(protocol.eval) for spec in protocol.students)
-    seconds = plan.shard_sets * rate * (passes + arms * fits)
+    total = plan.shard_sets * (passes + arms * fits)
+    seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "
-        f"{plan.shard_sets * arms * len(protocol.students)} fits; about {duration(seconds)} uncompiled"
+        f"{plan.shard_sets * arms * len(protocol.students)} fits; about {duration(seconds)}"
     )
 
 

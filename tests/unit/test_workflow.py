@@ -102,6 +102,18 @@ def test_run_leaves_shards_rows_and_report(finished):
     assert "NaN" not in (folder / "report.json").read_text()
 
 
+TWICE = RECIPE.replace('method = "noise"', 'method = "zeroq"\niterations = 1')
+
+
+def test_one_method_twice_needs_two_names(tmp_path, no_pages):
+    with pytest.raises(UsageError, match="2 sources called 'zeroq'; expected a `name` of its own"):
+        recipe_protocol(load(tmp_path, TWICE))
+    named = load(tmp_path, TWICE.replace("iterations = 1", 'iterations = 1\nname = "zeroq-short"'))
+    data = run_recipe(named, tmp_path / "run")
+    assert {row.source for row in data.rows} == {"real", "zeroq", "zeroq-short"}
+    assert ShardDataset(tmp_path / "run" / "zeroq-short-0").provenance.options["iterations"] == 1
+
+
 def test_gaps_are_differences_of_means(finished):
     data, _, _ = finished
     for gap in data.gaps:

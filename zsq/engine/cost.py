@@ -8,6 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import Teacher
+from zsq.runtime import Runtime
+
+# What compiling gains and costs on a CPU: benchmarks/throughput.py, ResNet-20 and ResNet-18.
+COMPILED_SPEEDUP = {"bf16": 2.0, "fp32": 1.4}
+COMPILE_SECONDS = 60.0
 
 # A forward and an input-gradient pass with statistics, in forward passes: measured 2.7 to 3.2 on ResNet-20
 # and ResNet-18.
@@ -32,3 +37,12 @@ def seconds_per_image_iteration(teacher: Teacher, batch: int) -> float:
     start = time.perf_counter()
     teacher.logits(images).sum().cpu()
     return FORWARDS_PER_ITERATION * (time.perf_counter() - start) / len(images)
+
+
+def estimated_seconds(teacher: Teacher, batch: int, passes: int, runtime: Runtime) -> float:
+    """Seconds of `passes` forward and backward passes of one image each; from one timed forward pass, so an
+    order of magnitude: nothing is decided by it."""
+    seconds = seconds_per_image_iteration(teacher, batch) * passes
+    if not runtime.compile:
+        return seconds
+    return COMPILE_SECONDS + seconds / COMPILED_SPEEDUP[runtime.precision]

@@ -5,6 +5,7 @@ import torch
 from toys import image_spec, make_teacher
 
 from zsq.engine import cost
+from zsq.runtime import Runtime
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)])
@@ -25,3 +26,16 @@ def test_seconds_are_three_timed_forward_passes(monkeypatch, batch, measured):
     assert cost.seconds_per_image_iteration(teacher, batch) == pytest.approx(3 * 6.0 / measured)
     assert sizes == [1, measured]
     assert not torch.is_grad_enabled() or all(p.grad is None for p in teacher.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        (Runtime(), 6000.0),
+        (Runtime(compile=True), 60 + 6000 / 1.4),
+        (Runtime(precision="bf16", compile=True), 60 + 6000 / 2),
+    ],
+)
+def test_estimates_know_what_compiling_gains_and_costs(monkeypatch, runtime, expected):
+    monkeypatch.setattr(cost, "seconds_per_image_iteration", lambda teacher, batch: 2.0)
+    assert cost.estimated_seconds(make_teacher(), 64, 3000, runtime) == pytest.approx(expected)

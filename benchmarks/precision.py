@@ -1,0 +1,169 @@
+"""What compiling and bfloat16 change: `python benchmarks/precision.py [--budget-hours H]`.
+
+On the CIFAR-10 ResNet-20 of ZSQ_DATA: the gradient of one step, the final losses of DeepInversion, and the accuracy
+of students fitted on the images, each compiled with bfloat16 convolutions against uncompiled float32. Keeps what
+is finished in benchmarks/results/precision.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from scipy import stats
+from torch import Tensor
+
+from zsq.bench import Budget, machine
+from zsq.contract import Bits, Group, Silent, Teacher
+from zsq.engine.objectives import Forward, bn_alignment, cross_entropy
+from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.evaluate import score_student, score_teacher
+from zsq.files import atomic_write_text
+from zsq.generators import create as create_method
+from zsq.images import ImageSet, load_images
+from zsq.runtime import Runtime
+from zsq.students import create as create_student
+from zsq.teacher import load_teacher
+
+RESULTS = Path(__file__).parent / "results" / "precision.json"
+DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
+COUNT, PASSES, SETS = 256, 250, 3
+BITS = ("W4A4", "W2A4")
+PLAIN = "uncompiled fp32"
+FAST = "compiled bf16"
+
+
+def runtimes(threads: int | None) -> dict[str, Runtime]:
+    """The two ways to compute; both are named, whatever this processor would choose by itself."""
+    return {
+        PLAIN: Runtime(threads=threads),
+        FAST: Runtime(precision="bf16", compile=True, threads=threads),
+    }
+
+
+def gradient(teacher: Teacher, runtime: Runtime) -> Tensor:
+    """Of DeepInversion's CE and BN terms at Gaussian images."""
+    tapped = TappedTeacher(teacher)
+    images = torch.randn(64, *teacher.spec.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = F.one_hot(torch.arange(64) % 10, 10).float()
+
+    def loss_of(images: Tensor) -> Tensor:
+        with runtime.autocast():
+            logits, layers = tapped(images)
+        forward = Forward(images, logits, layers, targets)
+        bn = bn_alignment(Alignment("batch", moment="var", distance="norm"))
+        return cross_entropy(forward) + 10 * bn(forward)
+
+    runtime.compiled(loss_of)(images).backward()
+    assert images.grad is not None
+    return images.grad
+
+
+def compared(plain: Tensor, fast: Tensor) -> dict[str, float]:
+    """Cosine and relative error of the two gradients."""
+    return {
+        "cosine": F.cosine_similarity(plain.flatten(), fast.flatten(), 0).item(),
+        "relative_error": ((fast - plain).norm() / plain.norm()).item(),
+    }
+
+
+def synthetic(teacher: Teacher, runtime: Runtime, number: int) -> tuple[Tensor, dict[str, float]]:
+    """Pixels of one set, and its last losses."""
+    method = create_method("deepinversion", teacher, iterations=PASSES, runtime=runtime)
+    made = method.synthesize(Group(0, number, 0, (COUNT,)), Silent())
+    return teacher.spec.standard_to_pixels(made.standard_NCHW), dict(made.losses)
+
+
+def interval(differences: list[float]) -> dict[str, Any]:
+    """Mean difference in points and its 95 % interval over sets."""
+    mean = statistics.mean(differences)
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return {"mean": mean, "ci95": [mean - half, mean + half], "n": len(differences)}
+
+
+def main(
+    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
+) -> None:
+    """Measure what is missing and keep it."""
+    budget = Budget(budget_hours)
+    teacher = load_teacher("cifar10:resnet20", DATA / "resnet20.pt")
+    test = load_images(str(DATA / "test5000.zip"), teacher.spec)
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"fits": {}, "losses": {}}
+    kept |= {"command": "python benchmarks/precision.py", "machine": machine()}
+    ways = runtimes(threads)
+    with ways[PLAIN].threads_set():
+        if "gradient" not in kept:
+            kept["gradient"] = compared(*(gradient(teacher, ways[way]) for way in (PLAIN, FAST)))
+        teacher_logits, _ = score_teacher(teacher, test, ways[PLAIN])
+        for number in range(SETS):
+            for way in ways:
+                if budget.spent():
+                    return
+                one_set(kept, teacher, test, teacher_logits, ways, way, number)
+                atomic_write_text(RESULTS, json.dumps(kept | summary(kept), indent=1) + "\n")
+
+
+def one_set(
+    kept: dict[str, Any],
+    teacher: Teacher,
+    test: ImageSet,
+    teacher_logits: Tensor,
+    ways: dict[str, Runtime],
+    way: str,
+    number: int,
+) -> None:
+    """Make one set and fit what is missing on it: its images by the fast student, plain images by both."""
+    fitters = [FAST, PLAIN] if way == PLAIN else [FAST]
+    keys = {
+        (fitter, bits): f"set {number}, images {way}, student {fitter}, {bits}"
+        for fitter in fitters
+        for bits in BITS
+    }
+    if all(key in kept["fits"] for key in keys.values()):
+        return
+    pixels, kept["losses"][f"set {number}, {way}"] = synthetic(teacher, ways[way], number)
+    for (fitter, bits), key in keys.items():
+        student = create_student("lsq-kd", teacher.spec, {}, ways[fitter])
+        fitted = student.fit(teacher, pixels, Bits.parse(bits), first_last=8)
+        scores = score_student(fitted, test, teacher_logits, ways[PLAIN])
+        kept["fits"][key] = scores["accuracy"]
+        typer.echo(f"{key}: {scores['accuracy']:.2f}")
+
+
+def summary(kept: dict[str, Any]) -> dict[str, Any]:
+    """Fast minus plain, of losses as a ratio and of accuracies in points, over the finished sets."""
+    fits, losses = kept["fits"], kept["losses"]
+    found: dict[str, Any] = {}
+    pairs = [
+        (losses[f"set {n}, {PLAIN}"], losses[f"set {n}, {FAST}"])
+        for n in range(SETS)
+        if f"set {n}, {FAST}" in losses
+    ]
+    if pairs:
+        found["loss_ratio"] = {
+            term: statistics.mean(fast[term] / plain[term] for plain, fast in pairs) for term in pairs[0][0]
+        }
+    for what, fast_key, plain_key in (
+        ("images", f"images {FAST}, student {FAST}", f"images {PLAIN}, student {FAST}"),
+        ("student", f"images {PLAIN}, student {FAST}", f"images {PLAIN}, student {PLAIN}"),
+    ):
+        for bits in BITS:
+            differences = [
+                fits[f"set {n}, {fast_key}, {bits}"] - fits[f"set {n}, {plain_key}, {bits}"]
+                for n in range(SETS)
+                if f"set {n}, {fast_key}, {bits}" in fits and f"set {n}, {plain_key}, {bits}" in fits
+            ]
+            if len(differences) > 1:
+                found[f"{what} {bits}"] = interval(differences)
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
