@@ -1,8 +1,8 @@
 """What compiling and bfloat16 change: `python benchmarks/precision.py [--budget-hours H]`.
 
-On the CIFAR-10 ResNet-20 of ZSQ_DATA: the gradient of one step, the final losses of DeepInversion, and the accuracy
-of students fitted on the images, each compiled with bfloat16 convolutions against uncompiled float32. Keeps what
-is finished in benchmarks/results/precision.json.
+On the CIFAR-10 ResNet-20 of ZSQ_DATA: the gradient of one step, the final losses of DeepInversion, and the
+accuracy of students fitted on the images, each compiled with bfloat16 convolutions against uncompiled
+float32. Keeps what is finished in benchmarks/results/precision.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import typer
 from scipy import stats
 from torch import Tensor
+from zsq.generators import create as create_method
 
 from zsq.bench import Budget, machine
 from zsq.contract import Bits, Group, Silent, Teacher
@@ -25,7 +26,6 @@ from zsq.engine.objectives import Forward, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.evaluate import score_student, score_teacher
 from zsq.files import atomic_write_text
-from zsq.generators import create as create_method
 from zsq.images import ImageSet, load_images
 from zsq.runtime import Runtime
 from zsq.students import create as create_student

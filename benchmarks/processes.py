@@ -30,7 +30,7 @@ RUNTIMES = {
 def main(
     teacher: Annotated[str, typer.Option(help="Teacher.")] = "embedded:digits",
     method: Annotated[str, typer.Option(help="Method.")] = "deepinversion",
-    iterations: Annotated[int, typer.Option(help="Passes.")] = 200,
+    iterations: Annotated[int, typer.Option(help="Passes.")] = 40,
     count: Annotated[int, typer.Option(help="Images.")] = 512,
 ) -> None:
     """Measure and compare.

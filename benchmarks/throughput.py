@@ -298,7 +298,7 @@ def student(
     threads: Annotated[int, typer.Option(help="Threads.", min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Steps of 128 images.", min=1)] = 160,
 ) -> None:
-    """Time `lsq-kd` at W4A4 in fresh processes: uncompiled in float32, compiled with a cold and a warm cache."""
+    """Time `lsq-kd` at W4A4 in fresh processes: uncompiled float32, compiled from a cold and a warm cache."""
     from zsq.files import atomic_write_text
 
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))

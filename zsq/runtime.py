@@ -153,7 +153,7 @@ class Compiled:
         try:
             return self.compiled(*args)
         except TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = " ".join(str(error).strip().splitlines()[:2])
             warnings.warn(f"torch cannot compile this: running uncompiled ({reason})", stacklevel=2)
             self.failures.append(reason)
             return self.function(*args)
@@ -175,7 +175,7 @@ def _device(device: str) -> str:
 
 def _keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks: an optimisation step frees and asks for the same hundreds of megabytes
-    each time, and a quarter of it was spent on fresh pages. Elsewhere nothing happens."""
+    each time, and fresh pages are slow. Elsewhere nothing happens."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

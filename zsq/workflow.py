@@ -142,7 +142,7 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
     fits = sum(fit_images(spec, teacher) * STEP_COST + len(protocol.eval) for spec in protocol.students)
-    total = plan.shard_sets * (passes + arms * fits)
+    total = round(plan.shard_sets * (passes + arms * fits))
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "

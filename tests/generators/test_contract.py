@@ -305,9 +305,10 @@ def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
     teachers = [make_teacher(), make_teacher()]
     barrier, failures, written = threading.Barrier(2, timeout=60), [], []
 
-    def write_shard(path, *content):
-        written.append((local.rank, path.name))
-        return synthesize_write(path, *content)
+    def contents(job, unit, *rest):
+        made = synthesize_contents(job, unit, *rest)
+        written.extend((local.rank, unit.first_shard + k) for k in range(len(made)))
+        return made
 
     class Rank(Processes):
         def wait(self):
@@ -322,8 +323,8 @@ def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
             barrier.abort()
 
     local = threading.local()
-    synthesize_write = synthesize.write_shard
-    monkeypatch.setattr(synthesize, "write_shard", write_shard)
+    synthesize_contents = synthesize._contents
+    monkeypatch.setattr(synthesize, "_contents", contents)
     monkeypatch.setattr(Processes, "started", classmethod(lambda cls: Rank(local.rank, 2)))
     ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in ranks:
@@ -334,9 +335,7 @@ def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
     assert shard_bytes(tmp_path / "split") == shard_bytes(alone)
     units = resolve(config(name), tmp_path, make_teacher()).plan.units
     shares = [
-        (i % 2, f"shard-{u.first_shard + k:05}.h5")
-        for i, u in enumerate(units)
-        for k in range(len(u.shard_sizes))
+        (i % 2, unit.first_shard + k) for i, unit in enumerate(units) for k in range(len(unit.shard_sizes))
     ]
     assert sorted(written) == sorted(shares) and len(shares) == 3
     verify_run(tmp_path / "split")

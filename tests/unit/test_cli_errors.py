@@ -253,7 +253,7 @@ def test_resume_with_another_option(change, names, made, capsys):
         (RECIPE.replace('[{ name = "ptq", bits = "W4A4" }]', "[]"), "students"),
         (
             RECIPE.replace('{ method = "noise" }', '{ method = "noise" }, { method = "noise" }'),
-            "2 sources of",
+            "2 sources called 'noise'",
         ),
     ],
     ids=["key", "variable", "count", "images", "method", "student", "bits", "toml", "nothing", "twice"],

@@ -79,14 +79,14 @@ def test_without_a_compiler_a_long_job_runs_uncompiled_and_says_so(processor, mo
 def test_what_cannot_be_compiled_is_said_once_and_runs(monkeypatch):
     def refuse(function, **options):
         def compiled(*args):
-            raise torch._dynamo.exc.Unsupported("no such operation", case_name="test")
+            raise torch._dynamo.exc.TorchDynamoException("backend='inductor' raised:\nno such operation\n\n")
 
         return compiled
 
     monkeypatch.setattr(torch, "compile", refuse)
     runtime = Runtime(compile=True)
     first, second = runtime.compiled(lambda x: x + 1), runtime.compiled(lambda x: x + 2)
-    with pytest.warns(UserWarning, match="running uncompiled") as said:
+    with pytest.warns(UserWarning, match=r"running uncompiled \(backend.* no such operation\)") as said:
         assert [first(1), first(2), second(1)] == [2, 3, 3]
     assert len(said) == 1 and runtime.failures
 
@@ -122,7 +122,8 @@ def test_only_a_compiling_runtime_compiles(monkeypatch):
 
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "restored afterwards")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     assert Runtime().compiled(function) is function and asked == []
     Runtime(compile=True).compiled(function)

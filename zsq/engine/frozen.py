@@ -105,8 +105,8 @@ def by_flipped_kernel(of_output: Tensor, weight: Tensor, conv: nn.Conv2d, size: 
 
 
 def in_float32(of_output: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
-    """The library's input gradient in float32: in bfloat16 oneDNN has only a reference loop for strided
-    depthwise convolutions, 3 to 50 times slower."""
+    """The library's input gradient in float32: in bfloat16 oneDNN has only a slow reference loop for strided
+    depthwise convolutions."""
     shape = (len(of_output), conv.in_channels, *size)
     gradient = conv2d_input(
         shape,
