@@ -67,13 +67,16 @@ def test_cuda_where_it_is_there(monkeypatch, capability, precision):
 
 def test_without_a_compiler_a_long_job_runs_uncompiled_and_says_so(processor, monkeypatch):
     cpp_builder = importlib.import_module("torch._inductor.cpp_builder")
-    cpp_builder.cpp_compiler_search.cache_clear()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    no_compiler = importlib.import_module("torch._inductor.exc").InvalidCxxCompiler()
+
+    def search():
+        raise no_compiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", search)
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler found: running uncompiled"):
         assert not Runtime.resolve(total_gflops=LONG).compile
     with pytest.raises(OptionError, match=r"--compile on; expected a C\+\+ compiler"):
         Runtime.resolve(compile="on")
-    cpp_builder.cpp_compiler_search.cache_clear()
 
 
 def test_what_cannot_be_compiled_is_said_once_and_runs(monkeypatch):
