@@ -301,7 +301,8 @@ def test_a_run_on_disk_and_its_resume(name, config, tmp_path):
 
 
 def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
-    alone = synthesize.generate(config(name), tmp_path / "alone", teacher=make_teacher())
+    settings = config(name)  # once: the random weights it draws are of a generator that threads share
+    alone = synthesize.generate(settings, tmp_path / "alone", teacher=make_teacher())
     teachers = [make_teacher(), make_teacher()]
     barrier, failures, written = threading.Barrier(2, timeout=60), [], []
 
@@ -317,7 +318,7 @@ def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
     def work(rank):
         local.rank = rank
         try:
-            synthesize.generate(config(name), tmp_path / "split", teacher=teachers[rank])
+            synthesize.generate(settings, tmp_path / "split", teacher=teachers[rank])
         except BaseException as error:
             failures.append(error)
             barrier.abort()
@@ -333,7 +334,7 @@ def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
         thread.join()
     assert not failures, failures
     assert shard_bytes(tmp_path / "split") == shard_bytes(alone)
-    units = resolve(config(name), tmp_path, make_teacher()).plan.units
+    units = resolve(settings, tmp_path, make_teacher()).plan.units
     shares = [
         (i % 2, unit.first_shard + k) for i, unit in enumerate(units) for k in range(len(unit.shard_sizes))
     ]
