@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zsq.gap import StudentSpec
     from zsq.imports.run import Imported
     from zsq.report.data import ReportData
+    from zsq.students.cost import Cost
 
 OUTPUTS = Path("outputs")
 
@@ -83,11 +84,14 @@ def generate(
 
 @dataclass(frozen=True)
 class Quantized:
-    """A fitted student with its scores in points: `accuracy` and `agreement` where labels were given."""
+    """A fitted student, what it costs, and its scores in points: `accuracy` and `agreement` where labels were
+    given. `files` are those that were written."""
 
     fitted: FittedStudent
+    cost: Cost
     metrics: Mapping[str, float]
     teacher_accuracy: float | None
+    files: tuple[Path, ...] = ()
 
 
 def quantize(
@@ -101,27 +105,40 @@ def quantize(
     seed: int = 0,
     eval: str | None = None,
     count: int | None = None,
+    out: str | Path | None = None,
     set: Mapping[str, Any] | None = None,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> Quantized:
     """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
 
+    Args:
+        out: write the student there for `load_student`: NAME.safetensors, or a folder.
+
     Raises:
         ZsqError: one class per cause, see `zsq.errors`.
     """
+    from zsq.students.cost import student_cost
+    from zsq.students.saving import check_destination, check_saveable, save_student
+
     resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
     parsed = Bits.parse(bits)
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
     recipe = create(student, loaded.spec, set or {}, resolved)
+    if out is not None:
+        check_destination(out)
+        check_saveable(loaded)
     pixels = load_images(str(images), loaded.spec, count).pixels
     with (reporter or Reporter(quiet=True)).job(f"{student} {parsed}", len(pixels)) as log:
         fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log)
+    files = () if out is None else save_student(fitted, loaded, out)
+    cost = student_cost(fitted)
     if eval is None:
-        return Quantized(fitted, {}, None)
+        return Quantized(fitted, cost, {}, None, files)
     labelled = load_images(eval, loaded.spec)
     teacher_logits, accuracy = score_teacher(loaded, labelled, resolved)
-    return Quantized(fitted, score_student(fitted, labelled, teacher_logits, resolved), accuracy)
+    metrics = score_student(fitted, labelled, teacher_logits, resolved)
+    return Quantized(fitted, cost, metrics, accuracy, files)
 
 
 def measure_gap(
