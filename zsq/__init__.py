@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from zsq.images import load_images
     from zsq.shards.reader import ShardDataset
     from zsq.shards.verify import verify_run
+    from zsq.students.onnx_qdq import export_onnx
     from zsq.students.saving import load_student, save_student
     from zsq.teacher import load_teacher
 
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
     "export": "zsq.api",
+    "export_onnx": "zsq.students.onnx_qdq",
     "generate": "zsq.api",
     "import_images": "zsq.api",
     "inspect": "zsq.api",
@@ -39,6 +41,7 @@ __all__ = [
     "ShardDataset",
     "__version__",
     "export",
+    "export_onnx",
     "generate",
     "import_images",
     "inspect",

@@ -96,6 +96,9 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option(help="Save the student: a folder, or NAME.safetensors for NAME.json too.")
     ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
+    ] = None,
     set_: Set = None,
     precision: Precision = "auto",
     compile: Compile = "auto",
@@ -116,6 +119,7 @@ def quantize(
         eval=eval,
         count=count,
         out=out,
+        onnx=onnx,
         set=_pairs(set_),
         runtime=_runtime(precision, compile, threads, device),
         reporter=_reporter(),
@@ -127,7 +131,7 @@ def quantize(
     typer.echo(result.cost.summary())
     for path in result.files:
         typer.echo(path)
-    scores = "".join(f", {name} {value:.2f}" for name, value in result.metrics.items())
+    scores = "".join(f", {name.replace('_', ' ')} {value:.2f}" for name, value in result.metrics.items())
     float_score = "" if result.teacher_accuracy is None else f" (teacher {result.teacher_accuracy:.2f})"
     typer.echo(f"{fitted.student} {fitted.bits}{scores}{float_score}")
 

@@ -13,7 +13,7 @@ COMMANDS = {
     ],
     "quantize": [
         *("--teacher", "--images", "--student", "--bits", "--weights", "--first-last", "--seed", "--eval"),
-        *("--count", "--out", "--set", *RUNTIME),
+        *("--count", "--out", "--onnx", "--set", *RUNTIME),
     ],
     "gap": [
         *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),
