@@ -95,13 +95,10 @@ def test_the_model_holds_the_students_grids_one_to_one(digits, images, tmp_path,
     operations = Counter(each.op_type for each in model.graph.node)
     assert operations["QuantizeLinear"] == kinds["activation"]
     assert operations["DequantizeLinear"] == kinds["activation"] + kinds["weight"]
-    grids = {
-        key(*(held[name] for name in each.input[1:])) for each in model.graph.node if is_dequantize(each)
-    }
+    inputs = [each.input for each in model.graph.node if each.op_type == "DequantizeLinear"]
+    grids = {key(held[step], held[zero]) for _, step, zero in inputs}
     assert grids == {key(q.step.detach().numpy(), q.zero_point.numpy()) for q in quantizers}
-    weights = [
-        held[each.input[0]] for each in model.graph.node if is_dequantize(each) and each.input[0] in held
-    ]
+    weights = [held[integers] for integers, *_ in inputs if integers in held]
     assert len(weights) == kinds["weight"]
     assert all(array.dtype in (np.int8, np.uint8) and np.ptp(array.astype(int)) < 256 for array in weights)
     products = [each for each in model.graph.node if each.op_type in ("Conv", "Gemm", "MatMul")]
