@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from zsq.contract import Bits, QuantizedTensor
 from zsq.errors import OptionError
 from zsq.quantizers.fold import fold_batch_norms
-from zsq.quantizers.grids import FakeQuantizer, Kind
+from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.quantizers.trace import LAYERS, trace
 
@@ -65,13 +65,13 @@ class Placement:
         self.network.set_submodule(site.path, module)
 
     def table(self) -> tuple[QuantizedTensor, ...]:
-        """One row per FakeQuantizer; signed where the grid has values below zero."""
+        """One row per quantizer; signed where the grid has values below zero."""
         rows = []
         for site in self.sites:
             quantizer = self.get(site)
-            if isinstance(quantizer, FakeQuantizer):
-                signed = quantizer.lo < 0 or bool((quantizer.zero_point > 0).any())
-                rows.append(QuantizedTensor(site.name, site.kind, site.bits, quantizer.step.numel(), signed))
+            if isinstance(quantizer, Quantizer):
+                scales, signed = quantizer.num_scales, quantizer.signed
+                rows.append(QuantizedTensor(site.name, site.kind, site.bits, scales, signed))
         return tuple(rows)
 
 

@@ -9,10 +9,12 @@ from zsq.contract import Student
 from zsq.errors import UnknownNameError
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
+from zsq.students.gdfq_ft import GDFQFT
+from zsq.students.kd import KD
 from zsq.students.lsq_kd import LSQKD
 from zsq.students.ptq import PTQ
 
-STUDENTS: dict[str, type[Student]] = {"ptq": PTQ, "lsq-kd": LSQKD}
+STUDENTS: dict[str, type[Student]] = {"ptq": PTQ, "kd": KD, "gdfq-ft": GDFQFT, "lsq-kd": LSQKD}
 
 
 def create(
