@@ -90,9 +90,7 @@ class KD(Student):
         for site, histogram in observe(placement, teacher.spec, pixels_NCHW, device).items():
             placement.put(site, searched_activation(histogram, site.bits).to(device))
         structure = (teacher.network, bits, placement.table())
-        # Adam would walk at full pace where the gradient is rounding error, as between equal networks.
-        groups = [{"params": list(network.parameters()), "eps": 1e-5}]
-        course = Course(network, teacher.network, groups, structure)
+        course = Course(network, teacher.network, [{"params": list(network.parameters())}], structure)
         self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())
         return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
 
