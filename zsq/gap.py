@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from pydantic import ValidationError
 from torch import Tensor
 
 from zsq.contract import Bits, FittedStudent, Teacher
@@ -34,7 +35,7 @@ from zsq.intervals import (
     welch_interval,
 )
 from zsq.runtime import Runtime
-from zsq.students import create
+from zsq.students import STUDENTS, create
 
 REAL, NOISE = "real", "noise"
 
@@ -150,7 +151,7 @@ def measure_gap(
     fitters = {_name(spec): create(spec.name, teacher.spec, spec.options, runtime) for spec in students}
     # Records name every option, so that a resumed table never mixes two defaults.
     students = [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
-    finished = {_key(record): record for record in done}
+    finished = {_key(_completed(record)): record for record in done}
     records = []
     stopped = False
     for shard_set, seed, spec, source in _plan(arms, students, seeds):
@@ -239,6 +240,16 @@ def _unmeasured(source: str, shard_set: int, seed: int, spec: StudentSpec, num_i
 
 def _key(record: RunRecord) -> str:
     return json.dumps({k: v for k, v in record.items() if k not in MEASURED}, sort_keys=True, default=str)
+
+
+def _completed(record: RunRecord) -> RunRecord:
+    """A record with the options that its student has got since: their defaults are what was done before."""
+    student = STUDENTS.get(record["student"])
+    try:
+        options = student.options_class(**record["options"]) if student else None
+    except ValidationError:
+        return record
+    return record if options is None else {**record, "options": options.model_dump(mode="json")}
 
 
 def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
