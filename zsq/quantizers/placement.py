@@ -1,9 +1,10 @@
 """Where a network is quantized, read from its traced graph and never from class names.
 
 Every Conv2d and Linear weight, per output channel. Every distinct tensor that feeds such a layer, per tensor,
-with one quantizer for all its consumers. Left in float: the input image (8 bits already, with whatever fixed
-arithmetic precedes the first layer), the residual stream (an addition takes the unquantized tensor), biases,
-normalisations that are not folded, elementwise operations.
+with one quantizer for all its consumers. The slopes of each nn.PReLU where a student asks for it. Left in
+float: the input image (8 bits already, with whatever fixed arithmetic precedes the first layer), the residual
+stream (an addition takes the unquantized tensor), biases, normalisations that are not folded, elementwise
+operations.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ class Placement:
         return (site for site in self.sites if site.kind == kind)
 
     def weight(self, site: Site) -> Tensor:
-        """The float weight that a weight site quantizes, output channels first."""
-        return self.network.get_parameter(site.name)
+        """The float weight that a weight site quantizes, output channels first; slopes are one row."""
+        weight = self.network.get_parameter(site.name)
+        return weight if weight.dim() > 1 else weight[None]
 
     def get(self, site: Site) -> nn.Module:
         """What stands at `site`."""
@@ -75,11 +77,14 @@ class Placement:
         return tuple(rows)
 
 
-def place(network: nn.Module, bits: Bits, *, first_last: int | None = None, fold: bool) -> Placement:
+def place(
+    network: nn.Module, bits: Bits, *, first_last: int | None = None, fold: bool, slopes: bool = False
+) -> Placement:
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
-    width of their weights and of the last layers' inputs, where `bits` quantizes these at all.
+    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`: those
+    of each nn.PReLU are weights too, whatever `first_last`.
 
     Raises:
         UntraceableError: as `trace`.
@@ -103,6 +108,9 @@ def place(network: nn.Module, bits: Bits, *, first_last: int | None = None, fold
             first_last,
         ),
     ]
+    if slopes:
+        prelus = [node for node in module.graph.nodes if _is_prelu(module, node)]
+        sites += _weight_sites(module, prelus, set(), bits.weights, None)
     module.graph.lint()
     module.recompile()
     return Placement(module, tuple(sites))
@@ -110,6 +118,10 @@ def place(network: nn.Module, bits: Bits, *, first_last: int | None = None, fold
 
 def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), LAYERS)
+
+
+def _is_prelu(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.PReLU)
 
 
 def _reached(starts: list[fx.Node], *, forward: bool) -> set[fx.Node]:
