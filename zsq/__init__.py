@@ -25,20 +25,25 @@ if TYPE_CHECKING:
     from zsq.images import load_images
     from zsq.shards.reader import ShardDataset
     from zsq.shards.verify import verify_run
+    from zsq.students.onnx_qdq import export_onnx
+    from zsq.students.saving import load_student, save_student
     from zsq.teacher import load_teacher
 
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
     "audit": "zsq.api",
     "export": "zsq.api",
+    "export_onnx": "zsq.students.onnx_qdq",
     "generate": "zsq.api",
     "import_images": "zsq.api",
     "inspect": "zsq.api",
     "load_images": "zsq.images",
+    "load_student": "zsq.students.saving",
     "load_teacher": "zsq.teacher",
     "measure_gap": "zsq.api",
     "quantize": "zsq.api",
     "run": "zsq.api",
+    "save_student": "zsq.students.saving",
     "verify_export": "zsq.api",
     "verify_run": "zsq.shards.verify",
 }
@@ -48,14 +53,17 @@ __all__ = [
     "__version__",
     "audit",
     "export",
+    "export_onnx",
     "generate",
     "import_images",
     "inspect",
     "load_images",
+    "load_student",
     "load_teacher",
     "measure_gap",
     "quantize",
     "run",
+    "save_student",
     "verify_export",
     "verify_run",
 ]

@@ -77,6 +77,12 @@ class Placement:
         return tuple(rows)
 
 
+def row_name(path: str) -> str:
+    """The table's name for the quantizer at `path`: `a.weight_quantizer` quantizes `a.weight`."""
+    layer, _, place = path.rpartition(".")
+    return f"{layer}.{place.replace('_quantizer', '')}"
+
+
 def place(
     network: nn.Module, bits: Bits, *, first_last: int | None = None, fold: bool, slopes: bool = False
 ) -> Placement:
