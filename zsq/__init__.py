@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from zsq.version import __version__
 
 if TYPE_CHECKING:
-    from zsq.api import export, generate, import_images, inspect, measure_gap, quantize, run, verify_export
+    from zsq.api import (
+        audit,
+        export,
+        generate,
+        import_images,
+        inspect,
+        measure_gap,
+        quantize,
+        run,
+        verify_export,
+    )
     from zsq.images import load_images
     from zsq.shards.reader import ShardDataset
     from zsq.shards.verify import verify_run
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
+    "audit": "zsq.api",
     "export": "zsq.api",
     "export_onnx": "zsq.students.onnx_qdq",
     "generate": "zsq.api",
@@ -40,6 +51,7 @@ _HOMES = {
 __all__ = [
     "ShardDataset",
     "__version__",
+    "audit",
     "export",
     "export_onnx",
     "generate",

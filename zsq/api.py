@@ -25,6 +25,7 @@ from zsq.students import create
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
+    from zsq.audits import Audit
     from zsq.exports.record import ExportRecord
     from zsq.exports.run import Comparison
     from zsq.gap import StudentSpec
@@ -326,6 +327,39 @@ def verify_export(
 
     loaded = None if teacher is None else load_teacher(teacher, _path(weights))
     return run(Path(folder), Path(export), loaded, tolerance)
+
+
+def audit(
+    teacher: str,
+    shards: str | Path,
+    train: str,
+    holdout: str,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path | None = None,
+    runtime: RuntimeConfig | None = None,
+) -> Audit:
+    """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
+
+    Args:
+        train: images the teacher was trained on. holdout: images of the same kind that it was not.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    import json
+
+    from zsq.audits import audit_images, audit_json
+    from zsq.files import atomic_write_text
+
+    resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
+    loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
+    own, seen, unseen = (load_images(str(s), loaded.spec).pixels for s in (shards, train, holdout))
+    found = audit_images(loaded, own, seen, unseen, resolved)
+    if out is not None:
+        sources = {"teacher": teacher, "shards": str(shards), "train": train, "holdout": holdout}
+        atomic_write_text(Path(out), json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
+    return found
 
 
 def inspect(folder: str | Path) -> list[str]:

@@ -313,6 +313,28 @@ def import_(
     typer.echo(f"{done.num_images} images, {done.num_labelled} with a label: {out}")
 
 
+@app.command()
+def audit(
+    teacher: Teacher,
+    shards: Annotated[str, typer.Option(metavar="DIR", help="The synthetic set.")],
+    train: Annotated[str, typer.Option(metavar="SRC", help="Your images that the teacher was trained on.")],
+    holdout: Annotated[str, typer.Option(metavar="SRC", help="Your images of that kind that it was not.")],
+    out: Annotated[Path, typer.Option(help="JSON file for the figures; no image is written.")],
+    weights: Weights = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
+    from zsq.api import audit as run
+    from zsq.audits import audit_lines
+
+    runtime = _runtime("fp32", "off", threads, device)
+    found = run(teacher, shards, train, holdout, out, weights=weights, runtime=runtime)
+    for line in audit_lines(found):
+        typer.echo(line)
+    typer.echo(out)
+
+
 def _pairs(pairs: list[str] | None) -> dict[str, Any]:
     from zsq.config import parse_set
 

@@ -95,7 +95,12 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     ]
     plan = recipe.generate
     num_fits = len(students) * (len(recipe.sources) + 1) * plan.shard_sets * recipe.seeds
-    gflops = STEP_COST * forward_gflops(teacher) * num_fits * max(fit_images(s, teacher) for s in students)
+    gflops = (
+        STEP_COST
+        * forward_gflops(teacher)
+        * num_fits
+        * max(fit_images(s, teacher, plan.count) for s in students)
+    )
     runtime = Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops / len(students))
     return Protocol(
         title=recipe.title,
@@ -141,7 +146,9 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations, batch)
         passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
-    fits = sum(fit_images(spec, teacher) * STEP_COST + len(protocol.eval) for spec in protocol.students)
+    fits = sum(
+        fit_images(spec, teacher, plan.count) * STEP_COST + len(protocol.eval) for spec in protocol.students
+    )
     total = round(plan.shard_sets * (passes + arms * fits))
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
@@ -150,10 +157,10 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     )
 
 
-def fit_images(spec: StudentSpec, teacher: Teacher) -> int:
-    """Training images that one fit goes through; 0 for a student that does not train."""
-    options = create(spec.name, teacher.spec, spec.options, Runtime()).options.model_dump()
-    return options.get("iterations", 0) * options.get("batch", 0)
+def fit_images(spec: StudentSpec, teacher: Teacher, count: int) -> float:
+    """Training images that one fit on `count` images goes through; 0 for a student that does not train."""
+    student = create(spec.name, teacher.spec, spec.options, Runtime())
+    return student.images_trained(teacher, count)
 
 
 @dataclass(frozen=True)

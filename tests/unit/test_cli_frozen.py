@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": ["folder"],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],
+    "audit": ["--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"],
     "import": ["source", "--out", "--name", "--mean", "--std", "--layout"],
 }
 
@@ -44,6 +45,7 @@ DEFAULTS = {
     "run": {"out": None, "resume": False, "budget_hours": None},
     "verify": {"against": None, "teacher": None, "weights": None, "tolerance": 1e-3},
     "export": {"layout": None, "range": "uint8"},
+    "audit": {"weights": None, "threads": None, "device": "auto"},
     "import": {"name": "imported", "mean": None, "std": None, "layout": None},
 }
 
@@ -56,6 +58,7 @@ REQUIRED = {
     "inspect": {"folder"},
     "verify": {"folder"},
     "export": {"folder", "to", "out"},
+    "audit": {"teacher", "shards", "train", "holdout", "out"},
     "import": {"source", "out"},
 }
 
