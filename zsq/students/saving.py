@@ -99,7 +99,8 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
     grids = [_grid(row, *quantizers[row.name]) for row in fitted.tensors]
     for grid in grids:
         if grid.kind == "weight":
-            tensors[grid.name] = weight_integers(tensors[grid.name], quantizers[grid.name][1])
+            weight = tensors[grid.name]
+            tensors[grid.name] = weight_integers(weight, quantizers[grid.name][1]).view(weight.shape)
     stored = {name: _plain(tensor) for name, tensor in tensors.items()}
     data = save(stored)
     record = StudentRecord(
