@@ -11,6 +11,7 @@ from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
 from zsq.students.adaround import AdaRound
 from zsq.students.brecq import BRECQ
+from zsq.students.cfws import CFWS
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
@@ -20,6 +21,7 @@ from zsq.students.qdrop import QDrop
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
+    "cfws": CFWS,
     "adaround": AdaRound,
     "brecq": BRECQ,
     "qdrop": QDrop,

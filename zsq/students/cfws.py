@@ -1,0 +1,123 @@
+"""CFWS: 3x3 kernels in a coarse and a fine part, ranges of activations by KL after the ReLU."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Student, Teacher
+from zsq.errors import MismatchError
+from zsq.quantizers.branches import merge_branches, split_centres
+from zsq.quantizers.fold import fold_batch_norms
+from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range
+from zsq.quantizers.observers import Histogram
+from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
+from zsq.quantizers.ranges import kl_range, minmax_range
+from zsq.quantizers.trace import trace
+from zsq.students.calibration import check_images, observe
+
+
+class CFWSOptions(Options):
+    """Range rules. The fine part always has a step per output channel."""
+
+    observer: Literal["kl", "minmax"] = "kl"
+    coarse_steps: Literal["tensor", "channel"] = "tensor"
+
+
+class CFWS(Student):
+    """RepVGG branches merged into one convolution, BN folded; all grids symmetric.
+
+    Other networks have nothing to merge, and their 3x3 convolutions are split all the same.
+    """
+
+    name = "cfws"
+    facts = Facts(
+        paper="coarse and fine weight splitting, Yang et al. 2023 (arXiv:2312.10588), for RepVGG at W8A8",
+        summary="the centre of each 3x3 kernel on a grid of its own, ranges by KL, no training",
+        deviations=(
+            "the coarse part is a 1x1 convolution instead of a zero-padded 3x3",
+            "KL is computed on counts in float64: the published transformation is not known",
+            "activations are quantized where they enter a layer, ties to even; biases stay float instead of "
+            "16 bits, and the image stays as it is",
+        ),
+    )
+    options_class: ClassVar[type[Options]] = CFWSOptions
+    options: CFWSOptions
+
+    def fit(
+        self,
+        teacher: Teacher,
+        pixels_NCHW: Tensor,
+        bits: Bits,
+        *,
+        first_last: int | None = None,
+        seed: int = 0,
+        log: StepLog | None = None,
+    ) -> FittedStudent:
+        """See `Student.fit`; nothing is random. With W32 nothing is split.
+
+        Raises:
+            MismatchError: also for a network without a 3x3 convolution.
+        """
+        check_images(teacher, pixels_NCHW)
+        placement = self._placement(teacher, bits, first_last)
+        network = placement.network.to(self.runtime.device)
+        for site in placement.of_kind("weight"):
+            # The remainder of each coarse part is in the fine part before that is quantized.
+            if site.name.endswith("_coarse.weight"):
+                self._quantize_coarse(placement, site)
+        for site in placement.of_kind("weight"):
+            if not site.name.endswith("_coarse.weight"):
+                _quantize(placement, site, "channel")
+        for site, histogram in observe(placement, teacher.spec, pixels_NCHW, self.runtime.device).items():
+            placement.put(site, self._activation_quantizer(site, histogram).to(self.runtime.device))
+        if log is not None:
+            log.advance(len(pixels_NCHW))
+        return FittedStudent(
+            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
+        )
+
+    def _placement(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:
+        module = trace(teacher.network)
+        fold_batch_norms(module)
+        if merge_branches(module):
+            # A BN behind the sum of the branches is behind one convolution now.
+            fold_batch_norms(module)
+        if bits.weights != FLOAT_BITS and not split_centres(module):
+            found = f"teacher {teacher.name} has no 3x3 convolution"
+            raise MismatchError(found, "3x3 kernels for cfws to split", "use student ptq")
+        return place(module, bits, first_last=first_last, fold=False)
+
+    def _quantize_coarse(self, placement: Placement, site: Site) -> None:
+        centre = placement.weight(site).detach().clone()
+        _quantize(placement, site, self.options.coarse_steps)
+        fine = placement.network.get_parameter(site.name.replace("_coarse.weight", ".weight"))
+        left = centre - placement.weight(site)
+        margin = centre.shape[-1] // 2
+        with torch.no_grad():
+            fine[:, :, 1, 1] += left[:, :, margin, margin]
+
+    def _activation_quantizer(self, site: Site, histogram: Histogram) -> FakeQuantizer:
+        lo, hi = integer_range(site.bits, signed=True)
+        if self.options.observer == "minmax":
+            ends = minmax_range(histogram)
+        else:
+            # The levels on one side of zero, which is where a ReLU's values are.
+            one_sided = histogram.low >= 0 or histogram.high <= 0
+            ends = kl_range(histogram, site.bits - one_sided)
+        step = torch.tensor(max(abs(end) for end in ends) / hi)
+        return FakeQuantizer(step, torch.zeros(()), lo, hi, "activation")
+
+
+def _quantize(placement: Placement, site: Site, steps: Literal["tensor", "channel"]) -> None:
+    """Put the site's weight on its min-max grid, halves rounded up as published, and the grid at the site."""
+    weight = placement.network.get_parameter(site.name)
+    lo, hi = integer_range(site.bits, signed=True)
+    axes = tuple(range(1, weight.dim()))
+    largest = weight.abs().amax() if steps == "tensor" else weight.abs().amax(dim=axes, keepdim=True)
+    step = (largest.detach() / hi).clamp(min=SMALLEST_STEP)
+    with torch.no_grad():
+        weight.copy_((weight / step + 0.5).floor().clamp(-hi, hi) * step)
+    placement.put(site, FakeQuantizer(step, torch.zeros_like(step), lo, hi, "weight"))
