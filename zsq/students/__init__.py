@@ -17,6 +17,7 @@ from zsq.students.kd import KD
 from zsq.students.lsq_kd import LSQKD
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
+from zsq.students.qfd import QFD
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
@@ -27,6 +28,7 @@ STUDENTS: dict[str, type[Student]] = {
     "kd": KD,
     "gdfq-ft": GDFQFT,
     "lsq-kd": LSQKD,
+    "qfd": QFD,
 }
 
 
