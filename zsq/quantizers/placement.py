@@ -122,6 +122,13 @@ def place(
     return Placement(module, tuple(sites))
 
 
+def last_layers(network: fx.GraphModule) -> list[fx.Node]:
+    """The calls of layers that no other layer follows."""
+    layers = [node for node in network.graph.nodes if _is_layer(network, node)]
+    before = _reached(layers, forward=False)
+    return [node for node in layers if node not in before]
+
+
 def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), LAYERS)
 

@@ -51,8 +51,8 @@ class GDFQFT(Student):
             "ranges are an exponential mean without bias; the public code divides the mean by its correction "
             "again at every step, or starts it at 0",
             "classes are the teacher's top-1, for stored images of any source have no labels",
-            "80 passes over the images with cosine, after 20 batches that set the ranges: ours; published are "
-            "80,000 steps, 17 hours of two cores on a CIFAR ResNet-20",
+            "80 passes over the images with cosine, after 20 batches that set the ranges: ours; published "
+            "are 80,000 steps, 17 hours of two cores on a CIFAR ResNet-20",
             "the network trains on stored images, shifted and mirrored, instead of a generator's stream",
             "outputs of linear bottlenecks are quantized like every input of a layer",
         ),
