@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from zsq.errors import UntraceableError
 from zsq.quantizers.grids import FakeQuantizer
-from zsq.quantizers.layers import QuantConv2d, QuantLinear
+from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
 from zsq.quantizers.operations import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
 
 # Names are written into the source that torch.fx compiles: identifiers, and sub-module paths of them.
@@ -180,7 +180,7 @@ def _build_module(record: ModuleRecord) -> nn.Module:
     arguments = {name: _decode(value, {}) for name, value in record.arguments.items()}
     with torch.device("meta"):
         module = MODULES[record.kind](**arguments)
-    if isinstance(module, QuantConv2d | QuantLinear):
+    if isinstance(module, QuantConv2d | QuantLinear | QuantPReLU):
         module.weight_quantizer = nn.Identity()
     return module
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import stochastic_depth
 
-from zsq.quantizers.layers import QuantConv2d, QuantLinear
+from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
 
 _MODULES = """Conv2d Linear BatchNorm1d BatchNorm2d LayerNorm GroupNorm InstanceNorm2d LocalResponseNorm
 ReLU ReLU6 PReLU LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Softplus Softmax LogSoftmax Hardswish
@@ -39,6 +39,7 @@ MODULES: dict[str, type[nn.Module]] = {
     **{name: getattr(nn, name) for name in _MODULES.split()},
     "QuantConv2d": QuantConv2d,
     "QuantLinear": QuantLinear,
+    "QuantPReLU": QuantPReLU,
 }
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
