@@ -54,7 +54,7 @@ class QuantLinear(nn.Linear):
 
 
 class QuantPReLU(nn.PReLU):
-    """A PReLU whose slopes pass `weight_quantizer` first, as one row: they share a grid."""
+    """A PReLU whose slopes pass `weight_quantizer` first."""
 
     weight_quantizer: nn.Module
 
@@ -68,7 +68,7 @@ class QuantPReLU(nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same."""
-        return F.prelu(input, self.weight_quantizer(self.weight[None])[0])
+        return F.prelu(input, self.weight_quantizer(self.weight))
 
 
 def quantizable(layer: nn.Module) -> QuantConv2d | QuantLinear | QuantPReLU:

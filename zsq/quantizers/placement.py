@@ -54,9 +54,8 @@ class Placement:
         return (site for site in self.sites if site.kind == kind)
 
     def weight(self, site: Site) -> Tensor:
-        """The float weight that a weight site quantizes, output channels first; slopes are one row."""
-        weight = self.network.get_parameter(site.name)
-        return weight if weight.dim() > 1 else weight[None]
+        """The float weight that a weight site quantizes, output channels first."""
+        return self.network.get_parameter(site.name)
 
     def get(self, site: Site) -> nn.Module:
         """What stands at `site`."""
@@ -89,8 +88,8 @@ def place(
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
-    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`: those
-    of each nn.PReLU are weights too, whatever `first_last`.
+    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. With `slopes`,
+    those of each nn.PReLU are weights too, whatever `first_last`.
 
     Raises:
         UntraceableError: as `trace`.

@@ -19,6 +19,7 @@ from zsq.students.lsq_kd import LSQKD
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
+from zsq.students.quantface import QuantFace
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
@@ -31,6 +32,7 @@ STUDENTS: dict[str, type[Student]] = {
     "gdfq-ft": GDFQFT,
     "lsq-kd": LSQKD,
     "qfd": QFD,
+    "quantface": QuantFace,
 }
 
 
