@@ -17,6 +17,9 @@ from zsq.students import STUDENTS
 from zsq.students.onnx_qdq import OnnxStudent, check_exportable
 from zsq.teacher.digits import load_digits_images
 
+# A scale before the integers and another one after them have no QuantizeLinear.
+WITHOUT_FORM = "qfd"
+EXPORTED = [name for name in STUDENTS if name != WITHOUT_FORM]
 INSTALLED = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 pytestmark = pytest.mark.filterwarnings("ignore")
 needs_onnx = [
@@ -64,7 +67,7 @@ def test_a_package_that_is_missing_is_named(capsys, tmp_path, monkeypatch):
 
 
 @onnx
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", EXPORTED)
 @pytest.mark.parametrize("bits, ends", [("W8A8", None), ("W4A8", 8)])
 def test_accuracy_is_that_of_the_student(digits, images, tmp_path, name, bits, ends):
     fitted = fit(name, digits, images, bits, ends)
@@ -80,7 +83,7 @@ def test_accuracy_is_that_of_the_student(digits, images, tmp_path, name, bits, e
 
 
 @onnx
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_the_model_holds_the_students_grids_one_to_one(digits, images, tmp_path, name):
     from onnx import checker, load, numpy_helper
 
@@ -107,6 +110,14 @@ def test_the_model_holds_the_students_grids_one_to_one(digits, images, tmp_path,
 
 def key(step, zero_point):
     return step.astype(np.float32).tobytes(), zero_point.astype(np.int64).tobytes()
+
+
+@onnx
+def test_a_student_without_the_form_is_one_line(digits, images, tmp_path):
+    fitted = fit(WITHOUT_FORM, digits, images, "W8A8")
+    with pytest.raises(OptionError, match="student qfd: its grids have an input scale and an output scale"):
+        zsq.export_onnx(fitted, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @onnx

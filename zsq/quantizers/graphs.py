@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, fx, nn
 
 from zsq.errors import UntraceableError
-from zsq.quantizers.grids import FakeQuantizer
+from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
 from zsq.quantizers.operations import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
+from zsq.quantizers.stored import form_of
 
 # Names are written into the source that torch.fx compiles: identifiers, and sub-module paths of them.
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
@@ -73,7 +74,7 @@ def record_graph(network: nn.Module) -> GraphRecord:
     modules = {
         path: _record_module(path, network.get_submodule(path))
         for path in called
-        if type(network.get_submodule(path)) is not FakeQuantizer
+        if form_of(network.get_submodule(path)) is None
     }
     try:
         return GraphRecord.model_validate({"modules": modules, "nodes": nodes})
@@ -95,7 +96,7 @@ def graph_tensors(network: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def build_graph(
-    record: GraphRecord, quantizers: Mapping[str, FakeQuantizer], tensors: Mapping[str, Tensor]
+    record: GraphRecord, quantizers: Mapping[str, Quantizer], tensors: Mapping[str, Tensor]
 ) -> fx.GraphModule:
     """The network of `record` with `quantizers` at their paths, over `tensors`; in eval mode, frozen.
 
@@ -161,7 +162,7 @@ def _record_module(path: str, module: nn.Module) -> dict[str, Any]:
     quantizer = getattr(module, "weight_quantizer", None)
     # A subclass with a forward of its own computes something else.
     own = kind is nn.Module or type(module).forward is not kind.forward
-    if own or type(quantizer) not in (FakeQuantizer, nn.Identity, type(None)):
+    if own or not (type(quantizer) in (nn.Identity, type(None)) or form_of(quantizer)):
         found = f"the module {type(module).__name__} ('{path}') cannot be saved"
         raise UntraceableError(found, "", _REMEDY)
     names = [name for name in inspect.signature(kind).parameters if hasattr(module, name)]

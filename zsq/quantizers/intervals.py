@@ -4,6 +4,7 @@ rounded to 2^b levels there, both ends among them. Rounding passes the gradient,
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,18 @@ class IntervalQuantizer(Quantizer):
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
         self.least_width = LEAST_WIDTH * (high - low)
 
+    @classmethod
+    def of(cls, low: Tensor, high: Tensor, scale: Tensor, bits: int) -> Self:
+        """With ends and a scale that are known."""
+        quantizer = cls.__new__(cls)
+        IntervalQuantizer.__init__(quantizer, low.item(), high.item(), bits)
+        quantizer.scale = nn.Parameter(scale.detach().clone())
+        return quantizer
+
+    def inputs(self, integers: Tensor) -> Tensor:
+        """What lies in the middle of each level."""
+        return self.low + (self.high - self.low) * (integers / (2**self.bits - 1))
+
     def levels(self, x: Tensor) -> Tensor:
         """`x` in [0, 1]."""
         return interval_levels(x, self.low, self.high, self.bits)
@@ -67,6 +80,11 @@ class IntervalWeight(IntervalQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Any shape -> the same."""
         return self.scale * (2 * self.levels(weight) - 1)
+
+    @torch.no_grad()
+    def settled(self, weight: Tensor) -> Tensor:
+        """The middles of the weight's levels: nothing of the weight but its levels is left."""
+        return self.inputs((self.levels(weight) * (2**self.bits - 1)).round())
 
     @property
     def signed(self) -> bool:

@@ -20,8 +20,8 @@ from zsq.contract import Bits, FittedStudent
 from zsq.errors import ExportError, MissingExtraError, OptionError
 from zsq.files import atomic_write_bytes
 from zsq.imagespec import ImageSpec
-from zsq.quantizers.grids import FakeQuantizer
-from zsq.students.saving import weight_integers
+from zsq.quantizers.grids import FakeQuantizer, Quantizer
+from zsq.quantizers.stored import weight_integers
 
 WIDTHS = (Bits(8, 8), Bits(4, 8))
 INPUT, OUTPUT = "images", "outputs"
@@ -87,11 +87,12 @@ def export_onnx(fitted: FittedStudent, path: str | Path) -> None:
     Input `images` is float32 norm (N, C, H, W), output `outputs` float32 (N, num_outputs).
 
     Raises:
-        OptionError, MissingExtraError: as `check_exportable`.
+        OptionError: also for a student whose quantizers have no such form (qfd).
+        MissingExtraError: as `check_exportable`.
         ExportError: the network has no ONNX form. StorageError: the disk refused.
     """
     check_exportable(fitted.bits, fitted.first_last)
-    network = _with_onnx_quantizers(fitted.network)
+    network = _with_onnx_quantizers(fitted.network, fitted.student)
     black = torch.zeros(2, *fitted.spec.shape, dtype=torch.uint8)
     try:
         model = _exported(network, fitted.spec.pixels_to_norm(black))
@@ -121,11 +122,14 @@ def _exported(network: nn.Module, example: Tensor) -> bytes:
     return model.SerializeToString()
 
 
-def _with_onnx_quantizers(network: nn.Module) -> nn.Module:
+def _with_onnx_quantizers(network: nn.Module, student: str) -> nn.Module:
     copied = copy.deepcopy(network).cpu()
     for path, quantizer in list(copied.named_modules()):
-        if not isinstance(quantizer, FakeQuantizer):
+        if not isinstance(quantizer, Quantizer):
             continue
+        if not isinstance(quantizer, FakeQuantizer):
+            found = f"student {student}: its grids have an input scale and an output scale"
+            raise OptionError(found, "one scale each for QuantizeLinear", "use another student for --onnx")
         if quantizer.kind == "weight":
             layer = copied.get_submodule(path.removesuffix(".weight_quantizer"))
             assert isinstance(layer.weight, Tensor)

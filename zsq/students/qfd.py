@@ -15,7 +15,7 @@ from zsq.errors import MismatchError
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
-from zsq.quantizers.placement import FLOAT_BITS, last_layers, place
+from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, last_layers, place
 from zsq.quantizers.subgraphs import up_to
 from zsq.quantizers.trace import trace
 from zsq.runtime import Runtime
@@ -106,6 +106,8 @@ class QFD(Student):
             course = self._course(network, quantized_teacher, structure, with_feature(network, teacher.name))
             self._training.run(course, teacher.spec, pixels_NCHW, seed, log)
         network.eval().requires_grad_(False)
+        for site in placement.of_kind("weight"):
+            _settle(placement, site)
         return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
 
     def _teach(self, teacher: Teacher, pixels_NCHW: Tensor, seed: int, log: StepLog) -> nn.Module:
@@ -144,6 +146,14 @@ class QFD(Student):
     def _loss(self, student: Pair, teacher: Pair) -> Tensor:
         feature_error = F.mse_loss(student[1], teacher[1])
         return self._task_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
+
+
+def _settle(placement: Placement, site: Site) -> None:
+    """Leave the quantized weight in place of the trained one."""
+    weight, quantizer = placement.network.get_parameter(site.name), placement.get(site)
+    assert isinstance(quantizer, IntervalWeight)
+    with torch.no_grad():
+        weight.copy_(quantizer.settled(weight))
 
 
 def _ordered(intervals: list[IntervalQuantizer]) -> Callable[[], None]:

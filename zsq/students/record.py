@@ -10,7 +10,9 @@ from pydantic import Field, NonNegativeInt, model_validator
 from zsq.contract import QuantizedTensor, Task
 from zsq.imagespec import ImageSpec
 from zsq.quantizers.graphs import Dotted, GraphRecord, Record
+from zsq.quantizers.grids import Kind
 from zsq.quantizers.placement import row_name
+from zsq.quantizers.stored import Form
 
 
 class TeacherRecord(Record):
@@ -26,7 +28,8 @@ class GridRecord(Record):
 
     name: str
     path: Dotted
-    kind: Literal["weight", "activation"]
+    kind: Kind
+    form: Form
     bits: Annotated[int, Field(ge=2, le=8)]
     lo: Annotated[int, Field(ge=-128, le=0)]
     hi: Annotated[int, Field(ge=1, le=255)]

@@ -24,8 +24,9 @@ from zsq.contract import Bits, FittedStudent, QuantizedTensor, Teacher
 from zsq.errors import OptionError, StudentFileError
 from zsq.files import atomic_write_bytes, atomic_write_text
 from zsq.quantizers.graphs import build_graph, graph_tensors, record_graph
-from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer
+from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.placement import row_name
+from zsq.quantizers.stored import form_of, levels_of, restore, weight_integers, weight_values
 from zsq.quantizers.trace import trace
 from zsq.students.cost import Cost, student_cost
 from zsq.students.record import CostRecord, GridRecord, StudentRecord, TeacherRecord
@@ -34,8 +35,6 @@ from zsq.version import __version__
 TENSORS, RECORD = ".safetensors", ".json"
 DEFAULT_STEM = "student"
 MAX_RECORD_BYTES = 64 * 2**20
-
-_STEP, _ZERO = "step", "zero_point"
 
 
 def student_files(path: str | Path) -> tuple[Path, Path]:
@@ -93,7 +92,7 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
     quantizers = {
         row_name(path): (path, module)
         for path, module in fitted.network.named_modules()
-        if type(module) is FakeQuantizer and f"{path}.{_STEP}" in tensors
+        if form_of(module) is not None and any(name.startswith(f"{path}.") for name in tensors)
     }
     assert quantizers.keys() == {row.name for row in fitted.tensors}, "every quantizer has a row"
     grids = [_grid(row, *quantizers[row.name]) for row in fitted.tensors]
@@ -127,18 +126,6 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
 def cost_record(cost: Cost) -> CostRecord:
     """The sums of `cost`."""
     return CostRecord(**{name: getattr(cost, name) for name in CostRecord.model_fields})
-
-
-def weight_integers(weight: Tensor, quantizer: FakeQuantizer) -> Tensor:
-    """The grid's integers q of `weight` in an 8-bit container; s (q - z) is the quantized weight."""
-    step = quantizer.step.clamp(min=SMALLEST_STEP)
-    quantized = quantizer(weight)
-    integers = (quantized / step).round() + quantizer.zero_point
-    stored = integers.to(torch.int8 if quantizer.lo < 0 else torch.uint8)
-    assert torch.equal((stored - quantizer.zero_point) * step, quantizer(weight)), (
-        "a grid of whole zero points"
-    )
-    return stored
 
 
 def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
@@ -195,13 +182,13 @@ def _student(data: bytes, text: str | bytes, what: str = "student") -> FittedStu
 def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStudent:
     quantizers = {}
     for grid in record.grids:
-        step, zero = tensors[f"{grid.path}.{_STEP}"], tensors[f"{grid.path}.{_ZERO}"]
-        _check_grid(grid, step, zero)
-        quantizers[grid.path] = FakeQuantizer(step, zero, grid.lo, grid.hi, grid.kind)
+        quantizer = _quantizer(grid, tensors)
+        quantizers[grid.path] = quantizer
         if grid.kind == "weight":
-            tensors[grid.name] = _check_integers(grid, tensors[grid.name], zero) * step.clamp(
-                min=SMALLEST_STEP
-            )
+            integers = tensors[grid.name]
+            _check_integers(grid, integers)
+            # The slopes of a PReLU are quantized as one row.
+            tensors[grid.name] = weight_values(integers, quantizer).detach().view(integers.shape)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"'{name}' holds NaN or infinity")
@@ -220,28 +207,34 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
     return fitted
 
 
-def _check_grid(grid: GridRecord, step: Tensor, zero: Tensor) -> None:
-    if step.numel() != grid.num_scales or zero.shape != step.shape:
-        raise ValueError(f"'{grid.path}' has {step.numel()} steps and {zero.numel()} zero points")
-    if step.dtype != torch.float32 or zero.dtype != torch.float32 or not bool((step > 0).all()):
-        raise ValueError(f"'{grid.path}' has no positive float32 steps")
-    if not torch.equal(zero, zero.round()) or int(zero.min()) < grid.lo or int(zero.max()) > grid.hi:
-        raise ValueError(f"'{grid.path}' has zero points off its levels {grid.lo}..{grid.hi}")
+def _quantizer(grid: GridRecord, tensors: dict[str, Tensor]) -> Quantizer:
+    prefix = f"{grid.path}."
+    parts = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+    try:
+        quantizer = restore(grid.form, grid.kind, grid.bits, grid.lo, grid.hi, parts)
+    except KeyError as error:
+        raise ValueError(f"'{grid.path}' has no {error}") from None
+    except ValueError as error:
+        raise ValueError(f"'{grid.path}' has {error}") from None
+    if quantizer.num_scales != grid.num_scales:
+        raise ValueError(f"'{grid.path}' has {quantizer.num_scales} steps instead of {grid.num_scales}")
+    return quantizer
 
 
-def _check_integers(grid: GridRecord, integers: Tensor, zero: Tensor) -> Tensor:
-    """q - z as float32."""
+def _check_integers(grid: GridRecord, integers: Tensor) -> None:
     if integers.dtype != grid.dtype:
         raise ValueError(f"'{grid.name}' is {integers.dtype} instead of {grid.dtype}")
     if int(integers.min()) < grid.lo or int(integers.max()) > grid.hi:
         raise ValueError(f"'{grid.name}' has levels outside of {grid.lo}..{grid.hi}")
     if grid.num_scales not in (1, len(integers)):
         raise ValueError(f"'{grid.name}' has {len(integers)} channels and {grid.num_scales} steps")
-    return integers - zero
 
 
-def _grid(row: QuantizedTensor, path: str, quantizer: FakeQuantizer) -> GridRecord:
-    return GridRecord(**asdict(row), path=path, lo=quantizer.lo, hi=quantizer.hi)
+def _grid(row: QuantizedTensor, path: str, quantizer: Quantizer) -> GridRecord:
+    lo, hi = levels_of(quantizer)
+    form = form_of(quantizer)
+    assert form is not None
+    return GridRecord(**asdict(row), path=path, form=form, lo=lo, hi=hi)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -40,21 +40,24 @@ def test_integers_alone_make_the_quantized_weights(digits, images, tmp_path, nam
     fitted = fit(name, digits, images[:48], "W4A8")
     zsq.save_student(fitted, digits, tmp_path)
     stored = load_file(tmp_path / "student.safetensors")
-    weights = [row for row in fitted.tensors if row.kind == "weight"]
+    grids = json.loads((tmp_path / "student.json").read_text())["grids"]
+    weights = [grid for grid in grids if grid["kind"] == "weight"]
     assert weights
-    for row in weights:
-        layer = fitted.network.get_submodule(row.name.removesuffix(".weight"))
-        quantizer = layer.weight_quantizer
-        expected = quantizer(layer.weight).detach().numpy()
-        integers = stored[row.name].numpy()
+    for grid in weights:
+        layer = fitted.network.get_submodule(grid["name"].removesuffix(".weight"))
+        expected = layer.weight_quantizer(layer.weight).detach().numpy()
+        integers = stored[grid["name"]].numpy()
         assert integers.dtype in (np.int8, np.uint8)
-        assert np.ptp(integers.astype(int)) < 2**row.bits
-        step, zero = (quantizer.get_buffer(key) if key == "zero_point" else quantizer.step for key in KEYS)
-        value = (integers.astype(np.float64) - zero.numpy()) * step.detach().double().numpy()
-        np.testing.assert_allclose(value, expected, atol=1e-5)
+        assert np.ptp(integers.astype(int)) < 2 ** grid["bits"]
+        parts = {key: stored[f"{grid['path']}.{key}"].double().numpy() for key in PARTS[grid["form"]]}
+        np.testing.assert_allclose(VALUES[grid["form"]](integers, grid, **parts), expected, atol=1e-5)
 
 
-KEYS = ("step", "zero_point")
+PARTS = {"affine": ("step", "zero_point"), "interval": ("scale",)}
+VALUES = {
+    "affine": lambda integers, grid, step, zero_point: step * (integers.astype(np.float64) - zero_point),
+    "interval": lambda integers, grid, scale: scale * (2 * integers / (2 ** grid["bits"] - 1) - 1),
+}
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -224,6 +227,7 @@ RECORDS = {
     "signed container": lambda r: grid(r, "weight").update(lo=-128, hi=127),
     "steps": lambda r: grid(r, "weight").update(num_scales=3),
     "name": lambda r: grid(r, "weight").update(name="linear.weight"),
+    "other form": lambda r: grid(r, "weight").update(form="interval"),
     "grid left out": lambda r: r["grids"].pop(),
     "grid elsewhere": lambda r: grid(r, "activation").update(path="x.input_quantizer", name="x.input"),
     "outputs": lambda r: r["teacher"].update(num_outputs=11),
@@ -263,6 +267,25 @@ def test_a_foreign_record_is_one_line(saved, case, capsys):
 
 def replace(name, change):
     return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    "case, changes",
+    [
+        ("ends the wrong way round", {"low": lambda end: end + 100}),
+        ("no scale", {"scale": lambda scale: scale * torch.nan}),
+        ("a row of ends", {"low": lambda end: end[None]}),
+    ],
+)
+def test_foreign_intervals_are_one_line(digits, images, tmp_path, case, changes):
+    zsq.save_student(fit("qfd", digits, images[:16]), digits, tmp_path)
+
+    def edit(tensors):
+        for part, change in changes.items():
+            tensors[f"conv1.weight_quantizer.{part}"] = change(tensors[f"conv1.weight_quantizer.{part}"])
+
+    forge(tmp_path, edit_tensors=edit)
+    assert "'conv1.weight_quantizer' has " in complaint(tmp_path)
 
 
 TENSORS = {
