@@ -28,6 +28,12 @@ def test_exchange(tmp_path):
     assert "32 images, logits within" in run_python(script("exchange.md"), cwd=tmp_path)
 
 
+def test_students(tmp_path):
+    said = run_python(script("students.md"), cwd=tmp_path).split()
+    assert "bit operations" in " ".join(said)
+    assert said[-3].rstrip(",") == said[-1] and float(said[-1]) > 98
+
+
 @pytest.mark.consumers
 @pytest.mark.parametrize("tool", sorted(TOOLS))
 def test_script_of_a_tool(tool, tmp_path):
