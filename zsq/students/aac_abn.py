@@ -18,7 +18,8 @@ from zsq.students.calibration import BATCH, activation_over, check_images, obser
 
 
 class AACABNOptions(Options):
-    """`percentile` 100 is the peak itself; `statistics`: see `zsq.quantizers.correction.adapt_batch_norms`."""
+    """`percentile` 100 is the peak itself; `statistics` of BN are re-estimated by a rule of
+    `zsq.quantizers.correction.adapt_batch_norms`, or stay as stored."""
 
     percentile: float = Field(100.0, gt=50, le=100)
     statistics: Literal["relative", "absolute", "stored"] = "relative"
@@ -36,9 +37,9 @@ class AACABN(Student):
         deviations=(
             "ranges come from whatever images are given; the paper makes its own, to which classes respond "
             "strongly",
-            "not published, so ours: min-max weights per output channel, the exact peak instead of a percentile",
-            "the rule for BN statistics is ours too: stored ones are carried through the shift and scale that "
-            "quantization causes on the images (statistics=absolute replaces them)",
+            "not published, so ours: min-max weights per output channel, the exact peak and no percentile",
+            "the rule for BN statistics is ours too: stored ones are carried through the shift and scale "
+            "that quantization causes on the images (statistics=absolute replaces them)",
         ),
     )
     options_class: ClassVar[type[Options]] = AACABNOptions
