@@ -93,7 +93,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     if recipe.teacher.expected_accuracy is not None:
         teacher = replace(teacher, expected_accuracy=recipe.teacher.expected_accuracy)
     students = [
-        StudentSpec(student.name, Bits.parse(bits), student.set, student.first_last)
+        StudentSpec(student.name, Bits.parse(bits), student.set, student.first_last, student.passes)
         for student in recipe.students
         for bits in student.bits
     ]
@@ -182,7 +182,7 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
 
 def fit_images(spec: StudentSpec, teacher: Teacher, count: int) -> float:
     """Training images that one fit on `count` images goes through; 0 for a student that does not train."""
-    student = create(spec.name, teacher.spec, spec.options, Runtime())
+    student = create(spec.name, teacher.spec, spec.options, Runtime(), passes=spec.passes)
     return student.images_trained(teacher, count)
 
 
