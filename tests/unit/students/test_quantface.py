@@ -224,10 +224,10 @@ def test_w8a8_with_frozen_batch_norm_is_the_teacher(backbone, pixels):
 def test_training_brings_w4a4_nearer(pixels):
     teacher, log = embedder(), Log()
     start = fit(teacher, pixels, "W4A4", iterations=1)
-    options = {"iterations": 60, "range_iterations": 30, "learning_rate": 1.0}
+    options = {"iterations": 60, "range_iterations": 30, "learning_rate": 1.0, "schedule": "cosine"}
     fitted = fit(teacher, pixels, "W4A4", log, **options)
-    assert log.losses[-1] < 0.6 * log.losses[0]
-    assert cosine(teacher, fitted, pixels) > cosine(teacher, start, pixels)
+    assert log.losses[-1] < 0.7 * log.losses[0]
+    assert cosine(teacher, fitted, pixels) > cosine(teacher, start, pixels) + 0.02
 
 
 def test_float_is_the_teacher_untrained(pixels):
