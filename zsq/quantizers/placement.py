@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from zsq.contract import Bits, QuantizedTensor
 from zsq.errors import OptionError
-from zsq.quantizers.fold import fold_batch_norms
+from zsq.quantizers.fold import fold_traced
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.quantizers.trace import LAYERS, trace
@@ -54,8 +54,9 @@ class Placement:
         return (site for site in self.sites if site.kind == kind)
 
     def weight(self, site: Site) -> Tensor:
-        """The float weight that a weight site quantizes, output channels first."""
-        return self.network.get_parameter(site.name)
+        """The float weight that a weight site quantizes, output channels first; slopes are one row."""
+        weight = self.network.get_parameter(site.name)
+        return weight if weight.dim() > 1 else weight[None]
 
     def get(self, site: Site) -> nn.Module:
         """What stands at `site`."""
@@ -88,7 +89,7 @@ def place(
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
-    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. With `slopes`,
+    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`:
     those of each nn.PReLU are weights too, whatever `first_last`.
 
     Raises:
@@ -99,7 +100,7 @@ def place(
         raise OptionError(f"--first-last {first_last}", "2..8, or 32 for float")
     module = trace(network)
     if fold:
-        fold_batch_norms(module)
+        fold_traced(module)
     layers = [node for node in module.graph.nodes if _is_layer(module, node)]
     after, before = _reached(layers, forward=True), _reached(layers, forward=False)
     ends = {node for node in layers if node not in after or node not in before}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsq.contract import Student
 from zsq.errors import UnknownNameError
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
+from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
 from zsq.students.brecq import BRECQ
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
 from zsq.students.lsq_kd import LSQKD
+from zsq.students.passed import Passed
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
@@ -22,6 +24,7 @@ from zsq.students.quantface import QuantFace
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
+    "aac-abn": AACABN,
     "adaround": AdaRound,
     "brecq": BRECQ,
     "qdrop": QDrop,
@@ -35,16 +38,25 @@ STUDENTS: dict[str, type[Student]] = {
 
 
 def create(
-    name: str, spec: ImageSpec, options: Mapping[str, Any], runtime: Runtime, iterations: int | None = None
+    name: str,
+    spec: ImageSpec,
+    options: Mapping[str, Any],
+    runtime: Runtime,
+    iterations: int | None = None,
+    passes: Sequence[str] = (),
 ) -> Student:
     """The student `name` with `options` over its defaults for images of `spec`.
 
+    Args:
+        passes: names of `zsq.quantizers.passes.PASSES`, in order.
+
     Raises:
         UnknownNameError: no such student.
-        OptionError: an option it does not have, or of a wrong value.
+        OptionError: an option or pass that it does not have or take, or a wrong value.
     """
     if name not in STUDENTS:
         raise UnknownNameError("student", name, STUDENTS)
     student = STUDENTS[name]
     resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
-    return student(resolved, runtime)
+    created = student(resolved, runtime)
+    return Passed(created, passes) if passes else created

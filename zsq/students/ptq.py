@@ -42,6 +42,7 @@ class PTQ(Student):
     )
     options_class: ClassVar[type[Options]] = PTQOptions
     options: PTQOptions
+    folds_batch_norm = True
 
     def fit(
         self,

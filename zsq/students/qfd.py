@@ -50,8 +50,8 @@ class QFD(Student):
         paper="Quantized Feature Distillation for Network Quantization, Zhu et al. 2023 (arXiv:2307.10638)",
         summary="learned intervals, trained against the quantized pooled feature of the teacher",
         deviations=(
-            "label-free: KL to the teacher's logits instead of cross-entropy to labels; task_loss=ce takes the "
-            "teacher's top-1 class",
+            "label-free: KL to the teacher's logits instead of cross-entropy to labels; task_loss=ce takes "
+            "the teacher's top-1 class",
             "settings of the optimiser are not published: Adam 1e-3, for intervals 1e-3 of their size, with "
             "cosine, 160 times 128 images after 40 for the teacher's quantizer, are ours",
             "the feature's squared error is a mean over its dimensions: the published reduction is not known",
