@@ -54,9 +54,8 @@ class Placement:
         return (site for site in self.sites if site.kind == kind)
 
     def weight(self, site: Site) -> Tensor:
-        """The float weight that a weight site quantizes, output channels first; slopes are one row."""
-        weight = self.network.get_parameter(site.name)
-        return weight if weight.dim() > 1 else weight[None]
+        """The float weight that a weight site quantizes, output channels first; slopes of a PReLU are 1-D."""
+        return self.network.get_parameter(site.name)
 
     def get(self, site: Site) -> nn.Module:
         """What stands at `site`."""
