@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ from zsq.seeding import numpy_generator
 from zsq.verification import Curve, area, normalised
 
 BATCH = 128
-# A synthetic image is suspected where it is at most this part as far from its training neighbour as any other
-# image of the owner. Measured in pixels on aligned faces: other people's images 0.8 and more, copies with
-# noise of 4 levels 0.1 to 0.4.
+# The ratio of an image: its distance to the nearest training image, as a part of that one's distance to any
+# other image of the owner. Suspects have at most half the ratio that 1 % of held-out images are below.
 COPY_RATIO = 0.5
+NULL_QUANTILE = 0.01
 SAME = 1e-3  # distances below are of equal images, in the arithmetic of squared differences
 NUM_PLANTED = 5
 ALTERATION = 4.0  # grey levels of noise on the second round of planted copies
@@ -54,13 +55,14 @@ class Space:
     """Figures of one space. Distances are (least, median, largest): of each synthetic image to the nearest
     training and held-out image, and as a yardstick of each held-out image to the nearest training image.
 
-    `membership_auc`, 0..100: the chance that a training image is nearer to the synthetic set than a held-out
-    one; 50 says nothing, and so does an interval that holds it.
+    `largest_ratio` is a suspect's. `membership_auc`, 0..100, is the chance that a training image is nearer to
+    the synthetic set than a held-out one; 50 says nothing, and so does an interval that holds it.
     """
 
     synthetic_to_train: tuple[float, float, float]
     synthetic_to_holdout: tuple[float, float, float]
     holdout_to_train: tuple[float, float, float]
+    largest_ratio: float
     membership_auc: float
     membership_ci95: Interval
 
@@ -156,16 +158,27 @@ class _Owners:
         self.train_TD, self.holdout_HD = train_TD, holdout_HD
         self.train, self.holdout = _index(train_TD), _index(holdout_HD)
 
-    def ratios(self, rows_SD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distance to the nearest training image, its index, and the ratio that makes suspects, (S,) each."""
-        distance_S, index_S = _nearest(self.train, rows_SD)
-        neighbours_SD = self.train_TD[index_S]
-        others_S2 = self.train.kneighbors(neighbours_SD, 2)[0]  # the first is the image itself
-        yardstick_S = np.minimum(others_S2[:, 1], _nearest(self.holdout, neighbours_SD)[0])
-        # Of an image that the owner has twice, only an exact copy is told.
-        twice_S = yardstick_S < SAME
-        ratio_S = distance_S / np.where(twice_S, SAME, yardstick_S)
-        return distance_S, index_S, ratio_S
+    def ratios(
+        self, rows_ND: np.ndarray, held_out: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distance to the nearest training image, its index, and the ratio, (N,) each.
+
+        Args:
+            held_out: the rows are the held-out images; none is a yardstick for itself.
+        """
+        distance_N, index_N = _nearest(self.train, rows_ND)
+        neighbours_ND = self.train_TD[index_N]
+        others_N2 = self.train.kneighbors(neighbours_ND, 2)[0]  # the first is the image itself
+        holdout_N2, holdout_index_N2 = self.holdout.kneighbors(neighbours_ND, 2)
+        is_itself_N = held_out & (holdout_index_N2[:, 0] == np.arange(len(rows_ND)))
+        yardstick_N = np.minimum(others_N2[:, 1], np.where(is_itself_N, holdout_N2[:, 1], holdout_N2[:, 0]))
+        return distance_N, index_N, distance_N / np.maximum(yardstick_N, SAME)
+
+    @cached_property
+    def threshold(self) -> float:
+        """Largest ratio of a suspect."""
+        null = np.quantile(self.ratios(self.holdout_HD, held_out=True)[2], NULL_QUANTILE)
+        return COPY_RATIO * min(1.0, float(null))
 
     def figures(self, rows_SD: np.ndarray) -> Space:
         """All of a synthetic set."""
@@ -175,6 +188,7 @@ class _Owners:
             _spread(_nearest(self.train, rows_SD)[0]),
             _spread(_nearest(self.holdout, rows_SD)[0]),
             _spread(_nearest(self.train, self.holdout_HD)[0]),
+            self.threshold,
             *membership(train_T, holdout_H),
         )
 
@@ -198,7 +212,7 @@ def _suspects(owners: Sequence[_Owners], spaces: Sequence[np.ndarray]) -> list[S
     found = []
     for space, owner, rows in zip(SPACES, owners, spaces, strict=True):
         distance_S, index_S, ratio_S = owner.ratios(rows)
-        for s in np.flatnonzero(ratio_S <= COPY_RATIO).tolist():
+        for s in np.flatnonzero((ratio_S <= owner.threshold) | (distance_S < SAME)).tolist():
             found.append(Suspect(s, int(index_S[s]), space, float(distance_S[s]), float(ratio_S[s])))
     return found
 
@@ -250,4 +264,4 @@ def audit_lines(audit: Audit) -> list[str]:
 
 def audit_json(audit: Audit) -> dict[str, Any]:
     """The audit as JSON holds it."""
-    return {**asdict(audit), "named": audit.named, "copy_ratio": COPY_RATIO, "alteration": ALTERATION}
+    return {**asdict(audit), "named": audit.named, "alteration": ALTERATION}

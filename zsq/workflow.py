@@ -106,9 +106,8 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         * max(fit_images(s, teacher, plan.count) for s in students)
     )
     runtime = Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops / len(students))
-    real, evaluation = (
-        load_images(recipe.located(text), teacher.spec) for text in (recipe.real, recipe.eval)
-    )
+    sources = (recipe.located(recipe.real), recipe.located(recipe.eval))
+    real, evaluation = (load_images(source, teacher.spec) for source in sources)
     check_identities(teacher, real, evaluation)
     return Protocol(
         title=recipe.title,

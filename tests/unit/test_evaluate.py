@@ -8,9 +8,19 @@ from torch import nn
 
 from zsq.contract import Bits, FittedStudent, Teacher
 from zsq.errors import ImagesError, MismatchError, TeacherAccuracyError
-from zsq.evaluate import accuracy, agreement, check_shapes, logits_of, score_student, score_teacher
+from zsq.evaluate import (
+    accuracy,
+    agreement,
+    all_scores,
+    check_shapes,
+    logits_of,
+    score_embeddings,
+    score_student,
+    score_teacher,
+)
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
+from zsq.verification import ROC_FARS, fold_decisions, make_pairs
 
 SPEC = ImageSpec(channels=2, size=(3, 4), mean=(0.4, 0.5), std=(0.2, 0.25))
 CPU = Runtime()
@@ -124,7 +134,50 @@ def test_evaluation_images_need_labels_of_the_teacher():
         score_teacher(teacher, images, CPU)
 
 
-def test_an_embedding_network_has_no_top_1():
+def embedding_images():
+    """Five identities of four images each, whose embeddings are near when their images are."""
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randint(60, 196, (5, 2, 3, 4), generator=random)
+    noise = torch.randint(-40, 41, (20, 2, 3, 4), generator=random)
+    pixels = (centres.repeat_interleave(4, 0) + noise).to(torch.uint8)
+    return Images(pixels, torch.arange(5).repeat_interleave(4))
+
+
+def as_student(teacher):
+    return FittedStudent("copy", Bits(32, 32), None, teacher.network, SPEC, (), task=teacher.task)
+
+
+def test_an_embedding_network_is_scored_by_verification():
     teacher = dataclasses.replace(linear_teacher(), task="embed")
-    with pytest.raises(MismatchError, match="embeddings"):
-        score_teacher(teacher, labelled_as_teacher(teacher, 4, 0), CPU)
+    images = embedding_images()
+    embeddings, measured = score_teacher(teacher, images, CPU)
+    decisions = fold_decisions(
+        make_pairs(images.labels.numpy()).similarity(embeddings.numpy()), make_pairs(images.labels.numpy())
+    )
+    pairs = make_pairs(images.labels.numpy())
+    counted = ~np.isnan(decisions)
+    shares = [decisions[counted & kind].mean() for kind in (pairs.same_P, ~pairs.same_P)]
+    assert measured == pytest.approx(100 * np.mean(shares))
+    with pytest.raises(TeacherAccuracyError):
+        score_teacher(dataclasses.replace(teacher, expected_accuracy=measured - 1), images, CPU)
+    own = all_scores(as_student(teacher), images, embeddings, CPU)
+    assert own.metrics["cosine"] == pytest.approx(100) and own.metrics["accuracy"] == pytest.approx(measured)
+    assert "tar@1e-3" not in own.metrics  # 160 impostor pairs
+    assert set(own.replicates) == set(own.metrics) and len(own.replicates["auc"]) == 1000
+    assert len(own.roc) == len(ROC_FARS) and max(own.roc) == 100
+    assert score_student(as_student(teacher), images, embeddings, CPU) == own.metrics
+
+
+def test_embeddings_that_are_not_finite_are_one_line():
+    broken = torch.full((20, 3), torch.nan)
+    with pytest.raises(MismatchError, match="not finite"):
+        score_embeddings(broken, torch.ones(20, 3), embedding_images())
+
+
+def test_one_identity_makes_no_pairs():
+    teacher = dataclasses.replace(linear_teacher(), task="embed")
+    images = embedding_images()
+    with pytest.raises(ImagesError, match="1 identities"):
+        score_teacher(teacher, Images(images.pixels, torch.zeros(20, dtype=torch.int64)), CPU)
+    with pytest.raises(ImagesError, match="no label"):
+        score_teacher(teacher, Images(images.pixels, torch.full((20,), -1)), CPU)

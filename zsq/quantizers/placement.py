@@ -54,7 +54,7 @@ class Placement:
         return (site for site in self.sites if site.kind == kind)
 
     def weight(self, site: Site) -> Tensor:
-        """The float weight that a weight site quantizes, output channels first."""
+        """The float weight that a weight site quantizes, output channels first; slopes of a PReLU are 1-D."""
         return self.network.get_parameter(site.name)
 
     def get(self, site: Site) -> nn.Module:
