@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,12 +66,25 @@ class _Fit:
     histograms: dict[Site, Histogram]
     units: tuple[Unit, ...]
     seed: int
-    log: StepLog
+    log: StepLog = field(default_factory=Silent)
 
     @property
     def network(self) -> fx.GraphModule:
         """The student as it is so far."""
         return self.placement.network
+
+
+class Share:
+    """A StepLog that counts images of a unit as parts of an image of the whole network."""
+
+    def __init__(self, log: StepLog, num_units: int) -> None:
+        """`num_units` of them make a whole."""
+        self.log, self.num_units, self.rest = log, num_units, 0
+
+    def advance(self, amount: int, **values: float) -> None:
+        """See `StepLog`."""
+        whole, self.rest = divmod(self.rest + amount, self.num_units)
+        self.log.advance(whole, **values)
 
 
 class UnitwiseStudent(Student):
@@ -142,9 +155,10 @@ class UnitwiseStudent(Student):
             histograms=observe(placement, teacher.spec, pixels_NCHW, self.runtime.device),
             units=partition(placement, self.granularity, norm),
             seed=seed,
-            log=log or Silent(),
         )
         for phase in self.phases():
+            learned = [self._learns(phase, unit, index) for index, unit in enumerate(fit.units)]
+            fit.log = Share(log or Silent(), sum(learned))
             for index, unit in enumerate(fit.units):
                 self._reconstruct(fit, phase, unit, index)
         network.eval().requires_grad_(False)
@@ -161,10 +175,9 @@ class UnitwiseStudent(Student):
         return placement
 
     def _reconstruct(self, fit: _Fit, phase: Phase, unit: Unit, index: int) -> None:
-        sites = [site for site in unit.sites if site.kind in phase.kinds]
-        learns = bool(sites) and phase.iterations > 0 and not self.fixes(unit, index)
+        sites = _sites(phase, unit)
         self._put_quantizers(fit, sites)
-        if learns:
+        if self._learns(phase, unit, index):
             data = self._data(fit, phase, unit)
             self._soften(fit, sites, phase)
             network = self._unit_network(fit, phase, unit)
@@ -173,6 +186,9 @@ class UnitwiseStudent(Student):
             after = self._engine.error(network, phase, data)
             fit.log.advance(0, unit=index, before=before, after=after)
         self._harden(fit, sites)
+
+    def _learns(self, phase: Phase, unit: Unit, index: int) -> bool:
+        return bool(_sites(phase, unit)) and phase.iterations > 0 and not self.fixes(unit, index)
 
     def _put_quantizers(self, fit: _Fit, sites: list[Site]) -> None:
         """Rounding to nearest: what a unit would be without learning."""
@@ -263,6 +279,10 @@ class UnitwiseStudent(Student):
 
     def _batches(self, fit: _Fit) -> Iterator[Tensor]:
         return norm_batches(fit.teacher.spec, fit.pixels, self.runtime.device)
+
+
+def _sites(phase: Phase, unit: Unit) -> list[Site]:
+    return [site for site in unit.sites if site.kind in phase.kinds]
 
 
 def _output_name(network: fx.GraphModule) -> str:
