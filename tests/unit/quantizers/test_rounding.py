@@ -81,7 +81,7 @@ def test_undecided_rounding_hardens_to_nearest(weight, grid, soft):
 
 
 def test_integers_are_the_floor_or_one_more_and_the_grid_keeps_them(weight, grid, soft):
-    step, zero = (part.double().numpy() for part in grid)
+    step = grid[0].double().numpy()
     with torch.no_grad():
         soft.variables.copy_(torch.randn(weight.shape, generator=generator(1)))
     hard, quantizer = soft.hardened()
