@@ -171,7 +171,7 @@ class Bench:
             },
             settings={**p.settings, "runtime": p.runtime.record()},
             rows=rows,
-            gaps=gap.gaps_from_rows(rows),
+            gaps=gap.gaps_from_rows(rows, gap.replicates_of(self.fits.records)),
             layer_names=names,
             bn_distance=distances,
             cost=self._costs(),

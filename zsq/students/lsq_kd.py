@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from zsq.contract import Bits, Facts, FittedStudent, Options, Silent, StepLog, Student, Teacher
-from zsq.errors import MismatchError
 from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
 from zsq.quantizers.ranges import lp_symmetric
 from zsq.runtime import Runtime
-from zsq.students.calibration import check_images, observe
-from zsq.students.losses import distillation
+from zsq.students.calibration import check_classifier, check_images, observe
+from zsq.students.losses import distillation, imitation
 from zsq.students.training import Course, Training, TrainingOptions
 
 
 class LSQKDOptions(TrainingOptions):
     """Schedule of LSQ with distillation; `iterations` are optimiser steps.
 
-    The published LSQ schedule: optimizer=sgd learning_rate=0.01 weight_decay=1e-4 temperature=1 ce_weight=1
-    batch=256 batch_norm=train, over 90 epochs.
+    The published LSQ: optimizer=sgd learning_rate=0.01 weight_decay=1e-4 temperature=1 ce_weight=1 batch=256
+    batch_norm=train granularity=tensor step_init=mean, over 90 epochs; at 3 bits half the weight decay, at 2
+    a quarter.
     """
 
     # Of a step, in units of its own size, for Adam: its updates have the size of the learning rate whatever
@@ -34,6 +33,9 @@ class LSQKDOptions(TrainingOptions):
     step_learning_rate: float = Field(1e-2, gt=0)
     temperature: float = Field(4.0, gt=0)
     ce_weight: float = Field(0.0, ge=0)
+    # A weight's step per output channel or for all; the first is of the least error or 2 mean|x| / sqrt(Qp).
+    granularity: Literal["channel", "tensor"] = "channel"
+    step_init: Literal["mse", "mean"] = "mse"
 
 
 class LSQKD(Student):
@@ -44,8 +46,8 @@ class LSQKD(Student):
         paper="LSQ, Esser et al. 2020 (arXiv:1902.08153), with distillation as in Hinton et al. 2015",
         summary="learned steps, trained against the teacher's logits",
         deviations=(
-            "a step per output channel of a weight instead of one per layer",
-            "steps start at the least squared error on the images instead of 2 mean|x| / sqrt(Qp)",
+            "a step per output channel of a weight instead of one per layer (granularity=tensor)",
+            "steps start at the least error on the images instead of 2 mean|x| / sqrt(Qp) (step_init=mean)",
             "Adam 1e-3, for steps 1e-2 of their size, with cosine, 160 times 128 images, instead of SGD 0.01 "
             "over 90 epochs",
             "KL to the teacher at T = 4 alone, without labels",
@@ -76,8 +78,7 @@ class LSQKD(Student):
             MismatchError: also for a teacher of embeddings, which has no classes to distil.
         """
         check_images(teacher, pixels_NCHW)
-        if teacher.task != "classify":
-            raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")
+        check_classifier(teacher)
         placement = place(teacher.network, bits, first_last=first_last, fold=False)
         network = placement.network
         network.to(self.runtime.device).to(memory_format=torch.channels_last)
@@ -92,21 +93,28 @@ class LSQKD(Student):
     def _put_quantizers(self, placement: Placement, histograms: dict[Site, Histogram]) -> None:
         for site in placement.of_kind("weight"):
             weight = placement.weight(site).detach()
+            rows_CM = weight.flatten(1) if self.options.granularity == "channel" else weight.flatten()[None]
             grid = integer_range(site.bits, signed=True)
             # Searched on the levels that have a counterpart below zero: at 2 bits the least error over -2..1
             # clips a sixth of the weights, which then get no gradient.
-            step = lp_symmetric(weight.flatten(1), -grid[1], grid[1])
+            step = self._first_step(rows_CM, (-grid[1], grid[1]))
             placement.put(site, _learned(step.view(-1, *[1] * (weight.dim() - 1)), grid, "weight"))
         for site, histogram in histograms.items():
             values, counts = histogram.occupied()
             grid = integer_range(site.bits, signed=histogram.low < 0)
-            step = lp_symmetric(values[None], *grid, counts).squeeze(0)
+            step = self._first_step(values[None], grid, counts).squeeze(0)
             placement.put(site, _learned(step, grid, "activation").to(self.runtime.device))
+
+    def _first_step(self, values_CM: Tensor, grid: tuple[int, int], counts_M: Tensor | None = None) -> Tensor:
+        if self.options.step_init == "mse":
+            return lp_symmetric(values_CM, *grid, counts_M)
+        counts = torch.ones_like(values_CM[0]) if counts_M is None else counts_M
+        return 2 * (values_CM.abs() * counts).sum(dim=1) / counts.sum() / grid[1] ** 0.5
 
     def _loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
         loss = distillation(student_NK, teacher_NK, self.options.temperature)
         if self.options.ce_weight:
-            loss = loss + self.options.ce_weight * F.cross_entropy(student_NK, teacher_NK.argmax(dim=1))
+            loss = loss + self.options.ce_weight * imitation(student_NK, teacher_NK)
         return loss
 
     def _course(self, network: nn.Module, target: nn.Module, structure: Hashable) -> Course:

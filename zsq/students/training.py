@@ -15,22 +15,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from zsq.contract import Options, StepLog, scales_with_iterations
+from zsq.contract import Options, StepLog
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
 from zsq.students.views import shift_and_flip
 
 LOG_EVERY = 20
+# With 256 images, what 160 steps of 128 images are.
+PASSES = 80
 
 Outputs = Tensor | tuple[Tensor, ...]
 Loss = Callable[[Any, Any], Tensor]
 
 
 class TrainingOptions(Options):
-    """What every trained student has; `iterations` are optimiser steps. A student states its own defaults."""
+    """What every trained student has; a student states its own defaults.
 
-    iterations: int = Field(160, ge=0)
+    `iterations` are optimiser steps; None is `PASSES` over the images.
+    """
+
+    iterations: int | None = Field(160, ge=0)
     batch: int = Field(128, ge=1)
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
@@ -39,11 +44,17 @@ class TrainingOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "step"] = "cosine"
     # Of the schedule `step`: the learning rate falls tenfold after every so many steps.
-    decay_every: int = scales_with_iterations(100, ge=1)
+    decay_every: int = Field(100, ge=1)
     clip_norm: float | None = Field(None, gt=0)
     batch_norm: Literal["frozen", "train"] = "frozen"
     shift: int = Field(3, ge=0)
     flip: bool = True
+
+    def steps(self, num_images: int) -> int:
+        """Optimiser steps of a fit on so many images."""
+        if self.iterations is not None:
+            return self.iterations
+        return math.ceil(PASSES * num_images / self.batch)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Training:
         self._loss_of = runtime.compiled(self._losses)
 
     def run(self, course: Course, spec: ImageSpec, pixels_NCHW: Tensor, seed: int, log: StepLog) -> None:
-        """Train for the options' iterations and leave the network in eval mode, frozen.
+        """Train for the options' steps and leave the network in eval mode, frozen.
 
         Args:
             pixels_NCHW: uint8 images of the spec.
@@ -96,8 +107,9 @@ class Training:
             set_modes(module, options.batch_norm)
         tensors = dict(network.named_parameters()) | dict(network.named_buffers())
         optimizer = make_optimizer(options, course.groups)
-        schedule = make_schedule(options, optimizer)
-        batches = shuffled_batches(len(pixels_NCHW), options.batch, options.iterations, seed, self.name)
+        num_steps = options.steps(len(pixels_NCHW))
+        schedule = make_schedule(options, optimizer, num_steps)
+        batches = shuffled_batches(len(pixels_NCHW), options.batch, num_steps, seed, self.name)
         views = torch_generator(seed, 0, f"{self.name} views")
         for step, batch in enumerate(batches, start=1):
             course.before_step(step)
@@ -161,10 +173,10 @@ def make_optimizer(options: TrainingOptions, groups: Sequence[dict[str, Any]]) -
     return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
 
 
-def make_schedule(options: TrainingOptions, optimizer: Optimizer) -> LRScheduler:
-    """Cosine to 0 over the iterations, or tenfold down after every `decay_every` steps."""
+def make_schedule(options: TrainingOptions, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+    """Cosine to 0 over all steps, or tenfold down after every `decay_every` steps."""
     if options.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, max(options.iterations, 1))
+        return CosineAnnealingLR(optimizer, max(num_steps, 1))
     return StepLR(optimizer, options.decay_every, gamma=0.1)
 
 

@@ -420,7 +420,7 @@ def test_small_images_have_a_declared_default_of_our_own():
         ]
         assert iterations == [2000, published, published]
         line = own_defaults_line(create(name, small, {}, Runtime()), small)
-        assert line == f"{name}: iterations=2000 is our default here, published {published}"
+        assert line == f"{name}: iterations=2000 is our default here, published is {published}"
         chosen = create(name, small, {"iterations": published}, Runtime())
         assert chosen.options.iterations == published and own_defaults_line(chosen, small) is None
         assert own_defaults_line(create(name, large, {}, Runtime()), large) is None
