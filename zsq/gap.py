@@ -42,12 +42,14 @@ REAL, NOISE = "real", "noise"
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """A student to fit; `options` are overrides of its defaults, `first_last` bits of its outer layers."""
+    """A student to fit; `options` are overrides of its defaults, `first_last` bits of its outer layers,
+    `shard_sets` how many of the sets it is fitted on (None: all)."""
 
     name: str
     bits: Bits
     options: Mapping[str, Any] = field(default_factory=dict)
     first_last: int | None = None
+    shard_sets: int | None = None
 
 
 class RunRecord(TypedDict):
@@ -192,7 +194,7 @@ def _plan(
         for seed in range(seeds)
         for spec in students
         for source, sets in arms.items()
-        if shard_set < len(sets)
+        if shard_set < min(len(sets), spec.shard_sets or len(sets))
     ]
 
 

@@ -90,7 +90,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     if recipe.teacher.expected_accuracy is not None:
         teacher = replace(teacher, expected_accuracy=recipe.teacher.expected_accuracy)
     students = [
-        StudentSpec(student.name, Bits.parse(bits), student.set, student.first_last)
+        StudentSpec(student.name, Bits.parse(bits), student.set, student.first_last, student.shard_sets)
         for student in recipe.students
         for bits in student.bits
     ]
@@ -147,14 +147,14 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations, batch)
         passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
-    fits = sum(
-        fit_images(spec, teacher, plan.count) * STEP_COST + len(protocol.eval) for spec in protocol.students
-    )
-    total = round(plan.shard_sets * (passes + arms * fits))
+    sets = [min(plan.shard_sets, spec.shard_sets or plan.shard_sets) for spec in protocol.students]
+    costs = (fit_images(s, teacher, plan.count) * STEP_COST + len(protocol.eval) for s in protocol.students)
+    fits = sum(number * cost for number, cost in zip(sets, costs, strict=True))
+    total = round(plan.shard_sets * passes + arms * fits)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "
-        f"{plan.shard_sets * arms * len(protocol.students)} fits; about {duration(seconds)}"
+        f"{arms * sum(sets)} fits; about {duration(seconds)}"
     )
 
 

@@ -31,7 +31,11 @@ SMALL_INPUT_ITERATIONS = 2000
 
 
 class UnitwiseOptions(Options):
-    """What all of them have; `iterations` are optimiser steps per unit, `learning_rate` is the rounding's."""
+    """What all of them have; `iterations` are optimiser steps per unit.
+
+    `learning_rate` is that of the rounding at the published iterations. With fewer, `rounding_rate` is as
+    many times larger: between the ends of h, V moves by 5, and 1e-3 a step is 2 in 2,000 steps.
+    """
 
     iterations: int = Field(20_000, ge=0)
     batch: int = Field(32, ge=1)
@@ -45,6 +49,12 @@ class UnitwiseOptions(Options):
     # Bits of the inputs of the layers after the first ones; None: as all others.
     second_input: int | None = Field(None, ge=2, le=8)
     residual_stream: Literal["float", "quantized"] = "float"
+
+    @property
+    def rounding_rate(self) -> float:
+        """Adam's learning rate for V."""
+        published = type(self).model_fields["iterations"].default
+        return self.learning_rate * max(1.0, published / max(self.iterations, 1))
 
     @classmethod
     def ours(cls, spec: ImageSpec) -> dict[str, Any]:

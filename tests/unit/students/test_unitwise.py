@@ -21,7 +21,8 @@ from zsq.students.qdrop import QDrop
 from zsq.students.reconstruction import Annealing, Engine, Group
 
 STUDENTS = ["adaround", "brecq", "qdrop", "genie-m"]
-FAST = {"iterations": 60, "learning_rate": 0.02, "batch": 16}
+# The rounding's rate is 0.1 at 60 iterations; the penalty decides on small errors too.
+FAST = {"iterations": 60, "learning_rate": 3e-4, "rounding_weight": 0.1, "batch": 16}
 
 
 class Blocks(nn.Module):
@@ -50,7 +51,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def pixels():
-    images = structured_images((64, 3, 16, 16), seed=1)
+    images = structured_images((32, 3, 16, 16), seed=1)
     return ((images * 0.25 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
 
 
@@ -101,7 +102,7 @@ def test_error_of_every_unit_falls_below_nearest_rounding(name, teacher, pixels)
 def test_every_kind_of_network_is_reconstructed(network, pixels):
     log = Log()
     teacher = make_teacher(NETWORKS[network])
-    fit("qdrop", teacher, pixels[:32], iterations=30, rounding_weight=0.0, log=log)
+    fit("qdrop", teacher, pixels[:32], log=log)
     before, after = (sum(unit[i] for unit in log.units) for i in (1, 2))
     assert log.units and after < before
 
@@ -109,7 +110,7 @@ def test_every_kind_of_network_is_reconstructed(network, pixels):
 @pytest.fixture(scope="module")
 def accuracies(digits, images, accuracy):
     """Points of nearest rounding and of each student at W2A4 on digits."""
-    options = {"iterations": 30, "batch": 16, "learning_rate": 0.02, "residual_stream": "float"}
+    options = {"iterations": 30, "residual_stream": "float", "rounding_weight": 0.01}
     own = {"first_last": 8, "bits": "W2A4"}
     found = {"nearest": accuracy(fit("adaround", digits, images, **own, **options | {"iterations": 0}))}
     for name in STUDENTS:
@@ -191,7 +192,7 @@ def test_same_seed_same_student_and_other_seed_another(name, teacher, pixels):
     assert not all(torch.equal(tensor, other.network.state_dict()[key]) for key, tensor in tensors.items())
 
 
-def test_rounding_is_decided_at_the_end(teacher, pixels, monkeypatch):
+def test_rounding_is_decided_at_the_end(pixels, monkeypatch):
     seen = []
     run = Engine.run
 
@@ -200,7 +201,8 @@ def test_rounding_is_decided_at_the_end(teacher, pixels, monkeypatch):
         seen.extend(m for m in network.modules() if isinstance(m, SoftRounding))
 
     monkeypatch.setattr(Engine, "run", watched)
-    fit("adaround", teacher, pixels, iterations=400, learning_rate=0.05, rounding_weight=0.1, batch=8)
+    options = {"iterations": 150, "learning_rate": 0.003, "rounding_weight": 0.1, "batch": 4}
+    fit("adaround", make_teacher(NETWORKS["plain"]), pixels, **options)
     bits = torch.cat([torch.sigmoid(m.variables.detach()).flatten() for m in seen]) * 1.2 - 0.1
     assert ((bits < 1e-3) | (bits > 1 - 1e-3)).float().mean() > 0.99
 
@@ -275,7 +277,7 @@ def test_keeping_nothing_trains_weights_with_float_activations(teacher, pixels):
         weights = [model.network.get_submodule(layer).weight for model in (dropped, float_)]
         assert torch.equal(*weights), layer
     kept = fit("qdrop", teacher, pixels, bits="W3A2", keep=1.0)
-    assert not torch.equal(kept.network.second[1].weight, dropped.network.second[1].weight)
+    assert not torch.equal(*(model.network.get_parameter("second.1.weight") for model in (kept, dropped)))
 
 
 def test_genie_m_without_its_additions_is_qdrop(teacher, pixels):
@@ -296,19 +298,6 @@ def test_genie_m_without_its_additions_is_qdrop(teacher, pixels):
     Reduced(GenieMOptions(**options), Runtime()).fit(teacher, pixels, Bits(3, 4), first_last=8, log=logs[1])
     fit("genie-m", teacher, pixels, log=(full := Log()))
     assert logs[0].losses == logs[1].losses and logs[0].losses != full.losses
-
-
-def test_a_block_is_better_reconstructed_whole_than_layer_by_layer(teacher, pixels):
-    class Layerwise(QDrop):
-        granularity = "layer"
-
-    options = QDrop.options_class(**{**FAST, "iterations": 200, "keep": 1.0})
-    exact = logits(teacher, pixels)
-    errors = [
-        (logits(cls(options, Runtime()).fit(teacher, pixels, Bits(2, 32)), pixels) - exact).square().mean()
-        for cls in (QDrop, Layerwise)
-    ]
-    assert errors[0] <= errors[1]
 
 
 def test_published_policies_of_first_and_last_layers(teacher, pixels):
@@ -387,13 +376,13 @@ def test_steps_are_compiled_once_per_structure_and_agree_with_eager(teacher, pix
 
     # Without inductor's minutes of C++: the capture, which is ours, is what can break.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
-    options = {"iterations": 3, "bits": "W4A4", "residual_stream": "float"}
+    # At A8 the second input is as wide as the others, so both blocks are alike.
     student = create("genie-m", teacher.spec, {**FAST, "iterations": 3}, Runtime(compile=True))
-    fitted = student.fit(teacher, pixels, Bits(4, 4))
+    fitted = student.fit(teacher, pixels, Bits(4, 8))
     assert len(compilations) == 3, "stem, one for both blocks, head"
-    student.fit(teacher, pixels, Bits(4, 4), seed=1)
+    student.fit(teacher, pixels, Bits(4, 8), seed=1)
     assert len(compilations) == 3
-    eager = fit("genie-m", teacher, pixels, **options | {"residual_stream": "quantized"})
+    eager = fit("genie-m", teacher, pixels, bits="W4A8", iterations=3)
     torch.testing.assert_close(logits(fitted, pixels), logits(eager, pixels), rtol=1e-3, atol=1e-3)
 
 
@@ -441,6 +430,15 @@ def test_published_constants():
         0.5,
         0.5,
     )
+
+
+def test_rounding_learns_faster_in_fewer_iterations():
+    spec = image_spec(size=(32, 32))
+    for name, published in zip(STUDENTS, (10_000, 20_000, 20_000, 20_000), strict=True):
+        for iterations, factor in ((published, 1), (2 * published, 1), (published // 10, 10)):
+            student = create(name, spec, {"iterations": iterations}, Runtime())
+            group = next(group for group in student.phases()[0].groups if group.role == "rounding")
+            assert (group.learning_rate, group.cosine) == (pytest.approx(1e-3 * factor), False)
 
 
 def test_schedules():
