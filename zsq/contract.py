@@ -392,6 +392,9 @@ class Student(ABC):
     name: ClassVar[str]
     facts: ClassVar[Facts]
     options_class: ClassVar[type[Options]] = Options
+    folds_batch_norm: ClassVar[bool] = False
+    # Analytic pass -> why the student cannot take it.
+    refused_passes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, runtime: Runtime) -> None:
         """Keep the parts."""

@@ -90,7 +90,14 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     if recipe.teacher.expected_accuracy is not None:
         teacher = replace(teacher, expected_accuracy=recipe.teacher.expected_accuracy)
     students = [
-        StudentSpec(student.name, Bits.parse(bits), student.set, student.first_last, student.shard_sets)
+        StudentSpec(
+            student.name,
+            Bits.parse(bits),
+            student.set,
+            student.first_last,
+            student.passes,
+            student.shard_sets,
+        )
         for student in recipe.students
         for bits in student.bits
     ]
@@ -172,14 +179,14 @@ def own_defaults_of(specs: Sequence[StudentSpec], teacher: Teacher) -> dict[str,
 
 def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
     """One line per student that runs on such defaults."""
-    students = (_student(spec, protocol.teacher) for spec in protocol.students)
-    lines = (own_defaults_line(student, protocol.teacher.spec) for student in students)
+    teacher = protocol.teacher
+    lines = (own_defaults_line(s.name, _student(s, teacher), teacher.spec) for s in protocol.students)
     for line in dict.fromkeys(line for line in lines if line):
         reporter.say(line)
 
 
 def _student(spec: StudentSpec, teacher: Teacher) -> Student:
-    return create(spec.name, teacher.spec, spec.options, Runtime())
+    return create(spec.name, teacher.spec, spec.options, Runtime(), passes=spec.passes)
 
 
 @dataclass(frozen=True)

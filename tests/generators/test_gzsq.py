@@ -16,7 +16,7 @@ from zsq.contract import Plan, Silent, Teacher
 from zsq.engine.moments import MomentMode, Rules, SummedGaussians, channel_moments, matched_channels
 from zsq.engine.objectives import mean_zscore, spread_zscore
 from zsq.engine.statistics import layer_sums
-from zsq.engine.weights import WeightTapped, fold_batch_norms
+from zsq.engine.weights import WeightTapped, fold_untraced
 from zsq.errors import MismatchError
 
 
@@ -174,7 +174,7 @@ def test_the_distance_is_blind_to_the_std_where_the_means_agree():
 def test_a_folded_teacher_gives_the_same_targets(rules, network):
     teacher = make_teacher(NETWORKS[network])
     folded = copy.deepcopy(teacher.network).double()
-    fold_batch_norms(folded, torch.zeros(1, *teacher.spec.shape).double())
+    fold_untraced(folded, torch.zeros(1, *teacher.spec.shape).double())
     if network != "dense":
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     images = torch.randn(2, *teacher.spec.shape)
@@ -207,7 +207,7 @@ def networks_without_bn():
     torch.manual_seed(0)
     fixup = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), FixupBlock(8), FixupBlock(8), head(8, 5))
     folded = make_teacher(NETWORKS["downsample"]).network
-    fold_batch_norms(folded, torch.zeros(1, 3, 16, 16))
+    fold_untraced(folded, torch.zeros(1, 3, 16, 16))
     return {
         "squeezenet": (models.squeezenet1_1(num_classes=5), image_spec(size=(33, 35))),
         "fixup": (fixup, image_spec()),
@@ -246,5 +246,5 @@ def test_a_shared_convolution_is_not_folded():
             return self.head(self.stem[1](raw) + raw)
 
     network = make_teacher(lambda channels, outputs: Shared()).network
-    fold_batch_norms(network, torch.zeros(1, 3, 16, 16))
+    fold_untraced(network, torch.zeros(1, 3, 16, 16))
     assert isinstance(network.stem[1], nn.BatchNorm2d)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zsq.contract import Teacher
+from zsq.engine.fusion import fused
 from zsq.engine.moments import MomentMode, Moments, Rules, channel_moments
 from zsq.engine.statistics import LayerSums, layer_sums
 from zsq.errors import MismatchError
@@ -38,7 +38,7 @@ class WeightTapped(nn.Module):
         seen = self.spec.model_copy(
             update={"size": self.spec.input_size or self.spec.size, "input_size": None}
         )
-        fold_batch_norms(network, torch.zeros(1, *seen.shape, dtype=torch.float64))
+        fold_untraced(network, torch.zeros(1, *seen.shape, dtype=torch.float64))
         estimates = _estimates(network, seen, rules)
         if not estimates:
             raise MismatchError(
@@ -106,7 +106,7 @@ class _Uses(TorchDispatchMode):
 
 
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module, example: Tensor) -> None:
+def fold_untraced(network: nn.Module, example: Tensor) -> None:
     """Fold, in place, each BN with stored statistics that alone reads what a convolution or linear layer puts
     out, where both are called once. Found in a forward pass of `example`: the network may be any Python."""
     layers: dict[int, nn.Module] = {}
@@ -128,8 +128,7 @@ def fold_batch_norms(network: nn.Module, example: Tensor) -> None:
     for handle in handles:
         handle.remove()
     for layer, norm, between in pairs:
-        stores = getattr(norm, "running_mean", None) is not None
-        if stores and calls[layer] == calls[norm] == uses.counts[id(between)] == 1:
-            fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            network.set_submodule(names[layer], fuse(layer, norm))
+        both = fused(layer, norm)
+        if both is not None and calls[layer] == calls[norm] == uses.counts[id(between)] == 1:
+            network.set_submodule(names[layer], both)
             network.set_submodule(names[norm], nn.Identity())

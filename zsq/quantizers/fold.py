@@ -1,40 +1,55 @@
-"""Batch normalisation folded into the layer before it."""
+"""Batch normalisation folded into the layer before it, in a traced network."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any, NamedTuple
 
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+import torch
+from torch import Tensor, fx, nn
+
+from zsq.engine.fusion import fused
 
 
-def fold_batch_norms(module: fx.GraphModule) -> None:
+class Gaussian(NamedTuple):
+    """Mean and standard deviation of each channel of a tensor; beta and |gamma| behind a batch norm."""
+
+    mean_C: Tensor
+    std_C: Tensor
+
+
+def fold_traced(module: fx.GraphModule) -> dict[str, Gaussian]:
     """Fold, in place, each BN with stored statistics that is the only consumer of a Conv2d or Linear.
 
     The network computes the same in eval mode. Other BNs stay where they are, as float affine operations.
+
+    Returns:
+        Layer name -> distribution of its output, for the layers that now contain a BN.
     """
     times_called = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    outputs: dict[str, Gaussian] = {}
     for node in module.graph.nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
             continue
         name, norm_name = str(source.target), str(node.target)
-        fused = _fused(module.get_submodule(name), module.get_submodule(norm_name))
-        if fused is None or times_called[name] != 1 or times_called[norm_name] != 1:
+        norm = module.get_submodule(norm_name)
+        layer = fused(module.get_submodule(name), norm)
+        if layer is None or times_called[name] != 1 or times_called[norm_name] != 1:
             continue
-        module.set_submodule(name, fused)
+        module.set_submodule(name, layer)
         node.replace_all_uses_with(source)
         module.graph.erase_node(node)
         module.delete_submodule(norm_name)
+        outputs[name] = distribution(norm)
     module.recompile()
+    return outputs
 
 
-def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
-    """One layer for both, None where they do not fold."""
-    if getattr(norm, "running_mean", None) is None:
-        return None
-    if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-        return fuse_conv_bn_eval(layer, norm)
-    if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
-        return fuse_linear_bn_eval(layer, norm)
-    return None
+def distribution(norm: nn.Module) -> Gaussian:
+    """What a BN gives on data with the statistics that it stores."""
+    stored: Any = norm
+    mean, std = (torch.zeros_like(stored.running_mean), torch.ones_like(stored.running_var))
+    if stored.weight is not None:
+        mean, std = stored.bias.detach().clone(), stored.weight.detach().abs()
+    return Gaussian(mean, std)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from zsq.contract import Bits, QuantizedTensor
 from zsq.errors import OptionError
-from zsq.quantizers.fold import fold_batch_norms
+from zsq.quantizers.fold import fold_traced
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.quantizers.trace import LAYERS, trace
@@ -89,8 +89,8 @@ def place(
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
-    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`: those
-    of each nn.PReLU are weights too, whatever `first_last`.
+    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`:
+    those of each nn.PReLU are weights too, whatever `first_last`.
 
     Raises:
         UntraceableError: as `trace`.
@@ -100,7 +100,7 @@ def place(
         raise OptionError(f"--first-last {first_last}", "2..8, or 32 for float")
     module = trace(network)
     if fold:
-        fold_batch_norms(module)
+        fold_traced(module)
     layers = [node for node in module.graph.nodes if _is_layer(module, node)]
     after, before = _reached(layers, forward=True), _reached(layers, forward=False)
     ends = {node for node in layers if node not in after or node not in before}

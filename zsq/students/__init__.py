@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsq.contract import Student
 from zsq.errors import UnknownNameError
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
+from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
 from zsq.students.brecq import BRECQ
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
 from zsq.students.lsq_kd import LSQKD
+from zsq.students.passed import Passed
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
+    "aac-abn": AACABN,
     "adaround": AdaRound,
     "brecq": BRECQ,
     "qdrop": QDrop,
@@ -33,19 +36,28 @@ STUDENTS: dict[str, type[Student]] = {
 
 
 def create(
-    name: str, spec: ImageSpec, options: Mapping[str, Any], runtime: Runtime, iterations: int | None = None
+    name: str,
+    spec: ImageSpec,
+    options: Mapping[str, Any],
+    runtime: Runtime,
+    iterations: int | None = None,
+    passes: Sequence[str] = (),
 ) -> Student:
     """The student `name` with `options` over its defaults for images of `spec`.
 
+    Args:
+        passes: names of `zsq.quantizers.passes.PASSES`, in order.
+
     Raises:
         UnknownNameError: no such student.
-        OptionError: an option it does not have, or of a wrong value.
+        OptionError: an option or pass that it does not have or take, or a wrong value.
     """
     if name not in STUDENTS:
         raise UnknownNameError("student", name, STUDENTS)
     student = STUDENTS[name]
     resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
-    return student(resolved, runtime)
+    created = student(resolved, runtime)
+    return Passed(created, passes) if passes else created
 
 
 def own_defaults(student: Student, spec: ImageSpec) -> dict[str, dict[str, Any]]:
@@ -54,10 +66,10 @@ def own_defaults(student: Student, spec: ImageSpec) -> dict[str, dict[str, Any]]
     return {name: {"ours": ours, "published": published} for name, (ours, published) in declared.items()}
 
 
-def own_defaults_line(student: Student, spec: ImageSpec) -> str | None:
+def own_defaults_line(name: str, student: Student, spec: ImageSpec) -> str | None:
     """The same as a line to print, None where there is nothing to say."""
     pairs = own_defaults(student, spec).items()
     said = [
-        f"{name}={pair['ours']} is our default here, published is {pair['published']}" for name, pair in pairs
+        f"{key}={pair['ours']} is our default here, published is {pair['published']}" for key, pair in pairs
     ]
-    return f"{student.name}: {'; '.join(said)}" if said else None
+    return f"{name}: {'; '.join(said)}" if said else None

@@ -408,12 +408,12 @@ def test_small_images_have_a_declared_default_of_our_own():
             create(name, spec, {}, Runtime()).options.iterations for spec in (small, large, resized)
         ]
         assert iterations == [2000, published, published]
-        line = own_defaults_line(create(name, small, {}, Runtime()), small)
+        line = own_defaults_line(name, create(name, small, {}, Runtime()), small)
         assert line == f"{name}: iterations=2000 is our default here, published is {published}"
         chosen = create(name, small, {"iterations": published}, Runtime())
-        assert chosen.options.iterations == published and own_defaults_line(chosen, small) is None
-        assert own_defaults_line(create(name, large, {}, Runtime()), large) is None
-    assert own_defaults_line(create("lsq-kd", small, {}, Runtime()), small) is None
+        assert chosen.options.iterations == published and own_defaults_line(name, chosen, small) is None
+        assert own_defaults_line(name, create(name, large, {}, Runtime()), large) is None
+    assert own_defaults_line("lsq-kd", create("lsq-kd", small, {}, Runtime()), small) is None
 
 
 def test_published_constants():

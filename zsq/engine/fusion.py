@@ -1,0 +1,18 @@
+"""A batch norm with stored statistics and the layer before it as one layer: the arithmetic alone."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+
+def fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
+    """One new layer that computes `norm(layer(x))` in eval mode; None where the two do not fuse."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        return None
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer, norm)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return fuse_conv_bn_eval(layer, norm)
+    return None
