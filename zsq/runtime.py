@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,6 +174,7 @@ def _device(device: str) -> str:
     return device
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks: an optimisation step frees and asks for the same hundreds of megabytes
     each time, and fresh pages are slow. Elsewhere nothing happens."""
