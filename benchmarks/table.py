@@ -21,7 +21,7 @@ from zsq.report.data import ReportData
 from zsq.workflow import run_recipe
 
 RESULTS = Path(__file__).parent / "results"
-SHOWN = ("title", "teacher", "settings", "rows", "gaps", "bn_distance", "cost")
+SHOWN = ("title", "teacher", "settings", "rows", "gaps", "bn_distance", "intra_class_distance", "cost")
 
 
 def main(
