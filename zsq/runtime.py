@@ -27,10 +27,13 @@ BREAK_EVEN_GFLOPS = {"bf16": 2300.0, "fp32": 4600.0}
 def fast_bf16(device: str) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones: never so where they are emulated.
 
-    CUDA from compute capability 8; x86 with AMX or AVX512-BF16. Without those they are 12 times slower.
+    CUDA from compute capability 8; x86 with AMX or AVX512-BF16, unless torch was told to leave AVX-512 alone
+    (ATEN_CPU_CAPABILITY). Without those they are 12 times slower.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -23,7 +23,8 @@ def cpu_only(monkeypatch):
 def processor(monkeypatch, cpu_only):
     """A function that gives the processor fast bfloat16 or takes it away."""
 
-    def with_features(avx512_bf16=False, amx=False):
+    def with_features(avx512_bf16=False, amx=False, used="AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: used)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
@@ -40,6 +41,7 @@ def processor(monkeypatch, cpu_only):
         ({"amx": True}, "auto", MIDDLE, ("bf16", True)),
         ({"avx512_bf16": True}, "auto", MIDDLE, ("bf16", True)),
         ({"avx512_bf16": True}, "auto", SHORT, ("fp32", False)),
+        ({"avx512_bf16": True, "amx": True, "used": "AVX2"}, "auto", LONG, ("fp32", True)),
         ({"avx512_bf16": True}, "off", LONG, ("fp32", False)),
     ],
 )
