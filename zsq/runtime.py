@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
@@ -146,7 +147,7 @@ class Compiled:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         mode = "reduce-overhead" if torch.device(runtime.device).type == "cuda" else None
         self.function, self.failures = function, runtime.failures
-        self.compiled = torch.compile(function, dynamic=False, mode=mode)
+        self.compiled = torch.compile(_with_own_code(function), dynamic=False, mode=mode)
 
     def __call__(self, *args: Any) -> Any:
         """What `function` returns."""
@@ -161,6 +162,20 @@ class Compiled:
             warnings.warn(f"torch cannot compile this: running uncompiled ({reason})", stacklevel=2)
             self.failures.append(reason)
             return self.function(*args)
+
+
+def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function on a copy of its code: torch counts what it compiled by code, and past a limit runs
+    the rest uncompiled, so that one method's step would stand in the way of the next one's."""
+    if isinstance(function, MethodType):
+        return MethodType(_with_own_code(function.__func__), function.__self__)
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__,
+        function.__closure__,
+    )  # fmt: skip
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def _device(device: str) -> str:
