@@ -11,23 +11,39 @@ from typing import TYPE_CHECKING, Any
 from zsq.version import __version__
 
 if TYPE_CHECKING:
-    from zsq.api import export, generate, import_images, inspect, measure_gap, quantize, run, verify_export
+    from zsq.api import (
+        audit,
+        export,
+        generate,
+        import_images,
+        inspect,
+        measure_gap,
+        quantize,
+        run,
+        verify_export,
+    )
     from zsq.images import load_images
     from zsq.shards.reader import ShardDataset
     from zsq.shards.verify import verify_run
+    from zsq.students.onnx_qdq import export_onnx
+    from zsq.students.saving import load_student, save_student
     from zsq.teacher import load_teacher
 
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
+    "audit": "zsq.api",
     "export": "zsq.api",
+    "export_onnx": "zsq.students.onnx_qdq",
     "generate": "zsq.api",
     "import_images": "zsq.api",
     "inspect": "zsq.api",
     "load_images": "zsq.images",
+    "load_student": "zsq.students.saving",
     "load_teacher": "zsq.teacher",
     "measure_gap": "zsq.api",
     "quantize": "zsq.api",
     "run": "zsq.api",
+    "save_student": "zsq.students.saving",
     "verify_export": "zsq.api",
     "verify_run": "zsq.shards.verify",
 }
@@ -35,15 +51,19 @@ _HOMES = {
 __all__ = [
     "ShardDataset",
     "__version__",
+    "audit",
     "export",
+    "export_onnx",
     "generate",
     "import_images",
     "inspect",
     "load_images",
+    "load_student",
     "load_teacher",
     "measure_gap",
     "quantize",
     "run",
+    "save_student",
     "verify_export",
     "verify_run",
 ]

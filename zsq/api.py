@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
-from zsq.contract import Bits, FittedStudent
+from zsq.contract import Bits, FittedStudent, Teacher
 from zsq.errors import OptionError
-from zsq.evaluate import score_student, score_teacher
+from zsq.evaluate import accuracy, logits_of, score_student, score_teacher
 from zsq.images import load_images
 from zsq.progress import Reporter
 from zsq.runfolder import latest_folder, next_folder
@@ -25,11 +25,13 @@ from zsq.students import create
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
+    from zsq.audits import Audit
     from zsq.exports.record import ExportRecord
     from zsq.exports.run import Comparison
     from zsq.gap import StudentSpec
     from zsq.imports.run import Imported
     from zsq.report.data import ReportData
+    from zsq.students.cost import Cost
 
 OUTPUTS = Path("outputs")
 
@@ -83,11 +85,14 @@ def generate(
 
 @dataclass(frozen=True)
 class Quantized:
-    """A fitted student with its scores in points: `accuracy` and `agreement` where labels were given."""
+    """A fitted student, what it costs, and its scores in points: `accuracy` and `agreement` where labels were
+    given. `files` are those that were written."""
 
     fitted: FittedStudent
+    cost: Cost
     metrics: Mapping[str, float]
     teacher_accuracy: float | None
+    files: tuple[Path, ...] = ()
 
 
 def quantize(
@@ -101,27 +106,71 @@ def quantize(
     seed: int = 0,
     eval: str | None = None,
     count: int | None = None,
+    out: str | Path | None = None,
+    onnx: str | Path | None = None,
     set: Mapping[str, Any] | None = None,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> Quantized:
     """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
 
+    Args:
+        out: write the student there for `load_student`: NAME.safetensors, or a folder.
+        onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
+
     Raises:
         ZsqError: one class per cause, see `zsq.errors`.
     """
+    from zsq.students.cost import student_cost
+
     resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
     parsed = Bits.parse(bits)
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
     recipe = create(student, loaded.spec, set or {}, resolved)
+    _check_destinations(loaded, parsed, first_last, out, onnx)
     pixels = load_images(str(images), loaded.spec, count).pixels
     with (reporter or Reporter(quiet=True)).job(f"{student} {parsed}", len(pixels)) as log:
         fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log)
+    files = _write(fitted, loaded, out, onnx)
+    cost = student_cost(fitted)
     if eval is None:
-        return Quantized(fitted, {}, None)
+        return Quantized(fitted, cost, {}, None, files)
     labelled = load_images(eval, loaded.spec)
-    teacher_logits, accuracy = score_teacher(loaded, labelled, resolved)
-    return Quantized(fitted, score_student(fitted, labelled, teacher_logits, resolved), accuracy)
+    teacher_logits, teacher_accuracy = score_teacher(loaded, labelled, resolved)
+    metrics = score_student(fitted, labelled, teacher_logits, resolved)
+    if onnx is not None:
+        from zsq.students.onnx_qdq import OnnxStudent
+
+        onnx_logits = logits_of(OnnxStudent(onnx, loaded.spec), labelled.pixels, resolved)
+        metrics["onnx_accuracy"] = accuracy(onnx_logits, labelled.labels)
+    return Quantized(fitted, cost, metrics, teacher_accuracy, files)
+
+
+def _check_destinations(
+    teacher: Teacher, bits: Bits, first_last: int | None, out: str | Path | None, onnx: str | Path | None
+) -> None:
+    """Refuse before a long fit what could not be written after it."""
+    from zsq.students.onnx_qdq import check_exportable
+    from zsq.students.saving import check_destination, check_saveable
+
+    if out is not None:
+        check_destination(out)
+        check_saveable(teacher)
+    if onnx is not None:
+        check_exportable(bits, first_last)
+
+
+def _write(
+    fitted: FittedStudent, teacher: Teacher, out: str | Path | None, onnx: str | Path | None
+) -> tuple[Path, ...]:
+    from zsq.students.onnx_qdq import export_onnx
+    from zsq.students.saving import save_student
+
+    files = () if out is None else save_student(fitted, teacher, out)
+    if onnx is None:
+        return files
+    export_onnx(fitted, onnx)
+    return *files, Path(onnx)
 
 
 def measure_gap(
@@ -278,6 +327,39 @@ def verify_export(
 
     loaded = None if teacher is None else load_teacher(teacher, _path(weights))
     return run(Path(folder), Path(export), loaded, tolerance)
+
+
+def audit(
+    teacher: str,
+    shards: str | Path,
+    train: str,
+    holdout: str,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path | None = None,
+    runtime: RuntimeConfig | None = None,
+) -> Audit:
+    """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
+
+    Args:
+        train: images the teacher was trained on. holdout: images of the same kind that it was not.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.errors`.
+    """
+    import json
+
+    from zsq.audits import audit_images, audit_json
+    from zsq.files import atomic_write_text
+
+    resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
+    loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
+    own, seen, unseen = (load_images(str(s), loaded.spec).pixels for s in (shards, train, holdout))
+    found = audit_images(loaded, own, seen, unseen, resolved)
+    if out is not None:
+        sources = {"teacher": teacher, "shards": str(shards), "train": train, "holdout": holdout}
+        atomic_write_text(Path(out), json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
+    return found
 
 
 def inspect(folder: str | Path) -> list[str]:

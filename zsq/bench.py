@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from zsq import gap
 from zsq.contract import FittedStudent, QuantizedTensor, Teacher
-from zsq.evaluate import score_teacher
+from zsq.contrasts import contrasts
+from zsq.evaluate import score_embeddings, score_teacher
 from zsq.files import atomic_write_text
 from zsq.gap import REAL, RunRecord, StudentSpec
 from zsq.generators import available_methods
@@ -157,6 +159,7 @@ class Bench:
         """Write the report of what is finished."""
         p = self.protocol
         rows = gap.rows_from_runs(self.fits.records)
+        replicates = gap.replicates_of(self.fits.records)
         first_sets = {source: sets[0] for source, sets in self.arms(1).items() if sets}
         names, distances = bn_distances(p.teacher, first_sets, p.runtime)
         data = ReportData(
@@ -167,20 +170,31 @@ class Bench:
                 "accuracy": self.teacher_accuracy,
                 "num_outputs": p.teacher.num_outputs,
                 "evaluation_images": len(p.eval),
+                **self._embedding_facts(),
             },
             settings={**p.settings, "runtime": p.runtime.record()},
             rows=rows,
-            gaps=gap.gaps_from_rows(rows),
+            gaps=gap.gaps_from_rows(rows, replicates),
             layer_names=names,
             bn_distance=distances,
             intra_class_distance=intra_class_distances(p.teacher, first_sets, p.runtime),
             cost=self._costs(),
             sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},
             quantized_tensors=self.fits.tensors,
+            contrasts=contrasts(rows, replicates),
+            roc=roc_curves(self.fits.records),
             show_real=p.show_real,
         )
         build_report(data, self.out)
         return data
+
+    def _embedding_facts(self) -> dict[str, Any]:
+        p = self.protocol
+        if p.teacher.task != "embed":
+            return {}
+        metrics = score_embeddings(self.teacher_logits, self.teacher_logits, p.eval).metrics
+        others = {name: value for name, value in metrics.items() if name not in ("cosine", "accuracy")}
+        return {"task": "embed", "identities": len(p.eval.labels.unique()), **others}
 
     def _costs(self) -> dict[str, float]:
         """Teacher passes per image of each source, where its shards say so."""
@@ -188,6 +202,19 @@ class Bench:
             source: passes_per_image(ShardDataset(sets[0])) for source, sets in self.sets.items() if sets
         }
         return {source: cost for source, cost in costs.items() if cost is not None}
+
+
+def roc_curves(records: Iterable[RunRecord]) -> dict[str, dict[str, list[float]]]:
+    """ "student bits" -> source -> TAR in points at `ROC_FARS`, mean over fits; nothing for classifiers."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for record in records:
+        if "roc" in record:
+            of_student = found.setdefault(f"{record['student']} {record['bits']}", {})
+            of_student.setdefault(record["source"], []).append(record["roc"])
+    return {
+        student: {source: np.mean(curves, axis=0).tolist() for source, curves in sources.items()}
+        for student, sources in found.items()
+    }
 
 
 def passes_per_image(images: ShardDataset) -> float | None:

@@ -93,6 +93,12 @@ def quantize(
     seed: Seed = 0,
     eval: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled images to score on.")] = None,
     count: Annotated[int | None, typer.Option(help="Use this many of the images.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Save the student: a folder, or NAME.safetensors for NAME.json too.")
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
+    ] = None,
     set_: Set = None,
     precision: Precision = "auto",
     compile: Compile = "auto",
@@ -112,6 +118,8 @@ def quantize(
         seed=seed,
         eval=eval,
         count=count,
+        out=out,
+        onnx=onnx,
         set=_pairs(set_),
         runtime=_runtime(precision, compile, threads, device),
         reporter=_reporter(),
@@ -120,7 +128,10 @@ def quantize(
     for tensor in fitted.tensors:
         scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"
         typer.echo(f"{tensor.name}: {tensor.kind}, {tensor.bits} bits, {scales}")
-    scores = "".join(f", {name} {value:.2f}" for name, value in result.metrics.items())
+    typer.echo(result.cost.summary())
+    for path in result.files:
+        typer.echo(path)
+    scores = "".join(f", {name.replace('_', ' ')} {value:.2f}" for name, value in result.metrics.items())
     float_score = "" if result.teacher_accuracy is None else f" (teacher {result.teacher_accuracy:.2f})"
     typer.echo(f"{fitted.student} {fitted.bits}{scores}{float_score}")
 
@@ -300,6 +311,28 @@ def import_(
     if done.clamped:
         typer.echo(f"{done.clamped:.2%} of the values were outside of 0..255 and are clamped", err=True)
     typer.echo(f"{done.num_images} images, {done.num_labelled} with a label: {out}")
+
+
+@app.command()
+def audit(
+    teacher: Teacher,
+    shards: Annotated[str, typer.Option(metavar="DIR", help="The synthetic set.")],
+    train: Annotated[str, typer.Option(metavar="SRC", help="Your images that the teacher was trained on.")],
+    holdout: Annotated[str, typer.Option(metavar="SRC", help="Your images of that kind that it was not.")],
+    out: Annotated[Path, typer.Option(help="JSON file for the figures; no image is written.")],
+    weights: Weights = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
+    from zsq.api import audit as run
+    from zsq.audits import audit_lines
+
+    runtime = _runtime("fp32", "off", threads, device)
+    found = run(teacher, shards, train, holdout, out, weights=weights, runtime=runtime)
+    for line in audit_lines(found):
+        typer.echo(line)
+    typer.echo(out)
 
 
 def _pairs(pairs: list[str] | None) -> dict[str, Any]:

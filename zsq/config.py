@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zsq.errors import OptionError, UnknownNameError
+from zsq.selection import split_source
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -102,7 +103,8 @@ class Recipe(Stage):
     """`zsq run`: generate each source, fit each student, measure the gap, report.
 
     Texts keep their `${NAME}` so that no machine's paths get into results; `folder` is where relative paths
-    start: the recipe's own, or the current one for a recipe that comes with zsq.
+    start: the recipe's own, or the current one for a recipe that comes with zsq. `needs` says in words which
+    files must be there.
     """
 
     title: str
@@ -115,6 +117,7 @@ class Recipe(Stage):
     seeds: PositiveInt = 1
     show_real: bool = False
     runtime: RuntimeConfig = RuntimeConfig()
+    needs: Annotated[str | None, Field(exclude=True)] = None
     folder: Annotated[Path, Field(exclude=True)] = Path()
 
     def located(self, text: str) -> str:
@@ -126,6 +129,15 @@ class Recipe(Stage):
         if colon and prefix == "file":
             return f"file:{self.folder / rest}"
         return str(self.folder / path)
+
+    def missing(self) -> str | None:
+        """The first of teacher card, weights, real and evaluation images that is a path to nothing."""
+        teacher = self.located(self.teacher.name)
+        paths = [teacher.removeprefix("file:")] if teacher.startswith("file:") else []
+        paths += [self.located(self.teacher.weights)] if self.teacher.weights else []
+        sources = [split_source(self.located(text))[0] for text in (self.real, self.eval)]
+        paths += [source for source in sources if not source.startswith(("embedded:", "torchvision:"))]
+        return next((path for path in paths if not Path(path).exists()), None)
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:

@@ -98,6 +98,21 @@ class Options(BaseModel):
         return {}
 
     @classmethod
+    def ours(cls, spec: ImageSpec) -> dict[str, Any]:
+        """Values of our own, over the published ones, for images where those would take too long."""
+        return {}
+
+    def declared_ours(self, spec: ImageSpec) -> dict[str, tuple[Any, Any]]:
+        """Option -> (value, published value) where a value is one of `ours` and not the published one."""
+        published = type(self)(**self.published(spec))
+        pairs = {name: (getattr(self, name), getattr(published, name)) for name in self.ours(spec)}
+        return {
+            name: pair
+            for name, pair in pairs.items()
+            if pair[0] == self.ours(spec)[name] and pair[0] != pair[1]
+        }
+
+    @classmethod
     def resolve(
         cls,
         owner: str,
@@ -119,7 +134,7 @@ class Options(BaseModel):
         if iterations is not None and iterations < 1:
             raise OptionError(f"--iterations {iterations}", "at least 1")
         try:
-            options = cls(**cls.published(spec))
+            options = cls(**(cls.published(spec) | cls.ours(spec)))
             published_iterations = getattr(options, "iterations", None)
             if iterations is not None and published_iterations:
                 stretched = _stretched(options, iterations / published_iterations)
@@ -383,6 +398,11 @@ class Student(ABC):
         self.options = options
         self.runtime = runtime
 
+    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+        """Images that a fit on `num_images` passes forward and back through the whole network, about; 0 where
+        nothing is trained."""
+        return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)
+
     @abstractmethod
     def fit(
         self,
@@ -397,7 +417,8 @@ class Student(ABC):
         """Fit on uint8 images of the teacher's spec, unlabelled; the teacher is left as it was.
 
         Args:
-            first_last: bits of the first convolution and of the last layer; None: as `bits`.
+            first_last: bits of the first convolution and of the last layer; None: the student's own policy,
+                as `bits` where it has none.
             seed: of every random draw of the fit.
 
         Raises:

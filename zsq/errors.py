@@ -78,6 +78,10 @@ class WeightsError(ZsqError):
     """Weights that are missing, unreadable, unsafe or of another format."""
 
 
+class StudentFileError(ZsqError):
+    """A saved student that is missing, truncated, altered or not in the format."""
+
+
 class ShardError(ZsqError):
     """A shard or manifest that is truncated, altered or not in the format."""
 

@@ -1,7 +1,9 @@
-"""How well a network does on evaluation images: accuracy and agreement with the teacher, in points."""
+"""How well a network does on evaluation images, in points: accuracy and agreement with the teacher, or of
+embeddings verification and the cosine to the teacher's."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -11,6 +13,7 @@ from zsq.contract import FittedStudent, Teacher
 from zsq.errors import ImagesError, MismatchError, TeacherAccuracyError
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
+from zsq.verification import make_pairs, verify_embeddings
 
 # Points by which a teacher may measure away from its stated accuracy: about one standard error at 88 % on
 # 5000 images; another image decoder or resizing stays inside, a wrong normalisation does not.
@@ -26,6 +29,19 @@ class Scorable(Protocol):
 
     def logits(self, standard_NCHW: Tensor) -> Tensor:
         """Standard-space images -> (N, num_outputs)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`metrics` of one student, 0..100; what cannot be measured is left out.
+
+    Of embeddings also `replicates`, each metric over bootstrap draws of identities that are the same for
+    every student of the same images, and `roc`, TAR at `zsq.verification.ROC_FARS`; both 0..100.
+    """
+
+    metrics: dict[str, float]
+    replicates: dict[str, list[float]] = field(default_factory=dict)
+    roc: list[float] = field(default_factory=list)
 
 
 class LabelledImages(Protocol):
@@ -82,11 +98,11 @@ def agreement(student_NK: Tensor, teacher_NK: Tensor) -> float:
     return _percent_equal(student_NK.argmax(1), teacher_NK.argmax(1))
 
 
-def check_labels(images: LabelledImages, num_classes: int) -> None:
-    """Pass images that all have one of the teacher's classes.
+def check_labels(images: LabelledImages, num_classes: int | None) -> None:
+    """Pass images that all have one of the teacher's classes, or of an embedder (None) any label.
 
     Raises:
-        ImagesError: unlabelled images.
+        ImagesError: unlabelled images, or too few identities to make pairs of.
         MismatchError: labels beyond the teacher's classes.
     """
     lowest, highest = int(images.labels.min()), int(images.labels.max())
@@ -94,26 +110,30 @@ def check_labels(images: LabelledImages, num_classes: int) -> None:
         missing = int((images.labels < 0).sum())
         found = f"{missing} of {len(images.labels)} evaluation images have no label"
         raise ImagesError(found, "class labels", "evaluate on class folders or on an .npz with 'labels'")
-    if highest >= num_classes:
+    if num_classes is None:
+        make_pairs(images.labels.numpy())
+    elif highest >= num_classes:
         raise MismatchError(
             f"evaluation labels up to {highest}", f"0..{num_classes - 1}, the teacher's {num_classes} classes"
         )
 
 
 def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) -> tuple[Tensor, float]:
-    """The teacher's (N, K) logits on the evaluation images, and its accuracy.
+    """The teacher's (N, K) logits or embeddings on the evaluation images, and its accuracy: top-1, or that of
+    verification.
 
     Raises:
-        MismatchError: images or labels of another network, or a teacher that does not classify.
-        ImagesError: unlabelled images.
+        MismatchError: images or labels of another network.
+        ImagesError: unlabelled images, or too few identities.
         TeacherAccuracyError: more than `TEACHER_TOLERANCE` points from `teacher.expected_accuracy`.
     """
-    if teacher.task != "classify":
-        raise MismatchError(f"teacher '{teacher.name}' gives embeddings", "a classifier, to score top-1")
     check_shapes(images.pixels, teacher.spec, "evaluation images")
-    check_labels(images, teacher.num_outputs)
+    check_labels(images, teacher.num_classes)
     logits_NK = logits_of(teacher, images.pixels, runtime)
-    measured = accuracy(logits_NK, images.labels)
+    if teacher.task == "embed":
+        measured = score_embeddings(logits_NK, logits_NK, images).metrics["accuracy"]
+    else:
+        measured = accuracy(logits_NK, images.labels)
     expected = teacher.expected_accuracy
     if expected is not None and abs(measured - expected) > TEACHER_TOLERANCE:
         raise TeacherAccuracyError(
@@ -124,12 +144,41 @@ def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) ->
     return logits_NK, measured
 
 
+def all_scores(
+    student: FittedStudent, images: LabelledImages, teacher_NK: Tensor, runtime: Runtime
+) -> Scores:
+    """What a fitted student measures; `teacher_NK` is the teacher's on the same images.
+
+    `accuracy` and `agreement`, or of an embedder `cosine`, `tar@...`, `auc`, `eer` and `accuracy`.
+    """
+    student_NK = logits_of(student, images.pixels, runtime)
+    if student.task == "embed":
+        return score_embeddings(student_NK, teacher_NK, images)
+    agreed = agreement(student_NK, teacher_NK)
+    return Scores({"accuracy": accuracy(student_NK, images.labels), "agreement": agreed})
+
+
 def score_student(
     student: FittedStudent, images: LabelledImages, teacher_NK: Tensor, runtime: Runtime
 ) -> dict[str, float]:
-    """`accuracy` and `agreement` of a fitted student, 0..100; `teacher_NK` on the same images."""
-    student_NK = logits_of(student, images.pixels, runtime)
-    return {"accuracy": accuracy(student_NK, images.labels), "agreement": agreement(student_NK, teacher_NK)}
+    """The metrics of `all_scores`."""
+    return all_scores(student, images, teacher_NK, runtime).metrics
+
+
+def score_embeddings(student_ND: Tensor, teacher_ND: Tensor, images: LabelledImages) -> Scores:
+    """Verification of identities and cosine to the teacher, in points; see `zsq.verification`.
+
+    Raises:
+        MismatchError: embeddings that are not finite.
+    """
+    if not bool(student_ND.isfinite().all()):
+        raise MismatchError("embeddings that are not finite", "finite embeddings of the evaluation images")
+    found = verify_embeddings(student_ND.numpy(), teacher_ND.numpy(), images.labels.numpy())
+    return Scores(
+        {name: 100 * value for name, value in found.metrics.items() if value is not None},
+        {name: (100 * draws).round(4).tolist() for name, draws in found.replicates_R.items()},
+        [round(100 * tar, 4) for tar in found.roc],
+    )
 
 
 def _percent_equal(left_N: Tensor, right_N: Tensor) -> float:

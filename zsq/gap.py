@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from types import MappingProxyType
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from scipy import stats
+from pydantic import ValidationError
 from torch import Tensor
 
 from zsq.contract import Bits, FittedStudent, Teacher
 from zsq.errors import MismatchError, OptionError
-from zsq.evaluate import LabelledImages, check_shapes, score_student, score_teacher
+from zsq.evaluate import LabelledImages, all_scores, check_shapes, score_teacher
+from zsq.intervals import (
+    Interval,
+    RowKey,
+    Run,
+    bootstrap_interval,
+    mean_interval,
+    paired_interval,
+    paired_recovery,
+    percentile_interval,
+    recovery,
+    replicates_of,
+    set_means,
+    welch_interval,
+)
 from zsq.runtime import Runtime
-from zsq.seeding import numpy_generator
-from zsq.students import create
+from zsq.students import STUDENTS, create
 
 REAL, NOISE = "real", "noise"
-CONFIDENCE = 0.95
-BOOTSTRAP_DRAWS = 10_000
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,10 @@ class StudentSpec:
 
 
 class RunRecord(TypedDict):
-    """One finished fit, as JSON holds it: everything that names it, then what was measured."""
+    """One finished fit, as JSON holds it: everything that names it, then what was measured.
+
+    `replicates` and `roc` are there for embedders, as `zsq.evaluate.Scores` has them.
+    """
 
     source: str
     shard_set: int
@@ -55,20 +66,20 @@ class RunRecord(TypedDict):
     num_images: int
     metrics: dict[str, float]
     seconds: float
+    replicates: NotRequired[dict[str, list[float]]]
+    roc: NotRequired[list[float]]
 
 
-@dataclass(frozen=True)
-class Run:
-    """Value of one metric for one shard set and student seed."""
-
-    shard_set: int
-    seed: int
-    value: float
+# What was measured, as against what names a fit.
+MEASURED = ("metrics", "seconds", "replicates", "roc")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one student on one source: mean over shard sets; `seconds` is the mean time of a fit."""
+    """One metric of one student on one source: mean over shard sets; `seconds` is the mean time of a fit.
+
+    `ci95` is over shard sets, or with one set of an embedder over identities.
+    """
 
     source: str
     student: str
@@ -85,8 +96,9 @@ class Row:
 class Gap:
     """Mean on real images minus mean on the source, in points.
 
-    `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; `recovery` is the share of the way
-    from noise to real images: 0 like noise, 1 like real images.
+    `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; with one set of an embedder, `ci95`
+    is the paired bootstrap's over identities. `recovery` is the share of the way from noise to real images:
+    0 like noise, 1 like real images.
     """
 
     source: str
@@ -139,7 +151,7 @@ def measure_gap(
     fitters = {_name(spec): create(spec.name, teacher.spec, spec.options, runtime) for spec in students}
     # Records name every option, so that a resumed table never mixes two defaults.
     students = [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
-    finished = {_key(record): record for record in done}
+    finished = {_key(_completed(record)): record for record in done}
     records = []
     stopped = False
     for shard_set, seed, spec, source in _plan(arms, students, seeds):
@@ -155,7 +167,10 @@ def measure_gap(
                 teacher, arms[source][shard_set], spec.bits, first_last=spec.first_last, seed=seed
             )
             record["seconds"] = time.perf_counter() - start
-            record["metrics"] = score_student(fitted, eval_images, teacher_logits, runtime)
+            scores = all_scores(fitted, eval_images, teacher_logits, runtime)
+            record["metrics"] = scores.metrics
+            if scores.replicates:
+                record["replicates"], record["roc"] = scores.replicates, scores.roc
             finished[_key(record)] = record
             on_run(record, fitted)
         records.append(finished[_key(record)])
@@ -224,14 +239,24 @@ def _unmeasured(source: str, shard_set: int, seed: int, spec: StudentSpec, num_i
 
 
 def _key(record: RunRecord) -> str:
-    return json.dumps(
-        {k: v for k, v in record.items() if k not in ("metrics", "seconds")}, sort_keys=True, default=str
-    )
+    return json.dumps({k: v for k, v in record.items() if k not in MEASURED}, sort_keys=True, default=str)
+
+
+def _completed(record: RunRecord) -> RunRecord:
+    """A record with the options that its student has got since: their defaults are what was done before."""
+    student = STUDENTS.get(record["student"])
+    try:
+        options = student.options_class(**record["options"]) if student else None
+    except ValidationError:
+        return record
+    return record if options is None else {**record, "options": options.model_dump(mode="json")}
 
 
 def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
     """One row per source, student, bits, number of images and metric, in order of first appearance."""
-    groups: dict[tuple[str, str, str, int, str], list[tuple[Run, float]]] = {}
+    records = list(records)
+    replicates = replicates_of(records)
+    groups: dict[RowKey, list[tuple[Run, float]]] = {}
     for record in records:
         for metric, value in record["metrics"].items():
             key = (record["source"], record["student"], record["bits"], record["num_images"], metric)
@@ -242,122 +267,51 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
         runs = tuple(run for run, _ in pairs)
         means = set_means(runs)
         seconds = float(np.mean([seconds for _, seconds in pairs]))
-        rows.append(Row(*key, float(means.mean()), mean_interval(means), runs, seconds))
+        interval = mean_interval(means) or percentile_interval(replicates.get(key))
+        rows.append(Row(*key, float(means.mean()), interval, runs, seconds))
     return rows
 
 
-def gaps_from_rows(rows: Sequence[Row]) -> list[Gap]:
-    """The gap of every row that has a real counterpart; none for the real rows themselves."""
+def gaps_from_rows(
+    rows: Sequence[Row], replicates: Mapping[RowKey, np.ndarray] = MappingProxyType({})
+) -> list[Gap]:
+    """The gap of every row that has a real counterpart; none for the real rows themselves.
+
+    Args:
+        replicates: of `replicates_of`; they give the intervals where an arm has one shard set.
+    """
     by_key = {_row_key(row, row.source): row for row in rows}
     gaps = []
     for row in rows:
         real = by_key.get(_row_key(row, REAL))
-        if row.source == REAL or real is None:
-            continue
-        real_sets, own_sets = set_means(real.runs), set_means(row.runs)
-        noise = by_key.get(_row_key(row, NOISE))
-        gaps.append(
-            Gap(
-                row.source,
-                row.student,
-                row.bits,
-                row.num_images,
-                row.metric,
-                gap=float(real_sets.mean() - own_sets.mean()),
-                ci95=welch_interval(real_sets, own_sets),
-                bootstrap95=bootstrap_interval(real.runs, row.runs),
-                recovery=None if noise is None else recovery(real_sets, own_sets, set_means(noise.runs)),
-            )
-        )
+        if row.source != REAL and real is not None:
+            gaps.append(_gap(row, real, by_key.get(_row_key(row, NOISE)), replicates))
     return gaps
 
 
-def _row_key(row: Row, source: str) -> tuple[str, str, str, int, str]:
+def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.ndarray]) -> Gap:
+    real_sets, own_sets = set_means(real.runs), set_means(row.runs)
+    of_sets = min(len(real_sets), len(own_sets)) > 1
+    real_R, own_R, noise_R = (
+        None if of_sets else replicates.get(_row_key(row, source)) for source in (REAL, row.source, NOISE)
+    )
+    recovered = None
+    if noise is not None and of_sets:
+        recovered = recovery(real_sets, own_sets, set_means(noise.runs))
+    elif noise is not None:
+        recovered = paired_recovery(real.mean, row.mean, noise.mean, real_R, noise_R)
+    return Gap(
+        row.source,
+        row.student,
+        row.bits,
+        row.num_images,
+        row.metric,
+        gap=float(real_sets.mean() - own_sets.mean()),
+        ci95=welch_interval(real_sets, own_sets) or paired_interval(real_R, own_R),
+        bootstrap95=bootstrap_interval(real.runs, row.runs),
+        recovery=recovered,
+    )
+
+
+def _row_key(row: Row, source: str) -> RowKey:
     return (source, row.student, row.bits, row.num_images, row.metric)
-
-
-def set_means(runs: Iterable[Run]) -> np.ndarray:
-    """Mean over student seeds of each shard set, float64 (sets,)."""
-    values: dict[int, list[float]] = {}
-    for run in runs:
-        values.setdefault(run.shard_set, []).append(run.value)
-    return np.array([np.mean(values[shard_set]) for shard_set in sorted(values)])
-
-
-def mean_interval(sets: np.ndarray) -> Interval | None:
-    """95 % t-interval of the mean of set means; None for one set, a point where they do not vary."""
-    if len(sets) < 2:
-        return None
-    if np.ptp(sets) == 0:
-        return (float(sets[0]), float(sets[0]))
-    with _constant_arms_allowed():
-        low, high = stats.ttest_1samp(sets, 0).confidence_interval(CONFIDENCE)
-    return (float(low), float(high))
-
-
-def welch_interval(real_sets: np.ndarray, own_sets: np.ndarray) -> Interval | None:
-    """95 % Welch interval of the difference of means; None where an arm has one set."""
-    if min(len(real_sets), len(own_sets)) < 2:
-        return None
-    if np.ptp(real_sets) == 0 and np.ptp(own_sets) == 0:
-        gap = float(real_sets[0] - own_sets[0])
-        return (gap, gap)
-    with _constant_arms_allowed():
-        low, high = stats.ttest_ind(real_sets, own_sets, equal_var=False).confidence_interval(CONFIDENCE)
-    return (float(low), float(high))
-
-
-@contextmanager
-def _constant_arms_allowed() -> Iterator[None]:
-    """scipy warns where one arm does not vary; the interval, of the other's spread, is right."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
-        yield
-
-
-def bootstrap_interval(real: Sequence[Run], own: Sequence[Run]) -> Interval | None:
-    """95 % percentile interval of the gap, shard sets resampled per arm and student seeds jointly.
-
-    None where an arm has one set, or where some set misses a seed that another has.
-    """
-    real_KS, own_KS = _table(real), _table(own)
-    if real_KS is None or own_KS is None or {run.seed for run in real} != {run.seed for run in own}:
-        return None
-    if min(len(real_KS), len(own_KS)) < 2:
-        return None
-    random = numpy_generator(0, 0, "gap bootstrap")
-    gaps_DS = _resampled_means(real_KS, random) - _resampled_means(own_KS, random)
-    seeds_DS = _resampling_weights(gaps_DS.shape[1], random)
-    tail = 50 * (1 - CONFIDENCE)
-    # Sums of equal values differ in their last bits; rounded, an interval without spread is a point.
-    low, high = np.percentile((gaps_DS * seeds_DS).sum(1), [tail, 100 - tail]).round(9) + 0.0
-    return (float(low), float(high))
-
-
-def _table(runs: Sequence[Run]) -> np.ndarray | None:
-    """(sets, seeds), None where it has holes."""
-    values = {(run.shard_set, run.seed): run.value for run in runs}
-    sets, seeds = (sorted({key[axis] for key in values}) for axis in (0, 1))
-    if len(values) != len(sets) * len(seeds):
-        return None
-    return np.array([[values[shard_set, seed] for seed in seeds] for shard_set in sets])
-
-
-def _resampling_weights(size: int, random: np.random.Generator) -> np.ndarray:
-    """(draws, size): how often each of `size` items is drawn with replacement, as a share."""
-    return random.multinomial(size, np.full(size, 1 / size), size=BOOTSTRAP_DRAWS) / size
-
-
-def _resampled_means(values_KS: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return _resampling_weights(len(values_KS), random) @ values_KS
-
-
-def recovery(real_sets: np.ndarray, own_sets: np.ndarray, noise_sets: np.ndarray) -> float | None:
-    """(own - noise) / (real - noise); None unless real - noise exceeds 3 of its own standard errors."""
-    if min(len(real_sets), len(noise_sets)) < 2:
-        return None
-    span = float(real_sets.mean() - noise_sets.mean())
-    squares = (float(np.var(sets, ddof=1)) / len(sets) for sets in (real_sets, noise_sets))
-    if span <= 3 * sum(squares) ** 0.5:
-        return None
-    return float(own_sets.mean() - noise_sets.mean()) / span

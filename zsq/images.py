@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from zsq.errors import ImagesError, MismatchError, OptionError
 from zsq.imagespec import ImageSpec
 from zsq.seeding import numpy_generator
+from zsq.selection import MARK, split_source
 from zsq.shards.manifest import SHARDS_FOLDER
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import SHARD_PATTERN, ShardProvenance
@@ -70,7 +71,7 @@ IMAGES_PER_TASK = 64
 
 SOURCES = (
     "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
-    "or torchvision:NAME:ROOT[:SPLIT]"
+    "or torchvision:NAME:ROOT[:SPLIT]; each may end in #labels=FIRST-LAST"
 )
 
 
@@ -136,10 +137,22 @@ def load_images(
     source = str(source)
     if limit is not None and limit < 1:
         raise OptionError(f"{limit} images", "at least 1")
-    images = _loaded(source, spec, limit, one_per_class)
+    source, wanted = split_source(source)
+    images = _loaded(source, spec, limit if wanted is None else None, one_per_class)
+    if wanted is not None:
+        images = _with_labels(images, wanted, limit)
     if one_per_class and not images.is_shards:
         return images.subset(_first_of_each(images.labels.tolist()))
     return images
+
+
+def _with_labels(images: ImageSet, wanted: range, limit: int | None) -> ImageSet:
+    chosen = np.flatnonzero(np.isin(images.labels.numpy(), wanted))
+    if len(chosen) == 0:
+        found = f"{images.source} holds no image of a label {wanted[0]} to {wanted[-1]}"
+        raise ImagesError(found, "at least one")
+    kept = images.subset(chosen[_spread(len(chosen), limit)])
+    return replace(kept, source=f"{images.source}{MARK}{wanted[0]}-{wanted[-1]}")
 
 
 def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:

@@ -11,13 +11,14 @@ from zsq.bench import Bench, Budget, Protocol
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
 from zsq.contract import Bits, Teacher
 from zsq.engine.cost import estimated_seconds, forward_gflops
-from zsq.errors import OptionError
+from zsq.errors import ImagesError, MismatchError, OptionError
 from zsq.gap import RunRecord, StudentSpec
 from zsq.generators import method_class
-from zsq.images import load_images
+from zsq.images import ImageSet, load_images
 from zsq.progress import Reporter, duration
 from zsq.report.data import ReportData
 from zsq.runtime import Runtime
+from zsq.selection import split_source
 from zsq.shards.reader import ShardDataset
 from zsq.students import create
 from zsq.synthesize import generate
@@ -77,6 +78,9 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     Raises:
         ZsqError: a teacher, image source, student or option that cannot work.
     """
+    missing = recipe.missing() if recipe.needs else None
+    if missing:
+        raise ImagesError(f"{missing} does not exist", str(recipe.needs), "export ZSQ_DATA=FOLDER")
     labels = [source.label for source in recipe.sources]
     for label in labels:
         if labels.count(label) > 1:
@@ -95,21 +99,45 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     ]
     plan = recipe.generate
     num_fits = len(students) * (len(recipe.sources) + 1) * plan.shard_sets * recipe.seeds
-    gflops = STEP_COST * forward_gflops(teacher) * num_fits * max(fit_images(s, teacher) for s in students)
+    gflops = (
+        STEP_COST
+        * forward_gflops(teacher)
+        * num_fits
+        * max(fit_images(s, teacher, plan.count) for s in students)
+    )
     runtime = Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops / len(students))
+    real, evaluation = (
+        load_images(recipe.located(text), teacher.spec) for text in (recipe.real, recipe.eval)
+    )
+    check_identities(teacher, real, evaluation)
     return Protocol(
         title=recipe.title,
         teacher=teacher.to(runtime.device),
-        eval=load_images(recipe.located(recipe.eval), teacher.spec),
-        real_sets=load_images(recipe.located(recipe.real), teacher.spec).disjoint_sets(
-            plan.shard_sets, plan.count, plan.seed
-        ),
+        eval=evaluation,
+        real_sets=real.disjoint_sets(plan.shard_sets, plan.count, plan.seed),
         students=students,
         seeds=recipe.seeds,
         show_real=recipe.show_real,
         runtime=runtime,
         settings=recipe.model_dump(mode="json"),
     )
+
+
+def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> None:
+    """Pass images of an embedding teacher where no identity of one source both calibrates and makes pairs.
+
+    Raises:
+        MismatchError: one does.
+    """
+    if teacher.task != "embed" or split_source(real.source)[0] != split_source(evaluation.source)[0]:
+        return
+    shared = sorted(set(real.labels.tolist()) & set(evaluation.labels.tolist()) - {-1})
+    if shared:
+        raise MismatchError(
+            f"identity {shared[0]} of {evaluation.source} is among the real and the evaluation images",
+            "other identities in each",
+            "divide them, as in SRC#labels=0-9 and SRC#labels=10-29",
+        )
 
 
 def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> GenerateConfig:
@@ -141,7 +169,9 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations, batch)
         passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
-    fits = sum(fit_images(spec, teacher) * STEP_COST + len(protocol.eval) for spec in protocol.students)
+    fits = sum(
+        fit_images(spec, teacher, plan.count) * STEP_COST + len(protocol.eval) for spec in protocol.students
+    )
     total = round(plan.shard_sets * (passes + arms * fits))
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
@@ -150,10 +180,10 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     )
 
 
-def fit_images(spec: StudentSpec, teacher: Teacher) -> int:
-    """Training images that one fit goes through; 0 for a student that does not train."""
-    options = create(spec.name, teacher.spec, spec.options, Runtime()).options.model_dump()
-    return options.get("iterations", 0) * options.get("batch", 0)
+def fit_images(spec: StudentSpec, teacher: Teacher, count: int) -> float:
+    """Training images that one fit on `count` images goes through; 0 for a student that does not train."""
+    student = create(spec.name, teacher.spec, spec.options, Runtime())
+    return student.images_trained(teacher, count)
 
 
 @dataclass(frozen=True)
@@ -191,11 +221,13 @@ def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter 
     count = run.count or min(len(dataset) for dataset in datasets)
     num_sets = max(len(folders) for folders in sets.values())
     runtime = Runtime.resolve(**run.runtime.model_dump())
+    real, evaluation = (load_images(text, teacher.spec) for text in (run.real, run.eval))
+    check_identities(teacher, real, evaluation)
     protocol = Protocol(
         title=run.title,
         teacher=teacher.to(runtime.device),
-        eval=load_images(run.eval, teacher.spec),
-        real_sets=load_images(run.real, teacher.spec).disjoint_sets(num_sets, count, 0),
+        eval=evaluation,
+        real_sets=real.disjoint_sets(num_sets, count, 0),
         students=run.students,
         seeds=run.seeds,
         show_real=run.show_real,

@@ -13,7 +13,7 @@ COMMANDS = {
     ],
     "quantize": [
         *("--teacher", "--images", "--student", "--bits", "--weights", "--first-last", "--seed", "--eval"),
-        *("--count", "--set", *RUNTIME),
+        *("--count", "--out", "--onnx", "--set", *RUNTIME),
     ],
     "gap": [
         *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),
@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": ["folder"],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],
+    "audit": ["--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"],
     "import": ["source", "--out", "--name", "--mean", "--std", "--layout"],
 }
 
@@ -32,11 +33,19 @@ DEFAULTS = {
         **{"count": 1024, "shard_size": 256, "seed": 0, "batch": None, "iterations": None, "out": None},
         **{"precision": "auto", "compile": "auto", "threads": None, "device": "auto", "resume": False},
     },
-    "quantize": {"seed": 0, "first_last": None, "eval": None, "count": None, "precision": "auto"},
+    "quantize": {
+        "seed": 0,
+        "first_last": None,
+        "eval": None,
+        "count": None,
+        "precision": "auto",
+        "out": None,
+    },
     "gap": {"seeds": 3, "count": None, "first_last": None, "show_real": False, "resume": False},
     "run": {"out": None, "resume": False, "budget_hours": None},
     "verify": {"against": None, "teacher": None, "weights": None, "tolerance": 1e-3},
     "export": {"layout": None, "range": "uint8"},
+    "audit": {"weights": None, "threads": None, "device": "auto"},
     "import": {"name": "imported", "mean": None, "std": None, "layout": None},
 }
 
@@ -49,6 +58,7 @@ REQUIRED = {
     "inspect": {"folder"},
     "verify": {"folder"},
     "export": {"folder", "to", "out"},
+    "audit": {"teacher", "shards", "train", "holdout", "out"},
     "import": {"source", "out"},
 }
 

@@ -169,7 +169,7 @@ def test_images_of_a_fit():
     protocol = recipe_protocol(recipe)
     ptq, lsq = protocol.students
     steps = lsq.options["iterations"]
-    assert (fit_images(ptq, protocol.teacher), fit_images(lsq, protocol.teacher)) == (0, steps * 128)
+    assert [fit_images(s, protocol.teacher, 256) for s in (ptq, lsq)] == [0, steps * 128]
 
 
 def test_estimate_is_said_first(recipe, tmp_path, no_pages):

@@ -69,7 +69,23 @@ def fake_quantize(
     return _FakeQuantize.apply(x.float(), step, zero_point, lo, hi, gradient_scale)
 
 
-class FakeQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """What stands at a site of a student and counts as a row of its table."""
+
+    kind: Kind
+
+    @property
+    def num_scales(self) -> int:
+        """Scales of the tensor: 1 for per-tensor."""
+        raise NotImplementedError
+
+    @property
+    def signed(self) -> bool:
+        """Whether it gives values below zero."""
+        raise NotImplementedError
+
+
+class FakeQuantizer(Quantizer):
     """One tensor's grid as a module: a buffer per step and zero point, or a parameter per learned step."""
 
     step: Tensor
@@ -93,6 +109,16 @@ class FakeQuantizer(nn.Module):
         return fake_quantize(
             x, self.step.clamp(min=SMALLEST_STEP), self.zero_point, self.lo, self.hi, self.gradient_scale(x)
         )
+
+    @property
+    def num_scales(self) -> int:
+        """One per step."""
+        return self.step.numel()
+
+    @property
+    def signed(self) -> bool:
+        """Whether the grid has values below zero."""
+        return self.lo < 0 or bool((self.zero_point > 0).any())
 
     def gradient_scale(self, x: Tensor) -> float:
         """LSQ's 1 / sqrt(N Qp): N weights of the layer, or N features of one image."""

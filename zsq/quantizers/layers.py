@@ -1,4 +1,4 @@
-"""Convolution and linear layer with a quantized weight; parameter names stay those of the float layer."""
+"""Convolution, linear layer and PReLU with a quantized weight; parameters are named as in the float layer."""
 
 from __future__ import annotations
 
@@ -53,8 +53,28 @@ class QuantLinear(nn.Linear):
         return F.linear(input, self.weight_quantizer(self.weight), self.bias)
 
 
-def quantizable(layer: nn.Module) -> QuantConv2d | QuantLinear:
-    """`layer`, a Conv2d or Linear, with a place for its weight's quantizer."""
+class QuantPReLU(nn.PReLU):
+    """A PReLU whose slopes pass `weight_quantizer` first."""
+
+    weight_quantizer: nn.Module
+
+    @classmethod
+    def from_float(cls, prelu: nn.PReLU) -> QuantPReLU:
+        """Same layer over the same slopes, still float."""
+        layer = cls(prelu.num_parameters, device="meta")
+        layer.weight = prelu.weight
+        layer.weight_quantizer = nn.Identity()
+        return layer.train(prelu.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, ...) -> the same."""
+        return F.prelu(input, self.weight_quantizer(self.weight))
+
+
+def quantizable(layer: nn.Module) -> QuantConv2d | QuantLinear | QuantPReLU:
+    """`layer`, a Conv2d, Linear or PReLU, with a place for its weight's quantizer."""
+    if isinstance(layer, nn.PReLU):
+        return QuantPReLU.from_float(layer)
     if isinstance(layer, nn.Conv2d):
         return QuantConv2d.from_float(layer)
     assert isinstance(layer, nn.Linear)

@@ -1,9 +1,10 @@
 """Where a network is quantized, read from its traced graph and never from class names.
 
 Every Conv2d and Linear weight, per output channel. Every distinct tensor that feeds such a layer, per tensor,
-with one quantizer for all its consumers. Left in float: the input image (8 bits already, with whatever fixed
-arithmetic precedes the first layer), the residual stream (an addition takes the unquantized tensor), biases,
-normalisations that are not folded, elementwise operations.
+with one quantizer for all its consumers. The slopes of each nn.PReLU where a student asks for it. Left in
+float: the input image (8 bits already, with whatever fixed arithmetic precedes the first layer), the residual
+stream (an addition takes the unquantized tensor), biases, normalisations that are not folded, elementwise
+operations.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, fx, nn
 from zsq.contract import Bits, QuantizedTensor
 from zsq.errors import OptionError
 from zsq.quantizers.fold import fold_batch_norms
-from zsq.quantizers.grids import FakeQuantizer, Kind
+from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.quantizers.trace import LAYERS, trace
 
@@ -65,21 +66,30 @@ class Placement:
         self.network.set_submodule(site.path, module)
 
     def table(self) -> tuple[QuantizedTensor, ...]:
-        """One row per FakeQuantizer; signed where the grid has values below zero."""
+        """One row per quantizer; signed where the grid has values below zero."""
         rows = []
         for site in self.sites:
             quantizer = self.get(site)
-            if isinstance(quantizer, FakeQuantizer):
-                signed = quantizer.lo < 0 or bool((quantizer.zero_point > 0).any())
-                rows.append(QuantizedTensor(site.name, site.kind, site.bits, quantizer.step.numel(), signed))
+            if isinstance(quantizer, Quantizer):
+                scales, signed = quantizer.num_scales, quantizer.signed
+                rows.append(QuantizedTensor(site.name, site.kind, site.bits, scales, signed))
         return tuple(rows)
 
 
-def place(network: nn.Module, bits: Bits, *, first_last: int | None = None, fold: bool) -> Placement:
+def row_name(path: str) -> str:
+    """The table's name for the quantizer at `path`: `a.weight_quantizer` quantizes `a.weight`."""
+    layer, _, place = path.rpartition(".")
+    return f"{layer}.{place.replace('_quantizer', '')}"
+
+
+def place(
+    network: nn.Module, bits: Bits, *, first_last: int | None = None, fold: bool, slopes: bool = False
+) -> Placement:
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
-    width of their weights and of the last layers' inputs, where `bits` quantizes these at all.
+    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. With `slopes`,
+    those of each nn.PReLU are weights too, whatever `first_last`.
 
     Raises:
         UntraceableError: as `trace`.
@@ -103,13 +113,27 @@ def place(network: nn.Module, bits: Bits, *, first_last: int | None = None, fold
             first_last,
         ),
     ]
+    if slopes:
+        prelus = [node for node in module.graph.nodes if _is_prelu(module, node)]
+        sites += _weight_sites(module, prelus, set(), bits.weights, None)
     module.graph.lint()
     module.recompile()
     return Placement(module, tuple(sites))
 
 
+def last_layers(network: fx.GraphModule) -> list[fx.Node]:
+    """The calls of layers that no other layer follows."""
+    layers = [node for node in network.graph.nodes if _is_layer(network, node)]
+    before = _reached(layers, forward=False)
+    return [node for node in layers if node not in before]
+
+
 def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), LAYERS)
+
+
+def _is_prelu(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.PReLU)
 
 
 def _reached(starts: list[fx.Node], *, forward: bool) -> set[fx.Node]:

@@ -13,10 +13,22 @@ from markupsafe import Markup
 
 from zsq.errors import StorageError
 from zsq.gap import Row
+from zsq.report import embeddings
 from zsq.report.data import ReportData, finite
-from zsq.report.plots import cost_figure, distance_figure, gap_figure
+from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
-from zsq.report.tables import Grid, bootstrap_grid, entries, gap_grid, markdown_table, number, runs_grid
+from zsq.report.tables import (
+    Grid,
+    bootstrap_grid,
+    contrast_grid,
+    entries,
+    gap_grid,
+    markdown_table,
+    number,
+    runs_grid,
+)
+
+AGAINST = "Every metric against real images and noise"
 
 SETS_TEXT = (
     "Of each source's first set: teacher passes per image, mean BN distance over layers, and the mean cosine "
@@ -53,10 +65,12 @@ def markdown(data: ReportData) -> str:
         *(f"- {name}: {value}" for name, value in teacher_facts(data)),
         "## Gap to real images",
         markdown_table(gap_grid(data.rows, data.gaps)),
-        *explanation(data.rows),
+        *explanation(data.rows, data.embeds),
         "## Intervals",
         markdown_table(bootstrap_grid(data.gaps)),
     ]
+    if data.contrasts:
+        parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
     if data.layer_names:
         parts += ["## The sets", markdown_table(sets_grid(data)), SETS_TEXT]
         parts += ["## BN distance per layer", markdown_table(distance_grid(data))]
@@ -96,11 +110,12 @@ def html(data: ReportData) -> str:
         title=data.title,
         facts=teacher_facts(data),
         gap_grid=gap_grid(data.rows, data.gaps),
-        explanation=explanation(data.rows),
+        explanation=explanation(data.rows, data.embeds),
         figures=figures(data),
         sheets={source: png_data_uri(contact_sheet(pixels)) for source, pixels in sheets.items()},
         sheet_sizes={source: min(len(pixels), MAX_IMAGES) for source, pixels in sheets.items()},
-        details={
+        details=({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
+        | {
             "Both intervals of every gap": bootstrap_grid(data.gaps),
             "Every run": runs_grid(data.rows),
             "The sets": sets_grid(data),
@@ -116,10 +131,11 @@ def html(data: ReportData) -> str:
 def figures(data: ReportData) -> list[dict[str, Any]]:
     """Title, description and SVG of each figure there is data for."""
     table = entries(data.rows, data.gaps)
+    metric = "Cosine to the teacher" if data.embeds else "Accuracy"
     drawn = []
     if data.gaps:
         text = (
-            "Accuracy on real images minus accuracy on each source, in points; whiskers are 95 % intervals. "
+            f"{metric} on real images minus accuracy on each source, in points; whiskers are 95 % intervals. "
             "Shorter is better. Every panel has its own axis."
         )
         drawn.append(("Gap per source", text, gap_figure(table)))
@@ -128,9 +144,14 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
             "Mean over shard sets against the teacher passes spent on one image; whiskers and the band "
             "around real images are 95 % intervals. Sources of equal cost stand side by side."
         )
-        drawn.append(
-            ("Accuracy against cost", text, cost_figure(table, data.cost, data.teacher.get("accuracy")))
+        ceiling = 100.0 if data.embeds else data.teacher.get("accuracy")
+        drawn.append((f"{metric} against cost", text, cost_figure(table, data.cost, ceiling)))
+    if data.roc:
+        text = (
+            "Share of genuine pairs accepted against the share of impostor pairs accepted, which is on a "
+            "logarithmic axis; real images are dashed."
         )
+        drawn.append(("ROC curves", text, roc_figure(data.roc)))
     if any(math.isfinite(v) and v > 0 for values in data.bn_distance.values() for v in values):
         text = (
             "Distance of the images' statistics to those stored in the teacher's batch normalisation layers, "
@@ -149,12 +170,14 @@ def teacher_facts(data: ReportData) -> list[tuple[str, str]]:
             facts.append(
                 ("full-precision accuracy", f"{number(value)} %" if value is not None else "not measured")
             )
+        elif isinstance(value, float):
+            facts.append((f"full-precision {key}", f"{number(value)} %"))
         elif value is not None:
             facts.append((titles.get(key, key.replace("_", " ")), str(value)))
     return facts
 
 
-def explanation(rows: Sequence[Row]) -> list[str]:
+def explanation(rows: Sequence[Row], embeds: bool = False) -> list[str]:
     """What the figures and intervals mean, in the numbers of this report."""
     sets = sorted({len({run.shard_set for run in row.runs}) for row in rows})
     seeds = sorted({len({run.seed for run in row.runs}) for row in rows})
@@ -174,9 +197,11 @@ def explanation(rows: Sequence[Row]) -> list[str]:
             "source equals real images. The two-level bootstrap resamples shard sets and seeds; with few "
             "sets it is too narrow."
         )
+    elif embeds:
+        text.append(embeddings.INTERVALS)
     else:
         text.append("With one shard set per source there is no interval: differences may be chance.")
-    return text
+    return [*text, embeddings.METRICS, embeddings.REVEALED] if embeds else text
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from zsq.contract import QuantizedTensor
+from zsq.contrasts import Contrast
 from zsq.gap import NOISE, REAL, Gap, Row
 
 
@@ -27,6 +28,8 @@ class ReportData:
         cost: source -> teacher passes per image spent on making it.
         sheets: source -> uint8 (N, C, H, W) images to show.
         quantized_tensors: "student bits" -> the tensors it quantizes.
+        contrasts: of an embedder, each source against real images and noise.
+        roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.verification.ROC_FARS`.
         show_real: whether the owner allows real images in the report; without it they are left out.
     """
 
@@ -41,7 +44,14 @@ class ReportData:
     cost: Mapping[str, float] = field(default_factory=dict)
     sheets: Mapping[str, Tensor] = field(default_factory=dict)
     quantized_tensors: Mapping[str, Sequence[QuantizedTensor]] = field(default_factory=dict)
+    contrasts: Sequence[Contrast] = ()
+    roc: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     show_real: bool = False
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the teacher gives embeddings."""
+        return self.teacher.get("task") == "embed"
 
     @property
     def shown_sheets(self) -> dict[str, Tensor]:
@@ -66,6 +76,8 @@ class ReportData:
                     student: [dataclasses.asdict(tensor) for tensor in tensors]
                     for student, tensors in self.quantized_tensors.items()
                 },
+                **({"contrasts": [dataclasses.asdict(c) for c in self.contrasts]} if self.contrasts else {}),
+                **({"roc": {student: dict(tars) for student, tars in self.roc.items()}} if self.roc else {}),
             }
         )
 

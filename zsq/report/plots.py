@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from zsq.gap import NOISE, REAL, Interval
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
 from zsq.report.tables import Entry, number, ordered_sources
+from zsq.verification import ROC_FARS
 
 # Noise this many times farther off than everything else would press the rest into one line: it is cut.
 CUT_RATIO = 4.0
@@ -146,6 +147,30 @@ def _cost_panel(
             errors = [[row.mean - bounds[0]], [bounds[1] - row.mean]]
             ax.errorbar(x, row.mean, errors, color=colour, fmt=marker, capsize=3, label=row.source)
     ax.set_ylim(low - 0.22 * span, high + 0.12 * span)
+
+
+@as_svg
+def roc_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """True against false accept rate on a logarithmic axis, one panel per student and bits."""
+    sources = ordered_sources(source for tars in curves.values() for source in tars)
+    look = looks(sources)
+    columns = min(3, len(curves))
+    num_rows = math.ceil(len(curves) / columns)
+    figure = blank(2.4 * num_rows + 0.5)
+    axes = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, (title, tars) in zip(axes, curves.items(), strict=False):
+        ax.set_title(title)
+        ax.set_xscale("log")
+        for source in sources:
+            style = "--" if source == REAL else "-"
+            ax.plot(ROC_FARS, tars.get(source, [math.nan] * len(ROC_FARS)), style, color=look[source][0])
+        ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    for ax in axes[len(curves) :]:
+        ax.set_visible(False)
+    figure.supxlabel("false accept rate", fontsize="medium")
+    figure.supylabel("true accept rate, %", fontsize="medium")
+    figure.legend(axes[0].get_lines(), sources, loc="outside upper left", ncols=min(6, len(sources)))
+    return figure
 
 
 @as_svg

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from zsq.contrasts import Contrast
 from zsq.gap import NOISE, REAL, Gap, Interval, Row
 
 MINUS, DASH = "\u2212", "\u2013"
@@ -102,6 +103,26 @@ def bootstrap_grid(gaps: Sequence[Gap]) -> Grid:
         for g in gaps
     )
     return Grid(("student", "bits", "source", "metric", "gap", "Welch 95 %", "bootstrap 95 %"), lines, 4)
+
+
+def contrast_grid(contrasts: Sequence[Contrast]) -> Grid:
+    """Every metric of every source, less that of real images and of noise."""
+    lines = tuple(
+        (
+            c.student,
+            c.bits,
+            c.metric,
+            c.source,
+            number(c.value),
+            number(c.minus_real),
+            interval(c.minus_real95),
+            number(c.minus_noise),
+            interval(c.minus_noise95),
+        )
+        for c in contrasts
+    )
+    header = ("student", "bits", "metric", "source", "value", "minus real", "95 %", "minus noise", "95 %")
+    return Grid(header, lines, 4)
 
 
 def runs_grid(rows: Sequence[Row]) -> Grid:

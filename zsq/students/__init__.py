@@ -9,10 +9,29 @@ from zsq.contract import Student
 from zsq.errors import UnknownNameError
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
+from zsq.students.adaround import AdaRound
+from zsq.students.brecq import BRECQ
+from zsq.students.gdfq_ft import GDFQFT
+from zsq.students.genie_m import GenieM
+from zsq.students.kd import KD
 from zsq.students.lsq_kd import LSQKD
 from zsq.students.ptq import PTQ
+from zsq.students.qdrop import QDrop
+from zsq.students.qfd import QFD
+from zsq.students.quantface import QuantFace
 
-STUDENTS: dict[str, type[Student]] = {"ptq": PTQ, "lsq-kd": LSQKD}
+STUDENTS: dict[str, type[Student]] = {
+    "ptq": PTQ,
+    "adaround": AdaRound,
+    "brecq": BRECQ,
+    "qdrop": QDrop,
+    "genie-m": GenieM,
+    "kd": KD,
+    "gdfq-ft": GDFQFT,
+    "lsq-kd": LSQKD,
+    "qfd": QFD,
+    "quantface": QuantFace,
+}
 
 
 def create(

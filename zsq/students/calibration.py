@@ -1,4 +1,5 @@
-"""What every student does with its images first: check them, and see what each tensor looks like on them."""
+"""What students do before any training: check images and teacher, see what each tensor looks like on the
+images, and set affine grids from that."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.errors import MismatchError
 from zsq.imagespec import ImageSpec
+from zsq.quantizers.grids import FakeQuantizer, affine_grid, integer_range
 from zsq.quantizers.observers import Histogram, Observer
 from zsq.quantizers.placement import Placement, Site
+from zsq.quantizers.ranges import LP_EXPONENT, lp_affine
 
 BATCH = 64
 
@@ -26,6 +29,43 @@ def check_images(teacher: Teacher, pixels_NCHW: Tensor) -> None:
         raise MismatchError(found, expected)
     if len(pixels_NCHW) == 0:
         raise MismatchError("no images to fit a student on", "at least one")
+
+
+def check_classifier(teacher: Teacher) -> None:
+    """Refuse a teacher without classes.
+
+    Raises:
+        MismatchError: it embeds.
+    """
+    if teacher.task != "classify":
+        raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")
+
+
+def weight_quantizer(weight: Tensor, bits: int, search: bool, exponent: float = LP_EXPONENT) -> FakeQuantizer:
+    """Affine grid per output channel: of the least Lp error where `search`, else min-max."""
+    rows_CM = weight.detach().flatten(1)
+    if search:
+        step, zero = lp_affine(rows_CM, bits, p=exponent)
+    else:
+        step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits)
+    shape = (-1, *[1] * (weight.dim() - 1))
+    return FakeQuantizer(step.view(shape), zero.view(shape), *integer_range(bits, False), "weight")
+
+
+def searched_activation(histogram: Histogram, bits: int, exponent: float = LP_EXPONENT) -> FakeQuantizer:
+    """Affine grid per tensor with the least Lp error over the histogram."""
+    values, counts = histogram.occupied()
+    step, zero = lp_affine(values[None], bits, counts, exponent, each_end=True)
+    return _activation(step.squeeze(0), zero.squeeze(0), bits)
+
+
+def activation_over(low: float, high: float, bits: int) -> FakeQuantizer:
+    """Affine grid per tensor over [low, high], stretched to hold 0."""
+    return _activation(*affine_grid(torch.tensor(low), torch.tensor(high), bits), bits)
+
+
+def _activation(step: Tensor, zero: Tensor, bits: int) -> FakeQuantizer:
+    return FakeQuantizer(step.float(), zero.float(), *integer_range(bits, signed=False), kind="activation")
 
 
 @torch.no_grad()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Student, Teacher
-from zsq.quantizers.grids import FakeQuantizer, affine_grid, integer_range
+from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
-from zsq.quantizers.placement import Placement, Site, place
-from zsq.quantizers.ranges import LP_EXPONENT, kl_range, lp_affine, minmax_range, percentile_range
-from zsq.students.calibration import check_images, observe
+from zsq.quantizers.placement import Site, place
+from zsq.quantizers.ranges import LP_EXPONENT, kl_range, minmax_range, percentile_range
+from zsq.students.calibration import (
+    activation_over,
+    check_images,
+    observe,
+    searched_activation,
+    weight_quantizer,
+)
 
 
 class PTQOptions(Options):
@@ -53,7 +58,8 @@ class PTQ(Student):
         placement = place(teacher.network, bits, first_last=first_last, fold=True)
         network = placement.network.to(self.runtime.device)
         for site in placement.of_kind("weight"):
-            placement.put(site, self._weight_quantizer(placement, site))
+            weight, search = placement.weight(site), self.options.weight_observer == "mse"
+            placement.put(site, weight_quantizer(weight, site.bits, search, self.options.exponent))
         for site, histogram in observe(placement, teacher.spec, pixels_NCHW, self.runtime.device).items():
             placement.put(site, self._activation_quantizer(site, histogram).to(self.runtime.device))
         if log is not None:
@@ -62,29 +68,13 @@ class PTQ(Student):
             self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
         )
 
-    def _weight_quantizer(self, placement: Placement, site: Site) -> FakeQuantizer:
-        weight = placement.weight(site).detach()
-        rows_CM = weight.flatten(1)
-        if self.options.weight_observer == "mse":
-            step, zero = lp_affine(rows_CM, site.bits, p=self.options.exponent)
-        else:
-            step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), site.bits)
-        shape = (-1, *[1] * (weight.dim() - 1))
-        return FakeQuantizer(step.view(shape), zero.view(shape), *integer_range(site.bits, False), "weight")
-
     def _activation_quantizer(self, site: Site, histogram: Histogram) -> FakeQuantizer:
         options = self.options
         if options.observer == "mse":
-            values, counts = histogram.occupied()
-            grid = lp_affine(values[None], site.bits, counts, options.exponent, each_end=True)
-            step, zero = (part.squeeze(0) for part in grid)
-        else:
-            low, high = {
-                "minmax": lambda: minmax_range(histogram),
-                "percentile": lambda: percentile_range(histogram, options.percentile),
-                "kl": lambda: kl_range(histogram, site.bits),
-            }[options.observer]()
-            step, zero = affine_grid(torch.tensor(low), torch.tensor(high), site.bits)
-        return FakeQuantizer(
-            step.float(), zero.float(), *integer_range(site.bits, signed=False), kind="activation"
-        )
+            return searched_activation(histogram, site.bits, options.exponent)
+        low, high = {
+            "minmax": lambda: minmax_range(histogram),
+            "percentile": lambda: percentile_range(histogram, options.percentile),
+            "kl": lambda: kl_range(histogram, site.bits),
+        }[options.observer]()
+        return activation_over(low, high, site.bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -102,3 +103,12 @@ def load_digits_teacher() -> Teacher:
     network = build_without_global_rng(DigitsNet)
     load_weights(network, state, str(WEIGHTS_PATH))
     return Teacher("embedded:digits", network, DIGITS_SPEC, 10, sha256, expected_accuracy=EXPECTED_ACCURACY)
+
+
+def load_digits_embedder() -> Teacher:
+    """The shipped teacher without its last layer: the 48 pooled features as an embedding."""
+    teacher = load_digits_teacher()
+    teacher.network.set_submodule("linear", nn.Identity())
+    return replace(
+        teacher, name="embedded:digits-features", num_outputs=48, task="embed", expected_accuracy=None
+    )

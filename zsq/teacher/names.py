@@ -34,12 +34,12 @@ def load_teacher(name: str, weights: Path | None = None, device: str = "cpu") ->
         )
     if source == "cifar10" and rest in _cifar_names():
         return _load_cifar(name, rest, weights).to(device)
-    if name == "embedded:digits":
-        from zsq.teacher.digits import load_digits_teacher
+    if name in ("embedded:digits", "embedded:digits-features"):
+        from zsq.teacher.digits import load_digits_embedder, load_digits_teacher
 
         if weights is not None:
-            raise OptionError(f"--weights {weights}", "none: embedded:digits carries its own")
-        return load_digits_teacher().to(device)
+            raise OptionError(f"--weights {weights}", f"none: {name} carries its own")
+        return (load_digits_teacher() if name == "embedded:digits" else load_digits_embedder()).to(device)
     from zsq.teacher.torchvision_models import load_torchvision_teacher, torchvision_names
 
     if name not in torchvision_names():
@@ -52,11 +52,12 @@ def builtin_teachers() -> list[tuple[str, str]]:
     from zsq.teacher.torchvision_models import torchvision_names
 
     digits = ("embedded:digits", "small residual network for 32-px digits, weights included")
+    features = ("embedded:digits-features", "the same without its last layer: 48-d embeddings")
     cifar = [
         (f"cifar10:{name}", "CIFAR ResNet of He et al. 2016, needs --weights FILE") for name in _cifar_names()
     ]
     torchvision = [(name, "torchvision, 1000 ImageNet classes") for name in torchvision_names()]
-    return [digits, *cifar, *torchvision]
+    return [digits, features, *cifar, *torchvision]
 
 
 def _looks_like_path(name: str) -> bool:

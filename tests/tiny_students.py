@@ -1,0 +1,35 @@
+"""Every student of the table, fitted on the embedded digits in seconds."""
+
+import dataclasses
+
+import torch
+
+from zsq.contract import Bits
+from zsq.errors import MismatchError
+from zsq.runtime import Runtime
+from zsq.students import STUDENTS, create
+
+SMALL = {"iterations": 2, "batch": 32}
+
+
+def small_options(name):
+    """What makes the fit of any student short, of the options that it has."""
+    return {key: value for key, value in SMALL.items() if key in STUDENTS[name].options_class.model_fields}
+
+
+def fit(name, teacher, pixels, bits="W4A4", first_last=8, seed=0, **options):
+    """A student that refuses classifiers gets the logits as embeddings."""
+    student = create(name, teacher.spec, {**small_options(name), **options}, Runtime())
+    arguments = {"first_last": first_last, "seed": seed}
+    try:
+        return student.fit(teacher, pixels, Bits.parse(bits), **arguments)
+    except MismatchError as error:
+        if "embed" not in str(error):
+            raise
+        embedder = dataclasses.replace(teacher, task="embed", expected_accuracy=None)
+        return student.fit(embedder, pixels, Bits.parse(bits), **arguments)
+
+
+@torch.no_grad()
+def outputs(fitted, pixels):
+    return fitted.logits(fitted.spec.pixels_to_standard(pixels))

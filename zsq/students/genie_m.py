@@ -1,0 +1,71 @@
+"""GENIE-M: QDrop with the step of each weight channel learned along with its rounding."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from zsq.contract import Facts, Options
+from zsq.quantizers.grids import FakeQuantizer, integer_range
+from zsq.quantizers.observers import Histogram
+from zsq.quantizers.ranges import lp_symmetric
+from zsq.students.objectives import rounding_term, unit_error
+from zsq.students.reconstruction import Group, Phase
+from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
+
+
+class GenieMOptions(UnitwiseOptions):
+    """Constants of GENIE-M. `second_input=null` is QDrop's setting; `keep` as there."""
+
+    rounding_weight: float = Field(1.0, ge=0)
+    second_input: int | None = Field(8, ge=2, le=8)
+    residual_stream: Literal["float", "quantized"] = "quantized"
+    keep: float = Field(0.5, ge=0, le=1)
+    step_learning_rate: float = Field(1e-4, gt=0)
+    activation_learning_rate: float = Field(4e-5, gt=0)
+
+
+class GenieM(UnitwiseStudent):
+    """Steps and soft bits of weights together, over the first step's integers; BN is kept."""
+
+    name = "genie-m"
+    facts = Facts(
+        paper="GENIE, Jeon et al. 2023 (arXiv:2212.04780)",
+        summary="learned weight steps, rounding and activation steps, block by block, as QDrop",
+        deviations=(
+            "2,000 iterations per block instead of 20,000 where the network takes 64 px or less",
+            "a batch has the size asked for; in the public code it is the number of images over 32",
+            "steps of activations start from all images instead of the first batch",
+        ),
+    )
+    options_class: ClassVar[type[Options]] = GenieMOptions
+    options: GenieMOptions
+    folds_batch_norm = False
+
+    def activation_quantizer(self, histogram: Histogram, bits: int) -> FakeQuantizer:
+        """Per tensor, zero point 0: unsigned, or signed where values are below zero."""
+        values, counts = histogram.occupied()
+        grid = integer_range(bits, signed=histogram.low < 0)
+        step = lp_symmetric(values[None], *grid, counts).squeeze(0)
+        return FakeQuantizer(step, step.new_zeros(()), *grid, "activation", learned=True)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One for all."""
+        options = self.options
+        return (
+            Phase(
+                name="joint",
+                kinds=("weight", "activation"),
+                groups=(
+                    Group("rounding", options.learning_rate),
+                    Group("weight step", options.step_learning_rate, cosine=True),
+                    Group("activation step", options.activation_learning_rate, cosine=True),
+                ),
+                inputs="mixed",
+                terms=(unit_error(), rounding_term(options.rounding_weight)),
+                iterations=options.iterations,
+                annealing=self.annealing,
+                keep=options.keep,
+            ),
+        )

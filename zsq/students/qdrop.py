@@ -1,0 +1,61 @@
+"""QDrop: rounding and activation steps together, with the quantization of activations dropped at random."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from zsq.contract import Facts, Options
+from zsq.students.objectives import rounding_term, unit_error
+from zsq.students.reconstruction import Group, Phase
+from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
+
+
+class QDropOptions(UnitwiseOptions):
+    """Constants of QDrop; its published `rounding_weight` is 0.1 for MobileNetV2 and 0.2 for MNasNet.
+
+    `keep` is the probability that an element is quantized, which the public code calls drop_prob.
+    """
+
+    keep: float = Field(0.5, ge=0, le=1)
+    activation_learning_rate: float = Field(4e-5, gt=0)
+
+
+class QDrop(UnitwiseStudent):
+    """A block takes half of its elements from the quantized and half from the float network."""
+
+    name = "qdrop"
+    facts = Facts(
+        paper="QDrop, Wei et al. 2022 (arXiv:2203.05740)",
+        summary="learned rounding and activation steps, block by block, activations quantized at random",
+        deviations=(
+            "2,000 iterations per block instead of 20,000 where the network takes 64 px or less",
+            "batches are shuffled passes over the images instead of draws with replacement",
+            "ranges by clipping both ends and each of them by ratios of its own instead of 100 ranges times "
+            "all zero points; of activations from all images instead of 256",
+            "the residual stream stays in float; residual_stream=quantized shares the next layer's quantizer",
+        ),
+    )
+    options_class: ClassVar[type[Options]] = QDropOptions
+    options: QDropOptions
+    clips_each_end = True
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One for all."""
+        options = self.options
+        return (
+            Phase(
+                name="joint",
+                kinds=("weight", "activation"),
+                groups=(
+                    Group("rounding", options.learning_rate),
+                    Group("activation step", options.activation_learning_rate, cosine=True),
+                ),
+                inputs="mixed",
+                terms=(unit_error(), rounding_term(options.rounding_weight)),
+                iterations=options.iterations,
+                annealing=self.annealing,
+                keep=options.keep,
+            ),
+        )

@@ -1,0 +1,198 @@
+"""Quantized feature distillation: the student follows a teacher whose pooled feature is quantized itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, fx, nn
+
+from zsq.contract import Bits, Facts, FittedStudent, Options, Silent, StepLog, Student, Teacher
+from zsq.errors import MismatchError
+from zsq.quantizers.grids import Quantizer
+from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
+from zsq.quantizers.observers import Observer
+from zsq.quantizers.placement import FLOAT_BITS, last_layers, place
+from zsq.quantizers.subgraphs import up_to
+from zsq.quantizers.trace import trace
+from zsq.runtime import Runtime
+from zsq.students.calibration import BATCH, check_classifier, check_images, observe
+from zsq.students.losses import distillation, imitation
+from zsq.students.training import Course, Training, TrainingOptions
+
+Pair = tuple[Tensor, Tensor]  # logits and pooled feature
+
+
+class QFDOptions(TrainingOptions):
+    """KL or CE, plus `feature_weight` times the mean squared error of the pooled feature.
+
+    The paper's base for CIFAR: learning_rate=1e-3 weight_decay=1e-4 batch=256 batch_norm=train over 400
+    epochs, labels: task_loss=ce is the nearest to them, with the teacher's top-1 class.
+    """
+
+    feature_bits: int = Field(4, ge=1, le=8)
+    feature_weight: float = Field(0.5, ge=0)
+    task_loss: Literal["kl", "ce"] = "kl"
+    temperature: float = Field(4.0, gt=0)
+    teacher_iterations: int = Field(40, ge=0)
+    # Of an interval's ends and scale, in units of their own size, for Adam.
+    interval_learning_rate: float = Field(1e-3, gt=0)
+
+
+class QFD(Student):
+    """Learned intervals, per tensor, with an even number of weight values around zero."""
+
+    name = "qfd"
+    facts = Facts(
+        paper="Quantized Feature Distillation for Network Quantization, Zhu et al. 2023 (arXiv:2307.10638)",
+        summary="learned intervals, trained against the quantized pooled feature of the teacher",
+        deviations=(
+            "label-free: KL to the teacher's logits instead of cross-entropy to labels; task_loss=ce takes the "
+            "teacher's top-1 class",
+            "settings of the optimiser are not published: Adam 1e-3, for intervals 1e-3 of their size, with "
+            "cosine, 160 times 128 images after 40 for the teacher's quantizer, are ours",
+            "the feature's squared error is a mean over its dimensions: the published reduction is not known",
+            "the scale that follows a layer stands at its weight, and activations return to their place "
+            "(low + scale levels), so that the student starts near the teacher",
+            "the classifier is quantized like the others unless first_last says otherwise",
+            "batch norm keeps the teacher's statistics; published is training with labels, batch norm too",
+        ),
+    )
+    options_class: ClassVar[type[Options]] = QFDOptions
+    options: QFDOptions
+
+    def __init__(self, options: QFDOptions, runtime: Runtime) -> None:
+        """Prepare both trainings, of the teacher's quantizer and of the student."""
+        super().__init__(options, runtime)
+        first = options.model_copy(update={"iterations": options.teacher_iterations})
+        self._teaching = Training("qfd teacher", first, runtime, self._task_loss)
+        self._training = Training(self.name, options, runtime, self._loss)
+
+    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+        """See `Student.images_trained`."""
+        return (self.options.teacher_iterations + self.options.steps(num_images)) * self.options.batch
+
+    def fit(
+        self,
+        teacher: Teacher,
+        pixels_NCHW: Tensor,
+        bits: Bits,
+        *,
+        first_last: int | None = None,
+        seed: int = 0,
+        log: StepLog | None = None,
+    ) -> FittedStudent:
+        """See `Student.fit`; W32A32 is the float network, untrained.
+
+        Raises:
+            MismatchError: also for a teacher of embeddings, or one without a single last layer.
+        """
+        check_images(teacher, pixels_NCHW)
+        check_classifier(teacher)
+        device = self.runtime.device
+        placement = place(teacher.network, bits, first_last=first_last, fold=False)
+        for site in placement.of_kind("weight"):
+            placement.put(site, IntervalWeight(placement.weight(site), site.bits))
+        network = placement.network.to(device).to(memory_format=torch.channels_last)
+        for site, histogram in observe(placement, teacher.spec, pixels_NCHW, device).items():
+            placement.put(site, IntervalActivation(histogram, site.bits).to(device))
+        if bits != Bits(FLOAT_BITS, FLOAT_BITS):
+            log = log or Silent()
+            quantized_teacher = self._teach(teacher, pixels_NCHW, seed, log)
+            structure = (teacher.network, bits, placement.sites)
+            course = self._course(network, quantized_teacher, structure, with_feature(network, teacher.name))
+            self._training.run(course, teacher.spec, pixels_NCHW, seed, log)
+        network.eval().requires_grad_(False)
+        return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
+
+    def _teach(self, teacher: Teacher, pixels_NCHW: Tensor, seed: int, log: StepLog) -> nn.Module:
+        """The teacher with a quantized feature, trained to give its old logits: norm -> (logits, feature)."""
+        network = trace(teacher.network).to(memory_format=torch.channels_last)
+        quantize_feature(network, teacher, pixels_NCHW, self.options.feature_bits)
+        course = self._course(network, teacher.network, teacher.network)
+        self._teaching.run(course, teacher.spec, pixels_NCHW, seed, log)
+        return with_feature(network, teacher.name, quantized=True)
+
+    def _course(
+        self, network: nn.Module, target: nn.Module, structure: Any, taught: nn.Module | None = None
+    ) -> Course:
+        intervals = [module for module in network.modules() if isinstance(module, IntervalQuantizer)]
+        groups = self._groups(network, intervals)
+        return Course(network, target, groups, structure, taught, after_step=_ordered(intervals))
+
+    def _groups(self, network: nn.Module, intervals: list[IntervalQuantizer]) -> list[dict[str, Any]]:
+        if self.options.optimizer == "sgd":
+            return [{"params": list(network.parameters())}]
+        learned = [parameter for interval in intervals for parameter in interval.parameters()]
+        others = [p for p in network.parameters() if all(p is not part for part in learned)]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        for interval in intervals:
+            width = (interval.high - interval.low).item()
+            rate = self.options.interval_learning_rate
+            groups.append({"params": [interval.low, interval.high], "lr": rate * width})
+            groups.append({"params": [interval.scale], "lr": rate * interval.scale.item()})
+        return groups
+
+    def _task_loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+        if self.options.task_loss == "ce":
+            return imitation(student_NK, teacher_NK)
+        return distillation(student_NK, teacher_NK, self.options.temperature)
+
+    def _loss(self, student: Pair, teacher: Pair) -> Tensor:
+        feature_error = F.mse_loss(student[1], teacher[1])
+        return self._task_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
+
+
+def _ordered(intervals: list[IntervalQuantizer]) -> Callable[[], None]:
+    def guard() -> None:
+        for interval in intervals:
+            interval.keep_order()
+
+    return guard
+
+
+def classifier(network: fx.GraphModule, teacher: str) -> fx.Node:
+    """The call of the one layer that no other follows.
+
+    Raises:
+        MismatchError: there are several, or none.
+    """
+    layers = last_layers(network)
+    if len(layers) != 1:
+        raise MismatchError(
+            f"teacher {teacher} has {len(layers)} last layers", "one, behind a pooled feature"
+        )
+    return layers[0]
+
+
+def with_feature(network: fx.GraphModule, teacher: str, quantized: bool = False) -> fx.GraphModule:
+    """The same network, over the same tensors, that returns (output, what its classifier reads).
+
+    `quantized`: behind the quantizer of the classifier's input, else before it.
+    """
+    feature = classifier(network, teacher).all_input_nodes[0]
+    if not quantized and feature.op == "call_module":
+        module = network.get_submodule(str(feature.target))
+        feature = feature.all_input_nodes[0] if isinstance(module, Quantizer) else feature
+    (output,) = (node for node in network.graph.nodes if node.op == "output")
+    logits = output.all_input_nodes[0]
+    return up_to(network, [logits.name, feature.name])
+
+
+@torch.no_grad()
+def quantize_feature(network: fx.GraphModule, teacher: Teacher, pixels_NCHW: Tensor, bits: int) -> None:
+    """Put a quantizer before the classifier of a traced teacher, in place, set on the images."""
+    layer = classifier(network, teacher.name)
+    path, observer = "feature_quantizer", Observer(f"{layer.target}.input")
+    network.add_submodule(path, observer)
+    source = layer.all_input_nodes[0]
+    with network.graph.inserting_before(layer):
+        layer.replace_input_with(source, network.graph.call_module(path, (source,)))
+    network.recompile()
+    device = next(network.parameters()).device
+    for pixels in pixels_NCHW.split(BATCH):
+        network(teacher.spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last))
+    network.set_submodule(path, IntervalActivation(observer.histogram(), bits).to(device))

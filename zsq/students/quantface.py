@@ -1,0 +1,139 @@
+"""QuantFace: an embedding network is quantized by regression on its own embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from zsq.contract import (
+    Bits,
+    Facts,
+    FittedStudent,
+    Options,
+    Silent,
+    StepLog,
+    Student,
+    Teacher,
+    scales_with_iterations,
+)
+from zsq.errors import MismatchError
+from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
+from zsq.quantizers.placement import FLOAT_BITS, Placement, place
+from zsq.quantizers.running import CurrentMinMax
+from zsq.runtime import Runtime
+from zsq.students.calibration import check_images
+from zsq.students.training import Course, Training, TrainingOptions
+
+
+class QuantFaceOptions(TrainingOptions):
+    """100 steps of 64 images, ranges kept after step 50; the rate follows the published rule for the batch.
+
+    Published: iterations=45000 batch=512 learning_rate=0.1 range_iterations=299 decay_every=41000.
+    """
+
+    iterations: int | None = Field(100, ge=0)
+    batch: int = Field(64, ge=1)
+    optimizer: Literal["adam", "sgd"] = "sgd"
+    learning_rate: float = Field(0.0125, gt=0)  # 0.1 batch / 512
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["cosine", "step"] = "step"
+    # The last of 11 epochs has a tenth of the rate.
+    decay_every: int = scales_with_iterations(91, ge=1)
+    clip_norm: float | None = Field(5.0, gt=0)
+    batch_norm: Literal["frozen", "train"] = "train"
+    range_iterations: int = scales_with_iterations(50, ge=1)
+    shift: int = Field(0, ge=0)
+
+
+class QuantFace(Student):
+    """Weights per output channel and slopes per layer, min-max of what they are now; activations per tensor,
+    running extremes; every layer at the same bits unless `first_last` says otherwise."""
+
+    name = "quantface"
+    facts = Facts(
+        paper="QuantFace, Boutros, Damer and Kuijper, ICPR 2022 (arXiv:2206.10526)",
+        summary="trained against the teacher's normalised embeddings, without labels; for embedding networks",
+        deviations=(
+            "100 steps of 64 images and ranges kept after step 50, instead of 45,000 steps of 512 and 299",
+            "activations are quantized where they enter a layer; the residual stream stays float",
+            "the slopes of one PReLU layer share a grid",
+        ),
+    )
+    options_class: ClassVar[type[Options]] = QuantFaceOptions
+    options: QuantFaceOptions
+
+    def __init__(self, options: QuantFaceOptions, runtime: Runtime) -> None:
+        """Prepare the training."""
+        super().__init__(options, runtime)
+        self._training = Training(self.name, options, runtime, embedding_regression)
+
+    def fit(
+        self,
+        teacher: Teacher,
+        pixels_NCHW: Tensor,
+        bits: Bits,
+        *,
+        first_last: int | None = None,
+        seed: int = 0,
+        log: StepLog | None = None,
+    ) -> FittedStudent:
+        """See `Student.fit`; W32A32 is the float network, untrained.
+
+        Raises:
+            MismatchError: also for a teacher of classes.
+        """
+        check_images(teacher, pixels_NCHW)
+        if teacher.task != "embed":
+            raise MismatchError(f"teacher {teacher.name} classifies", "an embedding network", "use lsq-kd")
+        placement = place(teacher.network, bits, first_last=first_last, fold=False, slopes=True)
+        for site in placement.of_kind("weight"):
+            is_slope = placement.weight(site).dim() == 1
+            placement.put(site, (SlopeMinMax if is_slope else CurrentMinMax)(site.bits))
+        for site in placement.of_kind("activation"):
+            placement.put(site, RunningExtremes(site.bits))
+        network = placement.network
+        network.to(self.runtime.device).to(memory_format=torch.channels_last)
+        if bits != Bits(FLOAT_BITS, FLOAT_BITS):
+            course = Course(
+                network,
+                teacher.network,
+                [{"params": list(network.parameters())}],
+                structure=(teacher.network, bits, placement.sites),
+                before_step=self._range_rule(placement),
+            )
+            self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())
+        network.eval().requires_grad_(False)
+        _settle(placement)
+        return FittedStudent(
+            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
+        )
+
+    def _range_rule(self, placement: Placement) -> Callable[[int], None]:
+        observers = [m for m in placement.network.modules() if isinstance(m, RunningExtremes)]
+
+        def rule(step: int) -> None:
+            for observer in observers:
+                observer.growing.fill_(step <= self.options.range_iterations)
+
+        return rule
+
+
+def embedding_regression(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    """Mean squared difference of embeddings of length 1, over N and D: 2 (1 - cosine) / D."""
+    return F.mse_loss(F.normalize(student_ND), F.normalize(teacher_ND))
+
+
+def _settle(placement: Placement) -> None:
+    """Grids as they are now in place of those that follow their tensors."""
+    for site in placement.sites:
+        quantizer = placement.get(site)
+        if isinstance(quantizer, CurrentMinMax):
+            placement.put(site, quantizer.settled(placement.weight(site)))
+        elif isinstance(quantizer, RunningExtremes):
+            placement.put(site, quantizer.settled())
