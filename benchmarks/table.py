@@ -22,8 +22,8 @@ from zsq.workflow import run_recipe
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = (
-    "title", "teacher", "settings", "rows", "gaps", "bn_distance", "intra_class_distance", "cost", "contrasts",
-    "roc",
+    "title", "teacher", "settings", "rows", "gaps", "bn_distance", "intra_class_distance", "cost",
+    "contrasts", "roc",
 )  # fmt: skip
 
 
