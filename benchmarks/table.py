@@ -21,7 +21,10 @@ from zsq.report.data import ReportData
 from zsq.workflow import run_recipe
 
 RESULTS = Path(__file__).parent / "results"
-SHOWN = ("title", "teacher", "settings", "rows", "gaps", "bn_distance", "cost", "contrasts", "roc")
+SHOWN = (
+    "title", "teacher", "settings", "rows", "gaps", "bn_distance", "intra_class_distance", "cost",
+    "contrasts", "roc",
+)  # fmt: skip
 
 
 def main(

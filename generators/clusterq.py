@@ -9,9 +9,7 @@ from pydantic import Field
 from zsq.contract import Facts, Options, follows_batch, scales_with_iterations
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
-from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
 from zsq.engine.invert import Inversion, Stage
-from zsq.engine.latent import allocated
 from zsq.engine.memories import ClassCentroids, FreshNoise, class_alignment
 from zsq.engine.objectives import Forward, Term
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -70,14 +68,6 @@ class ClusterQ(AmortisedMethod):
             "crops keep the aspect ratio",
         ),
     )
-
-    def build(self, num_classes: int) -> ConditionalNetwork:
-        """GDFQ's."""
-        o, spec = self.options, self.teacher.spec
-        return allocated(
-            lambda: NoiseNetwork(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
-            self.runtime.device,
-        )
 
     def training(self, inputs: FreshInputs) -> Inversion:
         """GDFQ's terms, clusters and diversity; centroids and noise change between steps."""

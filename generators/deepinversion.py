@@ -27,8 +27,6 @@ from zsq.imagespec import ImageSpec
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
-SMALL_IMAGE = 64  # the CIFAR script's constants up to here, the ImageNet script's above
-
 
 class DeepInversionOptions(Options):
     """Constants of the public CIFAR-10 script; above 64 px those of the ImageNet script, setting 0."""
@@ -58,7 +56,7 @@ class DeepInversionOptions(Options):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The ImageNet script's constants for large images."""
-        if max(spec.size) <= SMALL_IMAGE:
+        if spec.is_small:
             return {}
         return {
             "iterations": 3000,
@@ -98,7 +96,7 @@ class DeepInversion(InversionMethod):
     @classmethod
     def default_batch(cls, spec: ImageSpec) -> int:
         """256 as in the CIFAR-10 script, 64 as in the ImageNet script."""
-        return 256 if max(spec.size) <= SMALL_IMAGE else 64
+        return 256 if spec.is_small else 64
 
     def labels(self, group: Group) -> Tensor:
         """Classes in turn over the whole run."""

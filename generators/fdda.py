@@ -12,9 +12,8 @@ from torch import Tensor
 from zsq.contract import Facts, Options
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
-from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
+from zsq.engine.conditional import NoiseNetwork
 from zsq.engine.invert import Inversion, Stage
-from zsq.engine.latent import allocated
 from zsq.engine.memories import FreshNoise, ImageCentres, centre_alignment, on_images
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -79,6 +78,7 @@ class FDDA(AmortisedMethod):
 
     name = "fdda"
     options_class: ClassVar[type[Options]] = FDDAOptions
+    network_class: ClassVar[type[NoiseNetwork]] = HalfNetwork
     facts = Facts(
         paper="Zhong et al., Fine-grained Data Distribution Alignment (FDDA), ECCV 2022",
         summary="a conditional generator; deep statistics of a class near those of one given image of it",
@@ -130,14 +130,6 @@ class FDDA(AmortisedMethod):
                 means[layer][rows] = sums.mean_C + gap_NC
                 variances[layer][rows] = (sums.s2_NC / sums.num_positions - gap_NC.square()).clamp_min(0)
         return ImageCentres(deep, means, variances)
-
-    def build(self, num_classes: int) -> ConditionalNetwork:
-        """GDFQ's, of the classes that have a centre."""
-        o, spec = self.options, self.teacher.spec
-        return allocated(
-            lambda: HalfNetwork(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
-            self.runtime.device,
-        )
 
     def training(self, inputs: FreshInputs) -> Inversion:
         """CE on all images, BN statistics of the mixed ones, class statistics of those of one class."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from zsq.contract import Facts
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions
-from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
-from zsq.engine.latent import allocated
 
 
 class GDFQOptions(AmortisedOptions):
@@ -29,11 +27,3 @@ class GDFQ(AmortisedMethod):
             "no student takes part in training (in the paper it does not steer the generator)",
         ),
     )
-
-    def build(self, num_classes: int) -> ConditionalNetwork:
-        """Noise times a class embedding, or class-conditional BN at large sizes."""
-        o, spec = self.options, self.teacher.spec
-        return allocated(
-            lambda: NoiseNetwork(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
-            self.runtime.device,
-        )

@@ -21,8 +21,6 @@ from zsq.engine.targets import class_count, softened, uniform_labels
 from zsq.engine.views import ResizedCrop
 from zsq.imagespec import ImageSpec
 
-SMALL_IMAGE = 64  # the CIFAR-10 script's constants up to here, the ImageNet script's above
-
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -49,7 +47,7 @@ class IntraQOptions(Options):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The ImageNet script's constants for large images."""
-        return {"epsilon": 1.0, "lower": 0.0, "upper": 2.0} if max(spec.size) > SMALL_IMAGE else {}
+        return {"epsilon": 1.0, "lower": 0.0, "upper": 2.0} if not spec.is_small else {}
 
 
 class IntraQ(InversionMethod):

@@ -18,8 +18,6 @@ from torch import Tensor
 from zsq import gap
 from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.contrasts import contrasts
-from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
-from zsq.errors import NoBatchNormError
 from zsq.evaluate import score_embeddings, score_teacher
 from zsq.files import atomic_write_text
 from zsq.gap import REAL, RunRecord, StudentSpec
@@ -30,6 +28,7 @@ from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runfolder import open_run
 from zsq.runtime import Runtime
+from zsq.setfacts import bn_distances, intra_class_distances
 from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
 
@@ -178,6 +177,7 @@ class Bench:
             gaps=gap.gaps_from_rows(rows, replicates),
             layer_names=names,
             bn_distance=distances,
+            intra_class_distance=intra_class_distances(p.teacher, first_sets, p.runtime),
             cost=self._costs(),
             sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},
             quantized_tensors=self.fits.tensors,
@@ -229,22 +229,6 @@ def passes_per_image(images: ShardDataset) -> float | None:
     except ValidationError:
         return None
     return cls.passes(options, len(images)) / len(images)
-
-
-def bn_distances(
-    teacher: Teacher, arms: dict[str, Tensor], runtime: Runtime
-) -> tuple[list[str], dict[str, list[float]]]:
-    """Per BN layer and source, mean_c[(m - M)^2 + (s - S)^2] over the whole set; empty without BN."""
-    try:
-        tapped = TappedTeacher(teacher)
-    except NoBatchNormError:
-        return [], {}
-    alignment = Alignment("set")
-    distances = {}
-    for source, pixels in arms.items():
-        chunks = [teacher.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(128)]
-        distances[source] = [alignment.layer(sums).item() for sums in set_sums(tapped, chunks)]
-    return tapped.names, distances
 
 
 def machine() -> dict[str, str]:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+SMALL_IMAGE = 64  # pixels: papers give CIFAR's constants for images up to here, ImageNet's above
+
 PositiveInt = Annotated[int, Field(gt=0, le=16384)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -48,6 +50,11 @@ class ImageSpec(BaseModel):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a stored image."""
         return (self.channels, *self.size)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether constants published for CIFAR hold, rather than those for ImageNet."""
+        return max(self.size) <= SMALL_IMAGE
 
     def _standard_moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return (

@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
@@ -26,10 +28,13 @@ BREAK_EVEN_GFLOPS = {"bf16": 2300.0, "fp32": 4600.0}
 def fast_bf16(device: str) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones: never so where they are emulated.
 
-    CUDA from compute capability 8; x86 with AMX or AVX512-BF16. Without those they are 12 times slower.
+    CUDA from compute capability 8; x86 with AMX or AVX512-BF16, unless torch was told to leave AVX-512 alone
+    (ATEN_CPU_CAPABILITY). Without those they are 12 times slower.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -142,7 +147,7 @@ class Compiled:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         mode = "reduce-overhead" if torch.device(runtime.device).type == "cuda" else None
         self.function, self.failures = function, runtime.failures
-        self.compiled = torch.compile(function, dynamic=False, mode=mode)
+        self.compiled = torch.compile(_with_own_code(function), dynamic=False, mode=mode)
 
     def __call__(self, *args: Any) -> Any:
         """What `function` returns."""
@@ -159,6 +164,20 @@ class Compiled:
             return self.function(*args)
 
 
+def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function on a copy of its code: torch counts what it compiled by code, and past a limit runs
+    the rest uncompiled, so that one method's step would stand in the way of the next one's."""
+    if isinstance(function, MethodType):
+        return MethodType(_with_own_code(function.__func__), function.__self__)
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__,
+        function.__closure__,
+    )  # fmt: skip
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
 def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,6 +192,7 @@ def _device(device: str) -> str:
     return device
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks: an optimisation step frees and asks for the same hundreds of megabytes
     each time, and fresh pages are slow. Elsewhere nothing happens."""

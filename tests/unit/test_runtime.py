@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from zsq.errors import OptionError
 from zsq.runtime import BREAK_EVEN_GFLOPS, Runtime
@@ -23,7 +24,8 @@ def cpu_only(monkeypatch):
 def processor(monkeypatch, cpu_only):
     """A function that gives the processor fast bfloat16 or takes it away."""
 
-    def with_features(avx512_bf16=False, amx=False):
+    def with_features(avx512_bf16=False, amx=False, used="AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: used)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
@@ -40,6 +42,7 @@ def processor(monkeypatch, cpu_only):
         ({"amx": True}, "auto", MIDDLE, ("bf16", True)),
         ({"avx512_bf16": True}, "auto", MIDDLE, ("bf16", True)),
         ({"avx512_bf16": True}, "auto", SHORT, ("fp32", False)),
+        ({"avx512_bf16": True, "amx": True, "used": "AVX2"}, "auto", LONG, ("fp32", True)),
         ({"avx512_bf16": True}, "off", LONG, ("fp32", False)),
     ],
 )
@@ -124,16 +127,36 @@ def test_only_a_compiling_runtime_compiles(monkeypatch):
         return 1
 
     asked = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append((function(), options)))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "restored afterwards")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     assert Runtime().compiled(function) is function and asked == []
     Runtime(compile=True).compiled(function)
-    assert asked == [(function, {"dynamic": False, "mode": None})]
+    assert asked == [(1, {"dynamic": False, "mode": None})]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(Path("somewhere", "zsq", "compiled"))
     Runtime("cuda", compile=True).compiled(function)
-    assert asked[1] == (function, {"dynamic": False, "mode": "reduce-overhead"})
+    assert asked[1] == (1, {"dynamic": False, "mode": "reduce-overhead"})
+
+
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def of(self, x, *, offset=1):
+        return self.scale * x + offset
+
+
+def test_any_number_of_functions_of_the_same_code_is_compiled(monkeypatch):
+    """torch keeps 8 compilations of a piece of code and runs what comes after them uncompiled."""
+    counter, compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=counter))
+    runtime, x = Runtime(compile=True), torch.arange(3.0)
+    for scale in range(12):
+        assert torch.equal(runtime.compiled(Scaled(scale).of)(x), scale * x + 1)
+    for scale in range(12):
+        assert torch.equal(runtime.compiled(lambda x, scale=scale: scale * x)(x), scale * x)
+    assert counter.frame_count == 24
 
 
 @pytest.mark.parametrize("threads", [None, 2])

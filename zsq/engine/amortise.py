@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -23,8 +21,9 @@ from zsq.contract import (
     scales_with_iterations,
 )
 from zsq.engine.cache import read_tensors, write_tensors
-from zsq.engine.conditional import ConditionalNetwork
-from zsq.engine.invert import Inversion, Stage
+from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
+from zsq.engine.invert import Inversion, Stage, warn_of_idle_terms
+from zsq.engine.latent import allocated
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.parameterise import ParameterGroup, Parameterisation
 from zsq.engine.schedules import exponential
@@ -33,8 +32,6 @@ from zsq.engine.targets import class_count
 from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
-
-SMALL_IMAGE = 64  # the CIFAR scripts' constants up to here, the ImageNet scripts' above
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -60,7 +57,7 @@ class AmortisedOptions(Options):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The ImageNet scripts' constants for large images."""
-        return {} if max(spec.size) <= SMALL_IMAGE else {"training_batch": 16, "conditional_bn": True}
+        return {} if spec.is_small else {"training_batch": 16, "conditional_bn": True}
 
 
 class FreshInputs(Parameterisation):
@@ -98,6 +95,7 @@ class AmortisedMethod(Generator):
     """A conditional generator network, trained once per run; a subclass says which, and may add terms."""
 
     options_class: ClassVar[type[Options]] = AmortisedOptions
+    network_class: ClassVar[type[NoiseNetwork]] = NoiseNetwork
 
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
         """Keep the parts and build the network; a teacher that lacks what it needs is refused."""
@@ -116,9 +114,13 @@ class AmortisedMethod(Generator):
         """The training's, however many images are then made."""
         return options.iterations * options.training_batch
 
-    @abstractmethod
     def build(self, num_classes: int) -> ConditionalNetwork:
         """The network on the runtime's device; training draws its weights."""
+        o, spec = self.options, self.teacher.spec
+        return allocated(
+            lambda: self.network_class(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
+            self.runtime.device,
+        )
 
     def terms(self) -> Sequence[Term]:
         """GDFQ's: classes, and BN statistics of the batch as mean and biased variance."""
@@ -150,8 +152,7 @@ class AmortisedMethod(Generator):
     def _train(self, seed: int, log: StepLog) -> dict[str, float]:
         inputs = FreshInputs(self.network, self.runtime.device, self.options)
         _, history = self.training(inputs).run(torch_generator(seed, 0, f"{self.name} training"), None, log)
-        for term in history.idle():
-            warnings.warn(f"{self.name}: loss term '{term}' never changed: it steers nothing", stacklevel=3)
+        warn_of_idle_terms(self.name, history)
         return history.last()
 
     def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:

@@ -14,8 +14,8 @@ from torch import Tensor
 from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
 from zsq.engine.classes import FeatureTap
 from zsq.engine.memories import Memory
-from zsq.engine.objectives import Forward, Term
-from zsq.engine.parameterise import Parameterisation
+from zsq.engine.objectives import Forward, Term, weighted
+from zsq.engine.parameterise import Optimised, Parameterisation
 from zsq.engine.statistics import LayerSums, require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.views import View, apply_views, draw_views
@@ -93,9 +93,7 @@ class Inversion:
                 logits, layers = self.tapped(images)
             features = self.features.take() if self.features else None
             forward = Forward(images, logits, layers, targets_NK, features_NF=features)
-            values = [term.function(forward) for term in self.terms]
-            total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
-            return total, torch.stack(values).detach(), forward if self.memories else None
+            return *weighted(self.terms, forward), forward if self.memories else None
 
         return step
 
@@ -108,15 +106,7 @@ class Inversion:
         history = LossHistory(tuple(term.name for term in self.terms))
         targets_NK = targets_NK.to(device) if targets_NK is not None else None
         for stage, step in zip(self.stages, self._steps, strict=True):
-            groups = self.parameterisation.groups()
-            schedules = [g.schedule(g.rate, stage.iterations, device) for g in groups]
-            optimizer = torch.optim.Adam(
-                [
-                    {"params": list(g.tensors), "lr": s.rate, "betas": g.betas}
-                    for g, s in zip(groups, schedules, strict=True)
-                ],
-                fused=True,
-            )
+            optimised = Optimised(self.parameterisation, stage.iterations, device)
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
                 draws = [self.runtime.sent(draw) for draw in draw_views(stage.views, shape, generator)]
@@ -124,17 +114,14 @@ class Inversion:
                 for memory in self.memories:
                     memory.before_step(iteration, generator)
                 torch.compiler.cudagraph_mark_step_begin()
-                optimizer.zero_grad()
+                optimised.optimizer.zero_grad()
                 total, values, forward = step(draws, targets_NK)
                 total.backward()
-                optimizer.step()
+                optimised.step(iteration, total.detach())
                 for memory in self.memories:
                     assert forward is not None
                     with torch.no_grad():
                         memory.after_step(iteration, forward)
-                for schedule in schedules:
-                    schedule.step(iteration, total.detach())
-                self.parameterisation.project()
                 done = iteration + 1
                 if done % LOG_EVERY == 0 or done == stage.iterations:
                     history.rows.append(values.clone())

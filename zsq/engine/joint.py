@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zsq.contract import StepLog
 from zsq.engine.invert import LOG_EVERY, LossHistory, Tapped
-from zsq.engine.objectives import Forward, Term
-from zsq.engine.parameterise import Parameterisation
+from zsq.engine.objectives import Forward, Term, weighted
+from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
 from zsq.engine.statistics import LayerSums, SetSums, input_sums
 from zsq.engine.views import View, apply_views, draw_views
 from zsq.runtime import Runtime
-
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 class StoredSums:
@@ -70,7 +67,7 @@ class JointInversion:
         views: Sequence[View],
         iterations: int,
         runtime: Runtime,
-        optimizer: MakeOptimizer = torch.optim.Adam,
+        optimizer: MakeOptimizer = fused_adam,
     ) -> None:
         """`parameterise` makes the parameterisation of a batch size; terms of weight 0 are left out."""
         self.tapped = tapped
@@ -89,9 +86,7 @@ class JointInversion:
         with self.runtime.autocast():
             logits, layers = self.tapped(viewed)
         forward = Forward(viewed, logits, layers, None, others=others)
-        values = [term.function(forward) for term in self.terms]
-        total = torch.stack([t.weight * v for t, v in zip(self.terms, values, strict=True)]).sum()
-        return total, torch.stack(values).detach(), layers
+        return *weighted(self.terms, forward), layers
 
     def run(
         self, batch_sizes: Sequence[int], generator: torch.Generator, log: StepLog
@@ -100,7 +95,7 @@ class JointInversion:
         images = [self.parameterise(size) for size in batch_sizes]
         for parameterisation in images:
             parameterisation.reset(generator)
-        optimised = [_Optimised(p, self.iterations, self.runtime.device, self.optimizer) for p in images]
+        optimised = [Optimised(p, self.iterations, self.runtime.device, self.optimizer) for p in images]
         stored = StoredSums(batch_sizes)
         with torch.no_grad():
             for index, parameterisation in enumerate(images):
@@ -111,12 +106,13 @@ class JointInversion:
             for index, one in enumerate(optimised):
                 shape = one.parameterisation().shape
                 draws = self._draws(shape, generator)
+                torch.compiler.cudagraph_mark_step_begin()
                 one.optimizer.zero_grad()
                 total, losses, layers = self._step(one.parameterisation(), draws, stored.others(index))
                 total.backward()
                 stored.store(index, layers)
                 one.step(iteration, total.detach())
-                values.append(losses)
+                values.append(losses.clone())
             done = iteration + 1
             if done % LOG_EVERY == 0 or done == self.iterations:
                 history.rows.append(torch.stack(values).mean(0))
@@ -124,36 +120,9 @@ class JointInversion:
         return [parameterisation().detach() for parameterisation in images], history
 
     def _draws(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-        return [draw.to(self.runtime.device) for draw in draw_views(self.views, shape, generator)]
+        return [self.runtime.sent(draw) for draw in draw_views(self.views, shape, generator)]
 
     def _measured(self, images: Tensor, generator: torch.Generator) -> list[LayerSums]:
         with self.runtime.autocast():
             _, layers = self.tapped(apply_views(self.views, images, self._draws(images.shape, generator)))
         return layers
-
-
-class _Optimised:
-    """A batch's parameters with their optimizer and schedules."""
-
-    def __init__(
-        self,
-        parameterisation: Parameterisation,
-        iterations: int,
-        device: str,
-        optimizer: MakeOptimizer,
-    ) -> None:
-        self.parameterisation = parameterisation
-        groups = parameterisation.groups()
-        self.schedules = [g.schedule(g.rate, iterations, device) for g in groups]
-        self.optimizer = optimizer(
-            [
-                {"params": list(g.tensors), "lr": s.rate, "betas": g.betas}
-                for g, s in zip(groups, self.schedules, strict=True)
-            ]
-        )
-
-    def step(self, iteration: int, loss: Tensor) -> None:
-        self.optimizer.step()
-        for schedule in self.schedules:
-            schedule.step(iteration, loss)
-        self.parameterisation.project()

@@ -40,6 +40,13 @@ class Term:
     function: Callable[[Forward], Tensor]
 
 
+def weighted(terms: Sequence[Term], forward: Forward) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the terms, and their own detached values (T,)."""
+    values = [term.function(forward) for term in terms]
+    total = torch.stack([t.weight * v for t, v in zip(terms, values, strict=True)]).sum()
+    return total, torch.stack(values).detach()
+
+
 def bn_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
     """The statistics of all BN inputs against the stored ones."""
     return lambda forward: alignment(forward.layers, forward.others)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,40 @@ class Parameterisation(nn.Module):
 
     def project(self) -> None:
         """Called after each optimizer step."""
+
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+fused_adam: MakeOptimizer = partial(torch.optim.Adam, fused=True)
+
+
+class Optimised:
+    """A parameterisation with a fresh optimizer and fresh schedules."""
+
+    def __init__(
+        self,
+        parameterisation: Parameterisation,
+        iterations: int,
+        device: str,
+        make: MakeOptimizer = fused_adam,
+    ) -> None:
+        """`iterations`: length of the run that the schedules are for."""
+        self.parameterisation = parameterisation
+        groups = parameterisation.groups()
+        self.schedules = [g.schedule(g.rate, iterations, device) for g in groups]
+        self.optimizer = make(
+            [
+                {"params": list(g.tensors), "lr": s.rate, "betas": g.betas}
+                for g, s in zip(groups, self.schedules, strict=True)
+            ]
+        )
+
+    def step(self, iteration: int, loss: Tensor) -> None:
+        """One step along the gradients, then that of the schedules with the detached loss."""
+        self.optimizer.step()
+        for schedule in self.schedules:
+            schedule.step(iteration, loss)
+        self.parameterisation.project()
 
 
 class Pixels(Parameterisation):

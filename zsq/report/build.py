@@ -14,7 +14,7 @@ from markupsafe import Markup
 from zsq.errors import StorageError
 from zsq.gap import Row
 from zsq.report import embeddings
-from zsq.report.data import ReportData
+from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.report.tables import (
@@ -29,6 +29,11 @@ from zsq.report.tables import (
 )
 
 AGAINST = "Every metric against real images and noise"
+
+SETS_TEXT = (
+    "Of each source's first set: teacher passes per image, mean BN distance over layers, and the mean cosine "
+    "distance between the teacher's features of two images that it puts into one class."
+)
 
 
 def build_report(data: ReportData, folder: Path) -> Path:
@@ -67,6 +72,7 @@ def markdown(data: ReportData) -> str:
     if data.contrasts:
         parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
     if data.layer_names:
+        parts += ["## The sets", markdown_table(sets_grid(data)), SETS_TEXT]
         parts += ["## BN distance per layer", markdown_table(distance_grid(data))]
     parts += [
         "## Every run",
@@ -112,6 +118,7 @@ def html(data: ReportData) -> str:
         | {
             "Both intervals of every gap": bootstrap_grid(data.gaps),
             "Every run": runs_grid(data.rows),
+            "The sets": sets_grid(data),
             "BN distance per layer": distance_grid(data),
         }
         | {
@@ -211,6 +218,20 @@ def distance_grid(data: ReportData) -> Grid:
         [f"{v:.4g}" if math.isfinite(v) else "" for v in values] for values in data.bn_distance.values()
     ]
     return Grid(("layer", *data.bn_distance), tuple(zip(data.layer_names, *columns, strict=True)), 1)
+
+
+def sets_grid(data: ReportData) -> Grid:
+    """What each source cost and what its first set is like to the teacher."""
+    lines = tuple(
+        (
+            source,
+            number(data.cost.get(source), 0),
+            f"{math.fsum(values) / len(values):.4g}",
+            number(finite(data.intra_class_distance.get(source)), 3),
+        )
+        for source, values in data.bn_distance.items()
+    )
+    return Grid(("source", "passes per image", "BN distance", "intra-class distance"), lines, 1)
 
 
 def tensors_grid(data: ReportData, student: str) -> Grid:

@@ -24,6 +24,7 @@ class ReportData:
         settings: the resolved configuration.
         layer_names: of the BN layers, in the order of `bn_distance`.
         bn_distance: source -> distance of its images to the teacher's BN statistics, per layer.
+        intra_class_distance: source -> mean cosine distance between the features of two images of a class.
         cost: source -> teacher passes per image spent on making it.
         sheets: source -> uint8 (N, C, H, W) images to show.
         quantized_tensors: "student bits" -> the tensors it quantizes.
@@ -39,6 +40,7 @@ class ReportData:
     gaps: Sequence[Gap]
     layer_names: Sequence[str] = ()
     bn_distance: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    intra_class_distance: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     sheets: Mapping[str, Tensor] = field(default_factory=dict)
     quantized_tensors: Mapping[str, Sequence[QuantizedTensor]] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class ReportData:
                 "rows": [dataclasses.asdict(row) for row in self.rows],
                 "gaps": [dataclasses.asdict(gap) for gap in self.gaps],
                 "bn_distance": {"layers": list(self.layer_names), "sources": dict(self.bn_distance)},
+                "intra_class_distance": dict(self.intra_class_distance),
                 "cost": dict(self.cost),
                 "quantized_tensors": {
                     student: [dataclasses.asdict(tensor) for tensor in tensors]

@@ -1,0 +1,72 @@
+"""What storing images as uint8 costs: `python benchmarks/rounding.py`.
+
+On the CIFAR-10 ResNet-20 of ZSQ_DATA, 64 images of every method: BN distance of the images as the method made
+them and as shards hold them, and for how many the teacher's top-1 class is the same. Kept in
+benchmarks/results/rounding.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from zsq.generators import available_methods, create
+
+from zsq.bench import machine
+from zsq.contract import Plan, Silent, Teacher
+from zsq.engine.statistics import TappedTeacher, image_distances
+from zsq.files import atomic_write_text
+from zsq.images import load_images
+from zsq.runtime import Runtime
+from zsq.teacher import load_teacher
+
+RESULTS = Path(__file__).parent / "results" / "rounding.json"
+DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
+COUNT, PASSES = 64, 250
+
+
+def rounded(teacher: Teacher, method_name: str, runtime: Runtime) -> dict[str, float]:
+    """One method's images before and after rounding."""
+    cls = available_methods()[method_name]
+    method = create(method_name, teacher, iterations=PASSES, batch=COUNT, runtime=runtime)
+    if cls.facts.needs_real:
+        images = load_images(str(DATA / "train20000.zip"), teacher.spec, one_per_class=True)
+        method.read(images.pixels, images.labels)
+    plan = Plan(COUNT, COUNT, COUNT, 0, cls.batches_per_group)
+    with tempfile.TemporaryDirectory() as folder:
+        method.prepare(0, Path(folder), Silent())
+    made = method.synthesize(plan.groups[0], Silent()).standard_NCHW
+    stored = teacher.spec.pixels_to_standard(teacher.spec.standard_to_pixels(made))
+    tapped = TappedTeacher(teacher)
+    with torch.no_grad():
+        (logits, layers), (stored_logits, stored_layers) = tapped(made), tapped(stored)
+    same = (logits.argmax(1) == stored_logits.argmax(1)).float().mean()
+    return {
+        "bn_distance": image_distances(layers).mean().item(),
+        "bn_distance_uint8": image_distances(stored_layers).mean().item(),
+        "same_class_percent": 100 * same.item(),
+    }
+
+
+def main(threads: Annotated[int | None, typer.Option(help="Threads.")] = None) -> None:
+    """Measure the methods that are missing."""
+    teacher = load_teacher("cifar10:resnet20", DATA / "resnet20.pt")
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"methods": {}}
+    kept |= {"command": "python benchmarks/rounding.py", "machine": machine()}
+    runtime = Runtime(threads=threads)
+    with runtime.threads_set():
+        for name in available_methods():
+            if name in kept["methods"]:
+                continue
+            found = kept["methods"][name] = rounded(teacher, name, runtime)
+            typer.echo(f"{name}: {json.dumps(found)}")
+            atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
