@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PTQ = [name for name, kind in STUDENTS.items() if not issubclass(kind.options_class, TrainingOptions)]
 BITS, FIRST_LAST = Bits(4, 4), 8
 # What makes a fit short, of the options that a student has.
-SHORT = {"iterations": 2, "batch": 4, "weight_observer": "minmax"}
+SHORT = {"iterations": 2, "batch": 4, "teacher_iterations": 2, "weight_observer": "minmax"}
 NUM_IMAGES, NUM_CLASSES, SIZES = 8, 10, (64, 96, 128, 224)
 
 

@@ -9,7 +9,7 @@ from zsq.errors import MismatchError
 from zsq.runtime import Runtime
 from zsq.students import STUDENTS, create
 
-SMALL = {"iterations": 2, "batch": 32}
+SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2}
 
 
 def small_options(name):

@@ -163,6 +163,8 @@ def _check_destinations(
         check_destination(out)
         check_saveable(teacher)
     if onnx is not None:
+        if Path(onnx).is_dir():
+            raise OptionError(f"--onnx {onnx} is a folder", "a file")
         check_exportable(bits, first_last)
 
 

@@ -48,11 +48,13 @@ def check_destination(path: str | Path) -> None:
     """Pass a place where no student is yet: two of them would share a moment of mixed files.
 
     Raises:
-        OptionError: a student is there.
+        OptionError: a student is there, or a file where the folder would be.
     """
     _, record = student_files(path)
     if record.exists():
         raise OptionError(f"a student is at {record} already", "a new --out", "remove it or choose another")
+    if record.parent.exists() and not record.parent.is_dir():
+        raise OptionError(f"--out {path}: {record.parent} is a file", f"a folder, or NAME{TENSORS}")
 
 
 def check_saveable(teacher: Teacher) -> None:

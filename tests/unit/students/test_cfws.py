@@ -8,8 +8,10 @@ from torch import nn
 
 import zsq
 from zsq.contract import Teacher
-from zsq.errors import MismatchError
+from zsq.errors import MismatchError, OptionError
 from zsq.quantizers.grids import FakeQuantizer
+from zsq.runtime import Runtime
+from zsq.students import create
 from zsq.students.cost import student_cost
 
 
@@ -116,6 +118,11 @@ def test_a_network_without_3x3_kernels_is_refused(digits, images):
     network = nn.Sequential(nn.Conv2d(1, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(MismatchError, match=r"has no 3x3 convolution; expected 3x3 kernels.*use student ptq"):
         fit("cfws", Teacher("wide", network, digits.spec, 4, "0" * 64), images[:4])
+
+
+def test_passes_that_compare_layer_by_layer_are_refused(digits):
+    with pytest.raises(OptionError, match="student cfws takes no pass correct-bias: its layers are parts"):
+        create("cfws", digits.spec, {}, Runtime(), passes=["correct-bias"])
 
 
 def test_the_coarse_part_costs_a_ninth(digits, images):

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import call
 from safetensors.torch import load_file, save_file
 from tiny_students import fit, outputs
 from torch import nn
 from toys import NETWORKS, image_spec, make_teacher, structured_images
 
 import zsq
-from zsq.contract import Teacher
+from zsq.contract import Bits, Teacher
 from zsq.errors import OptionError, StudentFileError, UntraceableError
 from zsq.quantizers.grids import FakeQuantizer
-from zsq.students import STUDENTS
+from zsq.runtime import Runtime
+from zsq.students import STUDENTS, create
+from zsq.students.cost import student_cost
 from zsq.students.saving import check_saveable
 
 
@@ -67,6 +70,19 @@ def test_every_kind_of_network_comes_back(tmp_path, kind, name):
     teacher = make_teacher(NETWORKS[kind])
     pixels = teacher.spec.standard_to_pixels(structured_images((16, *teacher.spec.shape)))
     fitted = fit(name, teacher, pixels)
+    zsq.save_student(fitted, teacher, tmp_path)
+    assert torch.equal(outputs(zsq.load_student(tmp_path), pixels), outputs(fitted, pixels))
+
+
+def test_a_student_between_passes_comes_back(tmp_path):
+    def capped(channels, outputs):
+        layers = [nn.Conv2d(channels, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3)]
+        return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))
+
+    teacher = make_teacher(capped)
+    pixels = teacher.spec.standard_to_pixels(structured_images((16, *teacher.spec.shape)))
+    student = create("ptq", teacher.spec, {}, Runtime(), passes=["fold", "equalize", "correct-bias"])
+    fitted = student.fit(teacher, pixels, Bits(8, 4))
     zsq.save_student(fitted, teacher, tmp_path)
     assert torch.equal(outputs(zsq.load_student(tmp_path), pixels), outputs(fitted, pixels))
 
@@ -148,6 +164,27 @@ def test_a_kill_between_the_files_leaves_no_student(digits, images, saved, tmp_p
     monkeypatch.undo()
     zsq.save_student(fitted, digits, new)
     assert torch.equal(outputs(zsq.load_student(new), images), outputs(fitted, images))
+
+
+def test_from_the_command_line(capsys, tmp_path, images):
+    called = ["quantize", "--teacher", "embedded:digits", "--images", "embedded:digits:train", "--count", 16]
+    called += ["--student", "cfws", "--bits", "W8A8", "--out"]
+    outcome = call(capsys, *called, tmp_path / "new" / "a.safetensors")
+    assert outcome.status == 0, outcome.err
+    *table, cost, tensors, record, last = outcome.out.splitlines()
+    loaded = zsq.load_student(record)
+    assert len(table) == len(loaded.tensors) and table[0] == "conv1.weight: weight, 8 bits, 16 scales"
+    assert cost == student_cost(loaded).summary() and last == "cfws W8A8"
+    assert [tensors, record] == [str(tmp_path / "new" / f"a.{end}") for end in ("safetensors", "json")]
+    stored = json.loads((tmp_path / "new" / "a.json").read_text())
+    assert stored["cost"]["bit_operations"] == student_cost(loaded).bit_operations
+    assert stored["teacher"]["name"] == "embedded:digits"
+
+    again = call(capsys, *called, tmp_path / "new" / "a.json")
+    assert again.status == 2 and "already; expected a new --out" in again.complaint()
+    (tmp_path / "file").touch()
+    blocked = call(capsys, *called, tmp_path / "file")
+    assert blocked.status == 2 and "is a file; expected a folder" in blocked.complaint()
 
 
 @pytest.fixture(scope="module")
