@@ -136,7 +136,7 @@ def test_the_coarse_part_costs_a_ninth(digits, images):
 def test_repvgg_at_eight_bits_is_within_half_a_point(data_folder):
     folder = data_folder / "cifar10_jpeg"
     teacher = zsq.load_teacher(f"file:{folder / 'repvgg.toml'}")
-    test = zsq.load_images(str(folder / "test5000.zip"), teacher.spec, 1000)
+    test = zsq.load_images(str(folder / "test5000.zip"), teacher.spec, 500)
     fitted = fit("cfws", teacher, test.pixels[:32], "W8A8", first_last=None)
     assert not [name for name, _ in fitted.network.named_modules() if "1x1" in name or "identity" in name]
     accuracies = [

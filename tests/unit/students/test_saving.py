@@ -87,6 +87,22 @@ def test_a_student_between_passes_comes_back(tmp_path):
     assert torch.equal(outputs(zsq.load_student(tmp_path), pixels), outputs(fitted, pixels))
 
 
+def test_quantized_slopes_come_back(tmp_path):
+    def sloped(channels, outputs):
+        layers = [nn.Conv2d(channels, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 8, 3)]
+        pooled = [nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs)]
+        return nn.Sequential(*layers, *pooled)
+
+    teacher = make_teacher(sloped, task="embed")
+    pixels = teacher.spec.standard_to_pixels(structured_images((16, *teacher.spec.shape)))
+    fitted = fit("quantface", teacher, pixels, "W4A4")
+    assert {"2.weight", "4.weight"} <= {row.name for row in fitted.tensors}
+    zsq.save_student(fitted, teacher, tmp_path)
+    loaded = zsq.load_student(tmp_path)
+    assert torch.equal(outputs(loaded, pixels), outputs(fitted, pixels)) and loaded.task == "embed"
+    assert load_file(tmp_path / "student.safetensors")["2.weight"].dtype == torch.uint8
+
+
 class Unusual(nn.Module):
     """Values and calls of every form that a graph can hold."""
 
