@@ -10,7 +10,7 @@ from torch import Tensor
 from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Student, Teacher
 from zsq.errors import MismatchError
 from zsq.quantizers.branches import merge_branches, split_centres
-from zsq.quantizers.fold import fold_batch_norms
+from zsq.quantizers.fold import fold_traced
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
@@ -81,10 +81,10 @@ class CFWS(Student):
 
     def _placement(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:
         module = trace(teacher.network)
-        fold_batch_norms(module)
+        fold_traced(module)
         if merge_branches(module):
             # A BN behind the sum of the branches is behind one convolution now.
-            fold_batch_norms(module)
+            fold_traced(module)
         if bits.weights != FLOAT_BITS and not split_centres(module):
             found = f"teacher {teacher.name} has no 3x3 convolution"
             raise MismatchError(found, "3x3 kernels for cfws to split", "use student ptq")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from zsq.quantizers.branches import merge_branches, split_centres
-from zsq.quantizers.fold import fold_batch_norms
+from zsq.quantizers.fold import fold_traced
 from zsq.quantizers.trace import trace
 
 
@@ -43,7 +43,7 @@ def same(network, change):
     torch.manual_seed(0)
     network = network.eval().double()
     module = trace(network)
-    fold_batch_norms(module)
+    fold_traced(module)
     result = change(module)
     module.graph.lint()
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
