@@ -67,14 +67,14 @@ class AACABN(Student):
         device, spec, options = self.runtime.device, teacher.spec, self.options
         placement = place(teacher.network, bits, first_last=first_last, fold=False)
         network = placement.network.to(device)
-        for site in placement.of_kind("weight"):
-            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
         for site, histogram in observe(placement, spec, pixels_NCHW, device).items():
             peaks = minmax_range(histogram)
             low, high = (
                 peaks if options.percentile == 100 else percentile_range(histogram, options.percentile)
             )
             placement.put(site, activation_over(low, high, site.bits).to(device))
+        for site in placement.of_kind("weight"):
+            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
         if options.statistics != "stored":
             batches = [
                 spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -97,16 +98,20 @@ class QFD(Student):
         check_classifier(teacher)
         device, search = self.runtime.device, self.options.interval_init == "mse"
         placement = place(teacher.network, bits, first_last=first_last, fold=False)
-        for site in placement.of_kind("weight"):
-            placement.put(site, IntervalWeight(placement.weight(site), site.bits, search))
         network = placement.network.to(device).to(memory_format=torch.channels_last)
         for site, histogram in observe(placement, teacher.spec, pixels_NCHW, device).items():
             placement.put(site, IntervalActivation(histogram, site.bits, search).to(device))
+        for site in placement.of_kind("weight"):
+            quantizer = IntervalWeight(placement.weight(site), site.bits, search)
+            placement.put(site, quantizer.to(device))
         if bits != Bits(FLOAT_BITS, FLOAT_BITS):
             log = log or Silent()
-            quantized_teacher = self._teach(teacher, pixels_NCHW, seed, log)
             structure = (teacher.network, bits, placement.sites)
-            course = self._course(network, quantized_teacher, structure, with_feature(network, teacher.name))
+            course = replace(
+                self._course(network, self._teach(teacher, pixels_NCHW, seed, log), structure),
+                taught=with_feature(network, teacher.name),
+                target_structure=teacher.network,
+            )
             self._training.run(course, teacher.spec, pixels_NCHW, seed, log)
         network.eval().requires_grad_(False)
         for site in placement.of_kind("weight"):
@@ -122,12 +127,10 @@ class QFD(Student):
         self._teaching.run(course, teacher.spec, pixels_NCHW, seed, log)
         return with_feature(network, teacher.name, quantized=True)
 
-    def _course(
-        self, network: nn.Module, target: nn.Module, structure: Any, taught: nn.Module | None = None
-    ) -> Course:
+    def _course(self, network: nn.Module, target: nn.Module, structure: Any) -> Course:
         intervals = [module for module in network.modules() if isinstance(module, IntervalQuantizer)]
         groups = self._groups(network, intervals)
-        return Course(network, target, groups, structure, taught, after_step=_ordered(intervals))
+        return Course(network, target, groups, structure, after_step=_ordered(intervals))
 
     def _groups(self, network: nn.Module, intervals: list[IntervalQuantizer]) -> list[dict[str, Any]]:
         if self.options.optimizer == "sgd":

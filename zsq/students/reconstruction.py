@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-import types
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -165,7 +164,7 @@ class Engine:
         key = (structure(network), phase.name, data.full.shape, data.channels, data.quantized is None)
         if key not in self._steps:
             made = _make_step(copy.deepcopy(network), phase, data.channels, self.runtime)
-            self._steps[key] = self.runtime.compiled(_with_own_code(made))
+            self._steps[key] = self.runtime.compiled(made)
         return self._steps[key]
 
     @torch.no_grad()
@@ -212,15 +211,6 @@ def _make_step(
         return torch.stack(values).sum(), values[0].detach()
 
     return step
-
-
-def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that torch.compile counts as another one: of each piece of code it keeps 8 compilations, and
-    a network has units of more structures."""
-    assert isinstance(function, types.FunctionType)
-    code = function.__code__.replace()
-    own = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-    return own
 
 
 def parameters_by_role(network: nn.Module) -> dict[Role, list[Tensor]]:
