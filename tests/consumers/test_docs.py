@@ -28,8 +28,8 @@ def test_exchange(tmp_path):
     assert "32 images, logits within" in run_python(script("exchange.md"), cwd=tmp_path)
 
 
-def test_students(tmp_path):
-    said = run_python(script("students.md"), cwd=tmp_path).split()
+def test_saving(tmp_path):
+    said = run_python(script("saving.md"), cwd=tmp_path).split()
     assert "bit operations" in " ".join(said)
     assert said[-3].rstrip(",") == said[-1] and float(said[-1]) > 98
 
