@@ -21,7 +21,7 @@ from zsq.runfolder import latest_folder, next_folder
 from zsq.runtime import Runtime
 from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
-from zsq.students import create
+from zsq.students import create, own_defaults_line
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
@@ -131,7 +131,11 @@ def quantize(
     recipe = create(student, loaded.spec, set or {}, resolved, passes=passes)
     _check_destinations(loaded, parsed, first_last, out, onnx)
     pixels = load_images(str(images), loaded.spec, count).pixels
-    with (reporter or Reporter(quiet=True)).job(f"{student} {parsed}", len(pixels)) as log:
+    reporter = reporter or Reporter(quiet=True)
+    if line := own_defaults_line(student, recipe, loaded.spec):
+        reporter.say(line)
+    work = round(recipe.images_trained(loaded, len(pixels))) or len(pixels)
+    with reporter.job(f"{student} {parsed}", work) as log, resolved.threads_set():
         fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log)
     files = _write(fitted, loaded, out, onnx)
     cost = student_cost(fitted)

@@ -43,13 +43,14 @@ REAL, NOISE = "real", "noise"
 @dataclass(frozen=True)
 class StudentSpec:
     """A student to fit; `options` are overrides of its defaults, `first_last` bits of its outer layers,
-    `passes` the analytic passes around the fit."""
+    `passes` the analytic passes around the fit, `shard_sets` on how many sets it is fitted (None: all)."""
 
     name: str
     bits: Bits
     options: Mapping[str, Any] = field(default_factory=dict)
     first_last: int | None = None
     passes: Sequence[str] = ()
+    shard_sets: int | None = None
 
     @property
     def label(self) -> str:
@@ -204,7 +205,7 @@ def _plan(
         for seed in range(seeds)
         for spec in students
         for source, sets in arms.items()
-        if shard_set < len(sets)
+        if shard_set < min(len(sets), spec.shard_sets or len(sets))
     ]
 
 
