@@ -6,9 +6,11 @@ import functools
 import numpy as np
 import pytest
 import torch
+from commands import Spoken
 from torch import nn
 from toys import NETWORKS, conv_bn, head, image_spec, make_teacher, structured_images
 
+import zsq
 from zsq.contract import Bits, Teacher
 from zsq.errors import MismatchError, UntraceableError
 from zsq.quantizers.grids import FakeQuantizer
@@ -414,6 +416,21 @@ def test_small_images_have_a_declared_default_of_our_own():
         assert chosen.options.iterations == published and own_defaults_line(name, chosen, small) is None
         assert own_defaults_line(name, create(name, large, {}, Runtime()), large) is None
     assert own_defaults_line("lsq-kd", create("lsq-kd", small, {}, Runtime()), small) is None
+
+
+def test_quantize_says_what_is_our_own_and_reports_all_progress(digits):
+    spoken, options = Spoken(), {"iterations": 2, "batch": 4}
+    source = {"images": "embedded:digits:train", "count": 8, "reporter": spoken}
+    fitted = zsq.quantize("embedded:digits", student="qdrop", bits="W4A4", set=options, **source).fitted
+    assert fitted.student == "qdrop" and fitted.first_last == 8 and spoken.lines == []
+    with pytest.raises(KeyboardInterrupt):
+        spoken.job = interrupt
+        zsq.quantize("embedded:digits", student="qdrop", bits="W4A4", **source)
+    assert spoken.lines == ["qdrop: iterations=2000 is our default here, published is 20000"]
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_published_constants():
