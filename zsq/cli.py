@@ -35,7 +35,7 @@ Compile = Annotated[str, typer.Option(help="auto, on or off.")]
 Threads = Annotated[int | None, typer.Option(help="Threads per process.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 FirstLast = Annotated[
-    int | None, typer.Option(help="Bits of the first and last layer; as --bits if not given.")
+    int | None, typer.Option(help="Bits of the first and last layer; the student's own if not given.")
 ]
 
 

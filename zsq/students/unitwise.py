@@ -249,7 +249,7 @@ class UnitwiseStudent(Student):
                 return module
             return Dropped(module, phase.keep, tuple(node.meta["tensor_meta"].shape[1:]))
 
-        return unit_network(fit.network, unit, wrapped)
+        return unit_network(fit.network, unit, wrapped).to(self.runtime.device)
 
 
 def _sites(phase: Phase, unit: Unit) -> list[Site]:
