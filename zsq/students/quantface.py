@@ -33,7 +33,7 @@ from zsq.students.training import Course, Training, TrainingOptions
 class QuantFaceOptions(TrainingOptions):
     """100 steps of 64 images, ranges kept after step 50; the rate follows the published rule for the batch.
 
-    Published: iterations=45000 batch=512 learning_rate=0.1 range_iterations=299 decay_every=41000.
+    Published: iterations=45000 batch=512 learning_rate=0.1 range_iterations=299 decay_every=40909.
     """
 
     iterations: int | None = Field(100, ge=0)
