@@ -143,10 +143,10 @@ def markdown_table(grid: Grid) -> str:
 
 
 def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
-    """The gap table for a terminal, within 80 columns for the usual names."""
+    """The gap table for a terminal, two metrics of it, within 80 columns for the usual names."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     lines = entries(rows, gaps)
-    others = list(dict.fromkeys(name for entry in lines for name in entry.others))
+    others = list(dict.fromkeys(name for entry in lines for name in entry.others))[:1]
     for name in ("student", "bits", "source"):
         table.add_column(name)
     for name in ("n", lines[0].main.metric if lines else "accuracy", "gap", "recovery", *others):
