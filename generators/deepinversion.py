@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from zsq.contract import Facts, Group, Options, scales_with_iterations
+from zsq.contract import Facts, Group
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
     Term,
@@ -24,6 +24,7 @@ from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import balanced_labels, class_count
 from zsq.engine.views import Flip, Halve, Roll, View
 from zsq.imagespec import ImageSpec
+from zsq.options import Options, scales_with_iterations
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

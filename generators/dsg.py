@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Group, Options, StepLog, scales_with_iterations
+from zsq.contract import Facts, Group, StepLog
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
     Term,
@@ -24,6 +24,7 @@ from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.imagespec import ImageSpec
+from zsq.options import Options, scales_with_iterations
 from zsq.seeding import torch_generator
 
 STARTS: dict[str, Initialiser] = {"gaussian": gaussian, "uniform": uniform}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zsq.contract import Facts, Options, scales_with_iterations
+from zsq.contract import Facts
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.latent import LatentGenerator
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
@@ -12,6 +12,7 @@ from zsq.engine.schedules import exponential, plateau
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.swing import SwingConvolution
 from zsq.imagespec import ImageSpec
+from zsq.options import Options, scales_with_iterations
 
 
 class GenieOptions(Options):

@@ -7,18 +7,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zsq.contract import (
-    Bits,
-    Generator,
-    Options,
-    Plan,
-    Silent,
-    Teacher,
-    follows_batch,
-    scales_with_iterations,
-)
+from zsq.contract import Bits, Generator, Plan, Silent, Teacher
 from zsq.errors import OptionError
 from zsq.imagespec import ImageSpec
+from zsq.options import Options, follows_batch, scales_with_iterations
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from zsq import students
-from zsq.contract import Bits, Facts, FittedStudent, Options, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, Student, Teacher
 from zsq.errors import MismatchError, OptionError, TeacherAccuracyError, UnknownNameError
 from zsq.gap import (
     Run,
@@ -25,6 +25,7 @@ from zsq.gap import (
     welch_interval,
 )
 from zsq.imagespec import ImageSpec
+from zsq.options import Options
 from zsq.runtime import Runtime
 
 REAL_SETS, OWN_SETS = np.array([87.1, 87.6, 86.9]), np.array([86.2, 86.9, 86.0, 86.4])

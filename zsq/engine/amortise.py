@@ -10,16 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import (
-    Generator,
-    Group,
-    Options,
-    StepLog,
-    SyntheticBatch,
-    Teacher,
-    follows_batch,
-    scales_with_iterations,
-)
+from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
 from zsq.engine.cache import read_tensors, write_tensors
 from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
 from zsq.engine.invert import Inversion, Stage, warn_of_idle_terms
@@ -30,6 +21,7 @@ from zsq.engine.schedules import exponential
 from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.imagespec import ImageSpec
+from zsq.options import Options, follows_batch, scales_with_iterations
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
 

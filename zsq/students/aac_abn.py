@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, StepLog, Student, Teacher
 from zsq.errors import NoBatchNormError
+from zsq.options import Options
 from zsq.quantizers.correction import adapt_batch_norms
 from zsq.quantizers.placement import place
 from zsq.quantizers.ranges import minmax_range, percentile_range

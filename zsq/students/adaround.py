@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from zsq.contract import Facts, Options
+from zsq.contract import Facts
+from zsq.options import Options
 from zsq.students.objectives import rounding_term, unit_error
 from zsq.students.reconstruction import Group, Phase
 from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent

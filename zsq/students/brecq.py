@@ -7,8 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, StepLog, Teacher
 from zsq.errors import MismatchError
+from zsq.options import Options
 from zsq.quantizers.units import Unit
 from zsq.students.objectives import rounding_term, unit_error
 from zsq.students.reconstruction import Group, Phase

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, StepLog, Student, Teacher
 from zsq.errors import MismatchError
+from zsq.options import Options
 from zsq.quantizers.branches import merge_branches, split_centres
 from zsq.quantizers.fold import fold_traced
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, Silent, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
 from zsq.imagespec import ImageSpec
+from zsq.options import Options
 from zsq.quantizers.placement import Placement, place
 from zsq.quantizers.running import CurrentMinMax, RunningMinMax
 from zsq.runtime import Runtime

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from zsq.contract import Facts, Options
+from zsq.contract import Facts
+from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, Silent, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
 from zsq.errors import OptionError
+from zsq.options import Options
 from zsq.quantizers.placement import place
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, Silent, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place

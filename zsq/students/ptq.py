@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, StepLog, Student, Teacher
+from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import Site, place

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Options, Silent, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
 from zsq.errors import MismatchError
+from zsq.options import Options
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer

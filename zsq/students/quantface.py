@@ -10,18 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import (
-    Bits,
-    Facts,
-    FittedStudent,
-    Options,
-    Silent,
-    StepLog,
-    Student,
-    Teacher,
-    scales_with_iterations,
-)
+from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
 from zsq.errors import MismatchError
+from zsq.options import Options, scales_with_iterations
 from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
 from zsq.quantizers.placement import FLOAT_BITS, Placement, place
 from zsq.quantizers.running import CurrentMinMax

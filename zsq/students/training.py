@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from zsq.contract import Options, StepLog
+from zsq.contract import StepLog
 from zsq.imagespec import ImageSpec
+from zsq.options import Options
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
 from zsq.students.views import shift_and_flip

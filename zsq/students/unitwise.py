@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from zsq.contract import Bits, FittedStudent, Options, Silent, StepLog, Student, Teacher
+from zsq.contract import Bits, FittedStudent, Silent, StepLog, Student, Teacher
 from zsq.imagespec import ImageSpec
+from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import Placement, Site, place
