@@ -21,7 +21,7 @@ from zsq.runfolder import latest_folder, next_folder
 from zsq.runtime import Runtime
 from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
-from zsq.students import create
+from zsq.students import create, own_defaults_line
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def quantize(
     count: int | None = None,
     out: str | Path | None = None,
     onnx: str | Path | None = None,
+    passes: Sequence[str] = (),
     set: Mapping[str, Any] | None = None,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
@@ -115,6 +116,7 @@ def quantize(
     """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
 
     Args:
+        passes: analytic passes around the fit, in order, such as `["fold", "equalize", "correct-bias"]`.
         out: write the student there for `load_student`: NAME.safetensors, or a folder.
         onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
 
@@ -126,10 +128,14 @@ def quantize(
     resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
     parsed = Bits.parse(bits)
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
-    recipe = create(student, loaded.spec, set or {}, resolved)
+    recipe = create(student, loaded.spec, set or {}, resolved, passes=passes)
     _check_destinations(loaded, parsed, first_last, out, onnx)
     pixels = load_images(str(images), loaded.spec, count).pixels
-    with (reporter or Reporter(quiet=True)).job(f"{student} {parsed}", len(pixels)) as log:
+    reporter = reporter or Reporter(quiet=True)
+    if line := own_defaults_line(student, recipe, loaded.spec):
+        reporter.say(line)
+    work = round(recipe.images_trained(loaded, len(pixels))) or len(pixels)
+    with reporter.job(f"{student} {parsed}", work) as log, resolved.threads_set():
         fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log)
     files = _write(fitted, loaded, out, onnx)
     cost = student_cost(fitted)
@@ -186,6 +192,7 @@ def measure_gap(
     seeds: int = 3,
     count: int | None = None,
     first_last: int | None = None,
+    passes: Sequence[str] = (),
     set: Mapping[str, Any] | None = None,
     show_real: bool = False,
     resume: bool = False,
@@ -194,7 +201,7 @@ def measure_gap(
 ) -> ReportData:
     """Fit every student on real images and on every shard set, and report the gap in `out`.
 
-    Shard sets of one source are replicates. `set` has keys STUDENT.OPTION.
+    Shard sets of one source are replicates. `set` has keys STUDENT.OPTION; `passes` surround every student.
 
     Raises:
         ZsqError: one class per cause, see `zsq.errors`.
@@ -208,7 +215,7 @@ def measure_gap(
         shards=tuple(str(folder) for folder in shards),
         real=real,
         eval=eval,
-        students=tuple(_student_specs(students, bits, first_last, set or {})),
+        students=tuple(_student_specs(students, bits, first_last, passes, set or {})),
         seeds=seeds,
         count=count,
         show_real=show_real,
@@ -218,7 +225,11 @@ def measure_gap(
 
 
 def _student_specs(
-    students: Sequence[str], bits: Sequence[str], first_last: int | None, overrides: Mapping[str, Any]
+    students: Sequence[str],
+    bits: Sequence[str],
+    first_last: int | None,
+    passes: Sequence[str],
+    overrides: Mapping[str, Any],
 ) -> list[StudentSpec]:
     from zsq.gap import StudentSpec
 
@@ -231,6 +242,7 @@ def _student_specs(
             Bits.parse(width),
             {k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == name},
             first_last,
+            tuple(passes),
         )
         for name in students
         for width in bits

@@ -1,4 +1,4 @@
-"""What there is: methods, teachers, students and recipes with their facts, as plain data."""
+"""What there is: methods, teachers, students, passes and recipes with their facts, as plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from zsq.errors import UsageError
 
-KINDS = ("methods", "teachers", "students", "recipes")
+KINDS = ("methods", "teachers", "students", "passes", "recipes")
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
@@ -28,6 +28,10 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
         from zsq.students import STUDENTS
 
         return [_facts(name, cls) for name, cls in STUDENTS.items()]
+    if kind == "passes":
+        from zsq.quantizers.passes import PASSES
+
+        return [{"name": name, "summary": one.summary} for name, one in PASSES.items()]
     if kind == "recipes":
         from zsq.config import recipe_titles
 

@@ -39,6 +39,11 @@ FirstLast = Annotated[
 ]
 
 
+Passes = Annotated[
+    str | None, typer.Option(metavar="P,P", help="Analytic passes around the fit; see `zsq list passes`.")
+]
+
+
 @app.command()
 def generate(
     teacher: Teacher,
@@ -99,6 +104,7 @@ def quantize(
     onnx: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
     ] = None,
+    passes: Passes = None,
     set_: Set = None,
     precision: Precision = "auto",
     compile: Compile = "auto",
@@ -120,6 +126,7 @@ def quantize(
         count=count,
         out=out,
         onnx=onnx,
+        passes=_names(passes),
         set=_pairs(set_),
         runtime=_runtime(precision, compile, threads, device),
         reporter=_reporter(),
@@ -152,6 +159,7 @@ def gap(
     seeds: Annotated[int, typer.Option(min=1, help="Student seeds.")] = 3,
     count: Annotated[int | None, typer.Option(help="Images per set; default the smallest set's.")] = None,
     first_last: FirstLast = None,
+    passes: Passes = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="STUDENT.KEY=VALUE", help="Override an option."),
@@ -180,6 +188,7 @@ def gap(
         seeds=seeds,
         count=count,
         first_last=first_last,
+        passes=_names(passes),
         set=_pairs(set_),
         show_real=show_real,
         resume=resume,
@@ -216,7 +225,7 @@ def run(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, teachers, students or recipes.")],
+    what: Annotated[str, typer.Argument(help="methods, teachers, students, passes or recipes.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Show what there is, with its facts."""
@@ -333,6 +342,10 @@ def audit(
     for line in audit_lines(found):
         typer.echo(line)
     typer.echo(out)
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def _pairs(pairs: list[str] | None) -> dict[str, Any]:

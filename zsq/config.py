@@ -91,11 +91,14 @@ class RecipeGenerate(Stage):
 
 
 class RecipeStudent(Stage):
-    """A student, at one or several bit widths."""
+    """A student, at one or several bit widths, between the analytic `passes`; on the first `shard_sets` sets
+    or on all."""
 
     name: str
     bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v))]
     first_last: int | None = None
+    passes: tuple[str, ...] = ()
+    shard_sets: PositiveInt | None = None
     set: dict[str, Any] = {}
 
 

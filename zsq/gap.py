@@ -42,18 +42,27 @@ REAL, NOISE = "real", "noise"
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """A student to fit; `options` are overrides of its defaults, `first_last` bits of its outer layers."""
+    """A student to fit; `options` are overrides of its defaults, `first_last` bits of its outer layers,
+    `passes` the analytic passes around the fit, `shard_sets` on how many sets it is fitted (None: all)."""
 
     name: str
     bits: Bits
     options: Mapping[str, Any] = field(default_factory=dict)
     first_last: int | None = None
+    passes: Sequence[str] = ()
+    shard_sets: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call it: `ptq`, or with passes `ptq+fold+equalize`."""
+        return "+".join([self.name, *self.passes])
 
 
 class RunRecord(TypedDict):
     """One finished fit, as JSON holds it: everything that names it, then what was measured.
 
-    `replicates` and `roc` are there for embedders, as `zsq.evaluate.Scores` has them.
+    `replicates` and `roc` are there for embedders, as `zsq.evaluate.Scores` has them; `passes` only where the
+    student has some.
     """
 
     source: str
@@ -66,6 +75,7 @@ class RunRecord(TypedDict):
     num_images: int
     metrics: dict[str, float]
     seconds: float
+    passes: NotRequired[list[str]]
     replicates: NotRequired[dict[str, list[float]]]
     roc: NotRequired[list[float]]
 
@@ -148,7 +158,10 @@ def measure_gap(
         TeacherAccuracyError: the teacher does not measure what it should.
     """
     num_images = _check(teacher, arms, students, seeds)
-    fitters = {_name(spec): create(spec.name, teacher.spec, spec.options, runtime) for spec in students}
+    fitters = {
+        _name(spec): create(spec.name, teacher.spec, spec.options, runtime, passes=spec.passes)
+        for spec in students
+    }
     # Records name every option, so that a resumed table never mixes two defaults.
     students = [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
     finished = {_key(_completed(record)): record for record in done}
@@ -192,7 +205,7 @@ def _plan(
         for seed in range(seeds)
         for spec in students
         for source, sets in arms.items()
-        if shard_set < len(sets)
+        if shard_set < min(len(sets), spec.shard_sets or len(sets))
     ]
 
 
@@ -220,15 +233,15 @@ def _check(
 
 
 def _name(spec: StudentSpec) -> str:
-    return f"{spec.name} {spec.bits}"
+    return f"{spec.label} {spec.bits}"
 
 
 def _unmeasured(source: str, shard_set: int, seed: int, spec: StudentSpec, num_images: int) -> RunRecord:
-    return RunRecord(
+    record = RunRecord(
         source=source,
         shard_set=shard_set,
         seed=seed,
-        student=spec.name,
+        student=spec.label,
         bits=str(spec.bits),
         first_last=spec.first_last,
         options=dict(spec.options),
@@ -236,6 +249,9 @@ def _unmeasured(source: str, shard_set: int, seed: int, spec: StudentSpec, num_i
         metrics={},
         seconds=0.0,
     )
+    if spec.passes:
+        record["passes"] = list(spec.passes)
+    return record
 
 
 def _key(record: RunRecord) -> str:
@@ -244,7 +260,7 @@ def _key(record: RunRecord) -> str:
 
 def _completed(record: RunRecord) -> RunRecord:
     """A record with the options that its student has got since: their defaults are what was done before."""
-    student = STUDENTS.get(record["student"])
+    student = STUDENTS.get(record["student"].partition("+")[0])
     try:
         options = student.options_class(**record["options"]) if student else None
     except ValidationError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zsq.bench import Bench, Budget, Protocol
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
-from zsq.contract import Bits, Teacher
+from zsq.contract import Bits, Student, Teacher
 from zsq.engine.cost import estimated_seconds, forward_gflops
 from zsq.errors import ImagesError, MismatchError, OptionError
 from zsq.gap import RunRecord, StudentSpec
@@ -20,7 +20,7 @@ from zsq.report.data import ReportData
 from zsq.runtime import Runtime
 from zsq.selection import split_source
 from zsq.shards.reader import ShardDataset
-from zsq.students import create
+from zsq.students import create, own_defaults, own_defaults_line
 from zsq.synthesize import generate
 from zsq.teacher import load_teacher
 
@@ -51,6 +51,7 @@ def run_recipe(
     budget = Budget(budget_hours)
     protocol = recipe_protocol(recipe)
     say_estimate(recipe, protocol, reporter)
+    say_own_defaults(protocol, reporter)
     bench = Bench(protocol, out, reporter)
     bench.open("run", resume)
     bench.fits.adopt(finished)
@@ -93,7 +94,14 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     if recipe.teacher.expected_accuracy is not None:
         teacher = replace(teacher, expected_accuracy=recipe.teacher.expected_accuracy)
     students = [
-        StudentSpec(student.name, Bits.parse(bits), student.set, student.first_last)
+        StudentSpec(
+            student.name,
+            Bits.parse(bits),
+            student.set,
+            student.first_last,
+            student.passes,
+            student.shard_sets,
+        )
         for student in recipe.students
         for bits in student.bits
     ]
@@ -118,7 +126,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         seeds=recipe.seeds,
         show_real=recipe.show_real,
         runtime=runtime,
-        settings=recipe.model_dump(mode="json"),
+        settings=recipe.model_dump(mode="json") | own_defaults_of(students, teacher),
     )
 
 
@@ -168,21 +176,39 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations, batch)
         passes += cls.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
-    fits = sum(
-        fit_images(spec, teacher, plan.count) * STEP_COST + len(protocol.eval) for spec in protocol.students
-    )
-    total = round(plan.shard_sets * (passes + arms * fits))
+    sets = [min(plan.shard_sets, spec.shard_sets or plan.shard_sets) for spec in protocol.students]
+    costs = (fit_images(s, teacher, plan.count) * STEP_COST + len(protocol.eval) for s in protocol.students)
+    fits = sum(number * cost for number, cost in zip(sets, costs, strict=True))
+    total = round(plan.shard_sets * passes + arms * fits)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "
-        f"{plan.shard_sets * arms * len(protocol.students)} fits; about {duration(seconds)}"
+        f"{arms * sum(sets)} fits; about {duration(seconds)}"
     )
 
 
 def fit_images(spec: StudentSpec, teacher: Teacher, count: int) -> float:
     """Training images that one fit on `count` images goes through; 0 for a student that does not train."""
-    student = create(spec.name, teacher.spec, spec.options, Runtime())
-    return student.images_trained(teacher, count)
+    return _student(spec, teacher).images_trained(teacher, count)
+
+
+def own_defaults_of(specs: Sequence[StudentSpec], teacher: Teacher) -> dict[str, Any]:
+    """The settings' entry for defaults that are ours and not published; empty where there are none."""
+    found = {spec.name: own_defaults(_student(spec, teacher), teacher.spec) for spec in specs}
+    declared = {name: options for name, options in found.items() if options}
+    return {"own_defaults": declared} if declared else {}
+
+
+def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
+    """One line per student that runs on such defaults."""
+    teacher = protocol.teacher
+    lines = (own_defaults_line(s.name, _student(s, teacher), teacher.spec) for s in protocol.students)
+    for line in dict.fromkeys(line for line in lines if line):
+        reporter.say(line)
+
+
+def _student(spec: StudentSpec, teacher: Teacher) -> Student:
+    return create(spec.name, teacher.spec, spec.options, Runtime(), passes=spec.passes)
 
 
 @dataclass(frozen=True)
@@ -231,8 +257,9 @@ def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter 
         seeds=run.seeds,
         show_real=run.show_real,
         runtime=runtime,
-        settings=run.settings(),
+        settings=run.settings() | own_defaults_of(run.students, teacher),
     )
+    say_own_defaults(protocol, reporter)
     bench = Bench(protocol, out, reporter)
     bench.open("gap", resume)
     bench.sets = sets

@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -268,6 +268,14 @@ def test_every_set_seed_and_student_is_fitted_and_scored(fake):
         "agreement": pytest.approx(100 * (shifted.argmax(1) == logits.argmax(1)).double().mean().item()),
     }
     assert Fake.calls[0] == (float(ARMS["real"][0].float().mean()), "W4A4", 8, 0)
+
+
+def test_a_student_may_take_fewer_sets_than_there_are(fake):
+    arms = {source: [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)] * 3 for source in ("real", "noise")}
+    fewer = replace(fake, shard_sets=2)
+    assert count_runs(arms, [fake], 2) == 12 and count_runs(arms, [fewer], 2) == 8
+    assert count_runs(arms, [fake, fewer], 1) == 10
+    assert count_runs(arms, [replace(fake, shard_sets=9)], 1) == 6
 
 
 def test_a_stopped_run_leaves_whole_comparisons_and_resumes(fake):

@@ -9,11 +9,24 @@ from commands import Spoken
 
 from zsq import bench, synthesize, workflow
 from zsq.config import GenerateConfig, load_recipe, recipe_paths
+from zsq.contract import Bits
 from zsq.errors import RunFolderError, TeacherAccuracyError, UsageError
+from zsq.gap import StudentSpec
+from zsq.runtime import Runtime
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
-from zsq.workflow import fit_images, recipe_protocol, run_recipe, shard_sets_by_source, source_config
+from zsq.students import create
+from zsq.teacher import load_teacher
+from zsq.teacher.cifar_resnet import CIFAR_SPEC
+from zsq.workflow import (
+    fit_images,
+    own_defaults_of,
+    recipe_protocol,
+    run_recipe,
+    shard_sets_by_source,
+    source_config,
+)
 
 RECIPE = """
 title = "Tiny"
@@ -172,6 +185,21 @@ def test_images_of_a_fit():
     assert [fit_images(s, protocol.teacher, 256) for s in (ptq, lsq)] == [0, steps * 128]
 
 
+def test_defaults_of_our_own_are_stored_with_the_settings():
+    teacher = load_teacher("embedded:digits")
+    specs = [
+        StudentSpec(name, Bits(4, 4), options)
+        for name, options in (
+            ("genie-m", {}),
+            ("brecq", {"iterations": 20_000}),
+            ("ptq", {}),
+        )
+    ]
+    stored = {"genie-m": {"iterations": {"ours": 2000, "published": 20_000}}}
+    assert own_defaults_of(specs, teacher) == {"own_defaults": stored}
+    assert own_defaults_of(specs[1:], teacher) == {}
+
+
 def test_estimate_is_said_first(recipe, tmp_path, no_pages):
     reporter = Spoken()
     run_recipe(recipe, tmp_path / "run", budget_hours=0, reporter=reporter)
@@ -247,6 +275,8 @@ def test_every_recipe_names_methods_and_students_that_exist(name):
     for source in recipe.sources:
         assert workflow.method_class(source.method)
         assert source_config(recipe, source, 0).count == recipe.generate.count
+    for student in recipe.students:
+        assert create(student.name, CIFAR_SPEC, student.set, Runtime()).name == student.name
     assert all("/" not in text or "${ZSQ_DATA" in text for text in (recipe.real, recipe.eval))
 
 

@@ -89,13 +89,12 @@ def move_bias(layer: nn.Module, by_C: Tensor) -> None:
 @torch.no_grad()
 def correct_bias_analytically(
     network: fx.GraphModule, reference: fx.GraphModule, inputs: dict[str, Gaussian]
-) -> int:
-    """b - (W_quantized - W) E[x] for each layer whose mean input is known; their number.
+) -> None:
+    """b - (W_quantized - W) E[x] for each layer with a quantized weight whose mean input is known.
 
     Args:
         inputs: layer -> distribution of each channel of its input; see `zsq.quantizers.expectations`.
     """
-    corrected = 0
     for name, (mean_C, _) in inputs.items():
         layer: Any = network.get_submodule(name)
         float_layer: Any = reference.get_submodule(name)
@@ -109,8 +108,6 @@ def correct_bias_analytically(
         else:
             expected = error @ mean_C.double().repeat_interleave(error.shape[1] // len(mean_C))
         move_bias(layer, -expected)
-        corrected += 1
-    return corrected
 
 
 def adapt_batch_norms(
@@ -156,6 +153,7 @@ def _adapt(
         # A channel that was constant in float tells nothing about its scale.
         ratio_C = torch.where(float_var_C > 0, (var_C / float_var_C).sqrt(), 1.0)
         mean_C = mean_C + ratio_C * (norm.running_mean.double() - float_mean_C)
-        var_C = norm.running_var.double() * ratio_C.square()
+        # What a BN divides by has its epsilon in it.
+        var_C = (norm.running_var.double() + norm.eps) * ratio_C.square() - norm.eps
     norm.running_mean.copy_(mean_C)
-    norm.running_var.copy_(var_C)
+    norm.running_var.copy_(var_C.clamp(min=0))

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.observers import Histogram
+from zsq.quantizers.ranges import NUM_RATIOS, lp_affine
 
 # An interval never gets narrower than this part of what it was: its two ends must not cross.
 LEAST_WIDTH = 1e-3
+SMALLEST_WIDTH = 1e-8
 
 
 def interval_levels(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
@@ -56,13 +58,18 @@ class IntervalWeight(IntervalQuantizer):
 
     kind = "weight"
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
-        """Starts at 3 standard deviations around zero, with the weight's mean magnitude kept."""
-        spread = max(3 * weight.detach().float().std(correction=0).item(), 1e-8)
-        super().__init__(-spread, spread, bits)
+    def __init__(self, weight: Tensor, bits: int, search: bool) -> None:
+        """Starts where the error is least, or (`search` false) at 3 standard deviations around zero with the
+        weight's mean magnitude kept, as EWGS does."""
+        weight = weight.detach().float().cpu()
+        half = 3 * weight.std(correction=0).item()
+        if search:
+            half = _least_error_half(weight, bits)
+        half = max(half, SMALLEST_WIDTH)
+        super().__init__(-half, half, bits)
         with torch.no_grad():
-            values = 2 * self.levels(weight.detach().cpu()) - 1
-            self.scale.fill_(weight.detach().abs().mean().item() / values.abs().mean().item())
+            values = 2 * self.levels(weight) - 1
+            self.scale.fill_(half if search else weight.abs().mean().item() / values.abs().mean().item())
 
     def forward(self, weight: Tensor) -> Tensor:
         """Any shape -> the same."""
@@ -79,21 +86,25 @@ class IntervalActivation(IntervalQuantizer):
 
     kind = "activation"
 
-    def __init__(self, histogram: Histogram, bits: int) -> None:
-        """Starts at 3 standard deviations of the Gaussian that a one-sided tensor is the half of, or around
-        the mean of a two-sided one, with the tensor's mean kept."""
-        values, counts = (part.double() for part in histogram.occupied())
-        share = counts / counts.sum()
-        mean = (share * values).sum()
-        std = (share * (values - mean).square()).sum().sqrt().clamp(min=1e-8)
-        if histogram.low >= 0:
-            low, high = histogram.low, 3 * std.item() / math.sqrt(1 - 2 / math.pi)
+    def __init__(self, histogram: Histogram, bits: int, search: bool) -> None:
+        """Starts where the error is least, or (`search` false) at 3 standard deviations with the mean kept:
+        those of the Gaussian that a one-sided tensor is the half of, or around a two-sided one's mean."""
+        values, counts = histogram.occupied()
+        share = (counts / counts.sum()).double()
+        mean = (share * values).sum().item()
+        if search:
+            step, zero = (part.item() for part in lp_affine(values[None], bits, counts, each_end=True))
+            low, high = -zero * step, (2**bits - 1 - zero) * step
         else:
-            low, high = (mean - 3 * std).item(), (mean + 3 * std).item()
-        super().__init__(low, max(high, low + 1e-8), bits)
+            std = (share * (values - mean).square()).sum().sqrt().item()
+            one_sided = histogram.low >= 0
+            low = histogram.low if one_sided else mean - 3 * std
+            high = 3 * std / math.sqrt(1 - 2 / math.pi) if one_sided else mean + 3 * std
+        high = max(high, low + SMALLEST_WIDTH)
+        super().__init__(low, high, bits)
         with torch.no_grad():
-            levels = (share * self.levels(values.float())).sum().item()
-            self.scale.fill_((mean.item() - low) / levels if levels > 0 else high - low)
+            level = (share * self.levels(values)).sum().item()
+            self.scale.fill_(high - low if search or level == 0 else (mean - low) / level)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
@@ -103,3 +114,14 @@ class IntervalActivation(IntervalQuantizer):
     def signed(self) -> bool:
         """Whether the interval reaches below zero."""
         return bool(self.low < 0)
+
+
+def _least_error_half(weight: Tensor, bits: int) -> float:
+    """Half the width of the interval around zero on which the weight's squared error is least."""
+    largest = weight.abs().max()
+    halves = [largest * ratio / NUM_RATIOS for ratio in range(1, NUM_RATIOS + 1)]
+    errors = [
+        (half * (2 * interval_levels(weight, -half, half, bits) - 1) - weight).square().sum()
+        for half in halves
+    ]
+    return halves[int(torch.stack(errors).nan_to_num(torch.inf).argmin())].item()

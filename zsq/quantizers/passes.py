@@ -89,9 +89,9 @@ def _correct_bias_analytic(fitted: Fitted) -> None:
     folded, outputs = trace(fitted.prepared.network), dict(fitted.prepared.outputs)
     outputs.update(fold_traced(folded))
     inputs = expected_inputs(folded, outputs)
-    if not correct_bias_analytically(fitted.network, fitted.reference(), inputs):
-        found = "no layer of this student has a quantized weight behind a batch norm"
-        raise MismatchError(found, "", "use pass correct-bias")
+    if not inputs:
+        raise MismatchError("no layer of this network follows a batch norm", "", "use pass correct-bias")
+    correct_bias_analytically(fitted.network, fitted.reference(), inputs)
 
 
 def _adapt_bn(fitted: Fitted) -> None:

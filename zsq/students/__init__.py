@@ -60,3 +60,18 @@ def create(
     resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
     created = student(resolved, runtime)
     return Passed(created, passes) if passes else created
+
+
+def own_defaults(student: Student, spec: ImageSpec) -> dict[str, dict[str, Any]]:
+    """Option -> {"ours": value, "published": value} where a default is ours because of the images' size."""
+    declared = student.options.declared_ours(spec)
+    return {name: {"ours": ours, "published": published} for name, (ours, published) in declared.items()}
+
+
+def own_defaults_line(name: str, student: Student, spec: ImageSpec) -> str | None:
+    """The same as a line to print, None where there is nothing to say."""
+    pairs = own_defaults(student, spec).items()
+    said = [
+        f"{key}={pair['ours']} is our default here, published is {pair['published']}" for key, pair in pairs
+    ]
+    return f"{name}: {'; '.join(said)}" if said else None

@@ -18,7 +18,8 @@ from zsq.students.calibration import BATCH, activation_over, check_images, obser
 
 
 class AACABNOptions(Options):
-    """`percentile` 100 is the peak itself; `statistics`: see `zsq.quantizers.correction.adapt_batch_norms`."""
+    """`percentile` 100 is the peak itself; `statistics` of BN are re-estimated by a rule of
+    `zsq.quantizers.correction.adapt_batch_norms`, or stay as stored."""
 
     percentile: float = Field(100.0, gt=50, le=100)
     statistics: Literal["relative", "absolute", "stored"] = "relative"
@@ -36,9 +37,9 @@ class AACABN(Student):
         deviations=(
             "ranges come from whatever images are given; the paper makes its own, to which classes respond "
             "strongly",
-            "not published, so ours: min-max weights per output channel, the exact peak instead of a percentile",
-            "the rule for BN statistics is ours too: stored ones are carried through the shift and scale that "
-            "quantization causes on the images (statistics=absolute replaces them)",
+            "not published, so ours: min-max weights per output channel, the exact peak and no percentile",
+            "the rule for BN statistics is ours too: stored ones are carried through the shift and scale "
+            "that quantization causes on the images (statistics=absolute replaces them)",
         ),
     )
     options_class: ClassVar[type[Options]] = AACABNOptions
@@ -66,14 +67,14 @@ class AACABN(Student):
         device, spec, options = self.runtime.device, teacher.spec, self.options
         placement = place(teacher.network, bits, first_last=first_last, fold=False)
         network = placement.network.to(device)
-        for site in placement.of_kind("weight"):
-            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
         for site, histogram in observe(placement, spec, pixels_NCHW, device).items():
             peaks = minmax_range(histogram)
             low, high = (
                 peaks if options.percentile == 100 else percentile_range(histogram, options.percentile)
             )
             placement.put(site, activation_over(low, high, site.bits).to(device))
+        for site in placement.of_kind("weight"):
+            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
         if options.statistics != "stored":
             batches = [
                 spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last)

@@ -28,6 +28,7 @@ class AdaRound(UnitwiseStudent):
         summary="learned rounding of weights, layer by layer; activation ranges from the images",
         deviations=(
             "2,000 iterations per layer instead of 10,000 where the network takes 64 px or less",
+            "with fewer iterations than published the rounding learns as many times faster",
             "beta from 20 to 2, and the search for ranges (L2.4, weights and activations), as in BRECQ",
         ),
     )
@@ -41,7 +42,7 @@ class AdaRound(UnitwiseStudent):
             Phase(
                 name="rounding",
                 kinds=("weight", "activation"),
-                groups=(Group("rounding", options.learning_rate),),
+                groups=(Group("rounding", options.rounding_rate),),
                 inputs="quantized",
                 terms=(unit_error(), rounding_term(options.rounding_weight)),
                 iterations=options.iterations,

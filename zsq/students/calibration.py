@@ -41,9 +41,11 @@ def check_classifier(teacher: Teacher) -> None:
         raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")
 
 
-def weight_quantizer(weight: Tensor, bits: int, search: bool, exponent: float = LP_EXPONENT) -> FakeQuantizer:
-    """Affine grid per output channel: of the least Lp error where `search`, else min-max."""
-    rows_CM = weight.detach().flatten(1)
+def weight_quantizer(
+    weight: Tensor, bits: int, search: bool, exponent: float = LP_EXPONENT, per_channel: bool = True
+) -> FakeQuantizer:
+    """Affine grid per output channel, or one: of the least Lp error where `search`, else min-max."""
+    rows_CM = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
     if search:
         step, zero = lp_affine(rows_CM, bits, p=exponent)
     else:

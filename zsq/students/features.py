@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from zsq.errors import StorageError
-from zsq.imagespec import ImageSpec
 from zsq.runtime import Runtime
 
 # What the features of one unit may take in memory; more is a temporary file, of which the system keeps in
@@ -67,20 +66,3 @@ def _mapped(shape: tuple[int, ...]) -> Tensor:
 def fits_in_memory(num: int, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether float32 features of `num` images and these shapes may stay in memory."""
     return 4 * num * sum(int(np.prod(shape)) for shape in shapes) <= RESIDENT_BYTES
-
-
-@torch.no_grad()
-def fill(network: fx.GraphModule, features: Sequence[Features], batches: Iterator[Tensor]) -> None:
-    """Keep the tuple that `network` returns for each batch of norm images."""
-    start = 0
-    for norm in batches:
-        for feature, values in zip(features, network(norm), strict=True):
-            feature.write(start, values)
-        start += len(norm)
-
-
-def norm_batches(spec: ImageSpec, pixels_NCHW: Tensor, device: str) -> Iterator[Tensor]:
-    """What the network takes, batch by batch, channels_last."""
-    for pixels in pixels_NCHW.split(BATCH):
-        images = spec.pixels_to_norm(pixels.to(device))
-        yield images.contiguous(memory_format=torch.channels_last)

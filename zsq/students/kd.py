@@ -85,10 +85,10 @@ class KD(Student):
         device = self.runtime.device
         placement = place(start, bits, first_last=first_last, fold=False)
         network = placement.network.to(device).to(memory_format=torch.channels_last)
-        for site in placement.of_kind("weight"):
-            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=True))
         for site, histogram in observe(placement, teacher.spec, pixels_NCHW, device).items():
             placement.put(site, searched_activation(histogram, site.bits).to(device))
+        for site in placement.of_kind("weight"):
+            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=True))
         structure = (teacher.network, bits, placement.table())
         course = Course(network, teacher.network, [{"params": list(network.parameters())}], structure)
         self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())

@@ -28,6 +28,7 @@ class PTQOptions(Options):
     # teacher's, with min-max 93.7 %. At 8 bits the rules agree.
     observer: Literal["minmax", "percentile", "mse", "kl"] = "mse"
     weight_observer: Literal["minmax", "mse"] = "mse"
+    granularity: Literal["channel", "tensor"] = "channel"  # of weights
     percentile: float = Field(99.99, gt=50, le=100)
     exponent: float = Field(LP_EXPONENT, gt=0)
 
@@ -59,8 +60,7 @@ class PTQ(Student):
         placement = place(teacher.network, bits, first_last=first_last, fold=True)
         network = placement.network.to(self.runtime.device)
         for site in placement.of_kind("weight"):
-            weight, search = placement.weight(site), self.options.weight_observer == "mse"
-            placement.put(site, weight_quantizer(weight, site.bits, search, self.options.exponent))
+            placement.put(site, self._weight_quantizer(placement.weight(site), site.bits))
         for site, histogram in observe(placement, teacher.spec, pixels_NCHW, self.runtime.device).items():
             placement.put(site, self._activation_quantizer(site, histogram).to(self.runtime.device))
         if log is not None:
@@ -68,6 +68,11 @@ class PTQ(Student):
         return FittedStudent(
             self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
         )
+
+    def _weight_quantizer(self, weight: Tensor, bits: int) -> FakeQuantizer:
+        options = self.options
+        search, per_channel = options.weight_observer == "mse", options.granularity == "channel"
+        return weight_quantizer(weight, bits, search, options.exponent, per_channel)
 
     def _activation_quantizer(self, site: Site, histogram: Histogram) -> FakeQuantizer:
         options = self.options

@@ -31,6 +31,7 @@ class QDrop(UnitwiseStudent):
         summary="learned rounding and activation steps, block by block, activations quantized at random",
         deviations=(
             "2,000 iterations per block instead of 20,000 where the network takes 64 px or less",
+            "with fewer iterations than published the rounding learns as many times faster",
             "batches are shuffled passes over the images instead of draws with replacement",
             "ranges by clipping both ends and each of them by ratios of its own instead of 100 ranges times "
             "all zero points; of activations from all images instead of 256",
@@ -49,7 +50,7 @@ class QDrop(UnitwiseStudent):
                 name="joint",
                 kinds=("weight", "activation"),
                 groups=(
-                    Group("rounding", options.learning_rate),
+                    Group("rounding", options.rounding_rate),
                     Group("activation step", options.activation_learning_rate, cosine=True),
                 ),
                 inputs="mixed",

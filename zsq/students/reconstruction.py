@@ -22,9 +22,10 @@ from zsq.quantizers.rounding import Dropped, SoftRounding, mixed, random_bytes
 from zsq.quantizers.subgraphs import structure
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
-from zsq.students.features import BATCH, Features
+from zsq.students.features import BATCH
 from zsq.students.objectives import Forward, Term
 from zsq.students.training import LOG_EVERY, shuffled_batches
+from zsq.students.unitdata import UnitData
 
 Inputs = Literal["float", "quantized", "mixed"]
 Role = Literal["rounding", "weight step", "activation step"]
@@ -91,23 +92,6 @@ class Phase:
         if self.inputs == "mixed" and self.keep in (0.0, 1.0):
             return "quantized" if self.keep else "float"
         return self.inputs
-
-
-@dataclass(frozen=True)
-class UnitData:
-    """Features of one unit; `quantized` is None where a phase takes float inputs alone."""
-
-    full: Features
-    quantized: Features | None
-    target: Features
-    importance: Features | None
-    num_images: int
-    channels: int
-
-    def rows(self, index_N: Tensor) -> tuple[Tensor | None, ...]:
-        """Minibatch of float input, student's input, target and importance."""
-        features = (self.full, self.quantized, self.target, self.importance)
-        return tuple(None if part is None else part.rows(index_N) for part in features)
 
 
 class Engine:

@@ -70,6 +70,7 @@ class Course:
             again.
         taught: the network's twin that the loss sees, where it should return more than the network does; its
             parameters and buffers have the network's names and are replaced by the network's.
+        target_structure: as `structure`, for a target that is another network in each course.
         before_step: called with the number of the step, from 1.
         after_step: called after each optimiser step, without gradients.
     """
@@ -79,6 +80,7 @@ class Course:
     groups: Sequence[dict[str, Any]]
     structure: Hashable
     taught: nn.Module | None = None
+    target_structure: Hashable | None = None
     before_step: Callable[[int], None] = lambda step: None
     after_step: Callable[[], None] = lambda: None
 
@@ -102,10 +104,11 @@ class Training:
             log: advances in images, with the loss.
         """
         options, network = self.options, course.network
-        template = self._template(course)
+        template = self._template(course.structure, course.taught or network)
+        target_template, target_tensors = self._target(course)
         for module in (template, network):
             set_modes(module, options.batch_norm)
-        tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+        tensors = _tensors(network)
         optimizer = make_optimizer(options, course.groups)
         num_steps = options.steps(len(pixels_NCHW))
         schedule = make_schedule(options, optimizer, num_steps)
@@ -116,7 +119,7 @@ class Training:
             norm = self._view(spec, pixels_NCHW[batch], views)
             torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                target = _cloned(self._target_of(course.target, {}, norm))
+                target = _cloned(self._target_of(target_template, target_tensors, norm))
             optimizer.zero_grad()
             loss = self._loss_of(template, tensors, norm, target)
             loss.backward()
@@ -147,10 +150,19 @@ class Training:
     ) -> Tensor:
         return self.loss(self._outputs(network, tensors, norm_NCHW), target)
 
-    def _template(self, course: Course) -> nn.Module:
-        if course.structure not in self._templates:
-            self._templates[course.structure] = copy.deepcopy(course.taught or course.network)
-        return self._templates[course.structure]
+    def _template(self, structure: Hashable, network: nn.Module) -> nn.Module:
+        if structure not in self._templates:
+            self._templates[structure] = copy.deepcopy(network)
+        return self._templates[structure]
+
+    def _target(self, course: Course) -> tuple[nn.Module, dict[str, Tensor]]:
+        if course.target_structure is None:
+            return course.target, {}
+        return self._template(("target", course.target_structure), course.target), _tensors(course.target)
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
 def _cloned(outputs: Outputs) -> Outputs:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, fx, nn
 
@@ -21,19 +19,23 @@ from zsq.quantizers.placement import Placement, Site, place
 from zsq.quantizers.policies import quantize_residuals, with_second_input
 from zsq.quantizers.ranges import lp_affine
 from zsq.quantizers.rounding import Dropped, SoftRounding
-from zsq.quantizers.subgraphs import unit_network, up_to
+from zsq.quantizers.subgraphs import unit_network
 from zsq.quantizers.units import Granularity, Unit, partition
 from zsq.runtime import Runtime
 from zsq.students.calibration import check_images, observe
-from zsq.students.features import Features, fill, fits_in_memory, norm_batches
-from zsq.students.reconstruction import Annealing, Engine, Phase, UnitData
+from zsq.students.reconstruction import Annealing, Engine, Phase
+from zsq.students.unitdata import Images, gather
 
 SMALL_INPUT = 64
 SMALL_INPUT_ITERATIONS = 2000
 
 
 class UnitwiseOptions(Options):
-    """What all of them have; `iterations` are optimiser steps per unit, `learning_rate` is the rounding's."""
+    """What all of them have; `iterations` are optimiser steps per unit.
+
+    `learning_rate` is that of the rounding at the published iterations. With fewer, `rounding_rate` is as
+    many times larger: between the ends of h, V moves by 5, and 1e-3 a step is 2 in 2,000 steps.
+    """
 
     iterations: int = Field(20_000, ge=0)
     batch: int = Field(32, ge=1)
@@ -48,6 +50,12 @@ class UnitwiseOptions(Options):
     second_input: int | None = Field(None, ge=2, le=8)
     residual_stream: Literal["float", "quantized"] = "float"
 
+    @property
+    def rounding_rate(self) -> float:
+        """Adam's learning rate for V."""
+        published = type(self).model_fields["iterations"].default
+        return self.learning_rate * max(1.0, published / max(self.iterations, 1))
+
     @classmethod
     def ours(cls, spec: ImageSpec) -> dict[str, Any]:
         """A tenth of the published iterations for networks that take small images."""
@@ -59,19 +67,31 @@ class UnitwiseOptions(Options):
 class _Fit:
     """One fit under way."""
 
-    teacher: Teacher
-    pixels: Tensor
+    images: Images
     placement: Placement
     full: fx.GraphModule
     histograms: dict[Site, Histogram]
     units: tuple[Unit, ...]
     seed: int
-    log: StepLog
+    log: StepLog = field(default_factory=Silent)
 
     @property
     def network(self) -> fx.GraphModule:
         """The student as it is so far."""
         return self.placement.network
+
+
+class Share:
+    """A StepLog that counts images of a unit as parts of an image of the whole network."""
+
+    def __init__(self, log: StepLog, num_units: int) -> None:
+        """`num_units` of them make a whole."""
+        self.log, self.num_units, self.rest = log, num_units, 0
+
+    def advance(self, amount: int, **values: float) -> None:
+        """See `StepLog`."""
+        whole, self.rest = divmod(self.rest + amount, self.num_units)
+        self.log.advance(whole, **values)
 
 
 class UnitwiseStudent(Student):
@@ -133,18 +153,19 @@ class UnitwiseStudent(Student):
         placement = self._placed(teacher, bits, first_last)
         network = placement.network.to(self.runtime.device).to(memory_format=torch.channels_last)
         network.requires_grad_(False)
-        norm = next(norm_batches(teacher.spec, pixels_NCHW[:1], self.runtime.device))
+        images = Images(teacher.spec, pixels_NCHW, self.runtime)
+        _, norm = next(images.batches())
         fit = _Fit(
-            teacher,
-            pixels_NCHW,
+            images,
             placement,
             full=copy.deepcopy(network),
             histograms=observe(placement, teacher.spec, pixels_NCHW, self.runtime.device),
-            units=partition(placement, self.granularity, norm),
+            units=partition(placement, self.granularity, norm[:1]),
             seed=seed,
-            log=log or Silent(),
         )
         for phase in self.phases():
+            learned = [self._learns(phase, unit, index) for index, unit in enumerate(fit.units)]
+            fit.log = Share(log or Silent(), sum(learned))
             for index, unit in enumerate(fit.units):
                 self._reconstruct(fit, phase, unit, index)
         network.eval().requires_grad_(False)
@@ -161,11 +182,17 @@ class UnitwiseStudent(Student):
         return placement
 
     def _reconstruct(self, fit: _Fit, phase: Phase, unit: Unit, index: int) -> None:
-        sites = [site for site in unit.sites if site.kind in phase.kinds]
-        learns = bool(sites) and phase.iterations > 0 and not self.fixes(unit, index)
+        sites = _sites(phase, unit)
         self._put_quantizers(fit, sites)
-        if learns:
-            data = self._data(fit, phase, unit)
+        if self._learns(phase, unit, index):
+            data = gather(
+                fit.full,
+                fit.network,
+                unit,
+                fit.images,
+                sees_student=phase.effective_inputs != "float",
+                weighted=phase.weighted,
+            )
             self._soften(fit, sites, phase)
             network = self._unit_network(fit, phase, unit)
             before = self._engine.error(network, phase, data)
@@ -173,6 +200,9 @@ class UnitwiseStudent(Student):
             after = self._engine.error(network, phase, data)
             fit.log.advance(0, unit=index, before=before, after=after)
         self._harden(fit, sites)
+
+    def _learns(self, phase: Phase, unit: Unit, index: int) -> bool:
+        return bool(_sites(phase, unit)) and phase.iterations > 0 and not self.fixes(unit, index)
 
     def _put_quantizers(self, fit: _Fit, sites: list[Site]) -> None:
         """Rounding to nearest: what a unit would be without learning."""
@@ -221,50 +251,6 @@ class UnitwiseStudent(Student):
 
         return unit_network(fit.network, unit, wrapped)
 
-    def _data(self, fit: _Fit, phase: Phase, unit: Unit) -> UnitData:
-        count = len(fit.pixels)
-        prefix = up_to(fit.network, [unit.input])
-        sees_student = phase.effective_inputs != "float" and any(
-            isinstance(module, FakeQuantizer) for module in prefix.modules()
-        )
-        shapes = [unit.input_shape] * (1 + sees_student) + [unit.output_shape] * (1 + phase.weighted)
-        resident = fits_in_memory(count, shapes)
-        full, *quantized = (
-            Features(count, unit.input_shape, self.runtime, resident) for _ in range(1 + sees_student)
-        )
-        target, *importance = (
-            Features(count, unit.output_shape, self.runtime, resident) for _ in range(1 + phase.weighted)
-        )
-        fill(up_to(fit.full, [unit.input, unit.output]), [full, target], self._batches(fit))
-        if quantized:
-            fill(prefix, quantized, self._batches(fit))
-        if importance:
-            self._weigh(fit, unit, importance[0])
-        channels = len(fit.network.get_parameter(f"{unit.layers[-1]}.weight"))
-        return UnitData(
-            full, next(iter(quantized), None), target, next(iter(importance), None), count, channels
-        )
 
-    def _weigh(self, fit: _Fit, unit: Unit, importance: Features) -> None:
-        """(|g| + 1)^2 with g the gradient of KL(teacher || student) of each image by the unit's output."""
-        output = _output_name(fit.network)
-        student, full = up_to(fit.network, [unit.output, output]), up_to(fit.full, [output])
-        start = 0
-        for norm in self._batches(fit):
-            with torch.no_grad():
-                (teacher_NK,) = full(norm)
-            with torch.enable_grad():
-                value, student_NK = student(norm.requires_grad_())
-                log_NK = F.log_softmax(student_NK, dim=1)
-                loss = F.kl_div(log_NK, F.log_softmax(teacher_NK, dim=1), reduction="sum", log_target=True)
-                (gradient,) = torch.autograd.grad(loss, value)
-            importance.write(start, (gradient.abs() + 1).square())
-            start += len(norm)
-
-    def _batches(self, fit: _Fit) -> Iterator[Tensor]:
-        return norm_batches(fit.teacher.spec, fit.pixels, self.runtime.device)
-
-
-def _output_name(network: fx.GraphModule) -> str:
-    (output,) = (node for node in network.graph.nodes if node.op == "output")
-    return output.all_input_nodes[0].name
+def _sites(phase: Phase, unit: Unit) -> list[Site]:
+    return [site for site in unit.sites if site.kind in phase.kinds]

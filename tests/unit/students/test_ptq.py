@@ -129,7 +129,8 @@ def test_wrong_images_are_refused_in_one_line(digits, images):
 
 
 def test_table_of_students_and_its_errors(digits):
-    assert sorted(STUDENTS) == ["lsq-kd", "ptq"]
+    reconstructing = {"adaround", "brecq", "qdrop", "genie-m"}
+    assert {"ptq", "aac-abn", "kd", "gdfq-ft", "lsq-kd", "qfd"} | reconstructing <= set(STUDENTS)
     for name, student in STUDENTS.items():
         assert student.name == name and student.facts.summary and student.facts.paper
     with pytest.raises(UnknownNameError, match="did you mean 'ptq'"):
