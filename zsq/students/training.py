@@ -93,9 +93,7 @@ class Training:
     def __init__(self, name: str, options: TrainingOptions, runtime: Runtime, loss: Loss) -> None:
         """`name` keeps the random streams of students apart; `loss` takes outputs and target, in float32."""
         self.name, self.options, self.runtime, self.loss = name, options, runtime, loss
-        self._templates: dict[Hashable, nn.Module] = {}
-        self._target_of = runtime.compiled(self._outputs)
-        self._loss_of = runtime.compiled(self._losses)
+        self._twins: dict[Hashable, tuple[nn.Module, Callable[..., Any]]] = {}
 
     def run(self, course: Course, spec: ImageSpec, pixels_NCHW: Tensor, seed: int, log: StepLog) -> None:
         """Train for the options' steps and leave the network in eval mode, frozen.
@@ -105,8 +103,8 @@ class Training:
             log: advances in images, with the loss.
         """
         options, network = self.options, course.network
-        template = self._template(course.structure, course.taught or network)
-        target_template, target_tensors = self._target(course)
+        template, loss_of = self._twin(course.structure, course.taught or network, self._losses)
+        target_template, target_of, target_tensors = self._target(course)
         for module in (template, network):
             set_modes(module, options.batch_norm)
         tensors = _tensors(network)
@@ -120,9 +118,9 @@ class Training:
             norm = self._view(spec, pixels_NCHW[batch], views)
             torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                target = _cloned(self._target_of(target_template, target_tensors, norm))
+                target = _cloned(target_of(target_template, target_tensors, norm))
             optimizer.zero_grad()
-            loss = self._loss_of(template, tensors, norm, target)
+            loss = loss_of(template, tensors, norm, target)
             loss.backward()
             if options.clip_norm is not None:
                 nn.utils.clip_grad_norm_([p for g in course.groups for p in g["params"]], options.clip_norm)
@@ -151,15 +149,19 @@ class Training:
     ) -> Tensor:
         return self.loss(self._outputs(network, tensors, norm_NCHW), target)
 
-    def _template(self, structure: Hashable, network: nn.Module) -> nn.Module:
-        if structure not in self._templates:
-            self._templates[structure] = copy.deepcopy(network)
-        return self._templates[structure]
+    def _twin(
+        self, structure: Hashable, network: nn.Module, function: Callable[..., Any]
+    ) -> tuple[nn.Module, Callable[..., Any]]:
+        """A copy of the first network of this structure, and the function compiled for it."""
+        if structure not in self._twins:
+            self._twins[structure] = copy.deepcopy(network), self.runtime.compiled(function)
+        return self._twins[structure]
 
-    def _target(self, course: Course) -> tuple[nn.Module, dict[str, Tensor]]:
-        if course.target_structure is None:
-            return course.target, {}
-        return self._template(("target", course.target_structure), course.target), _tensors(course.target)
+    def _target(self, course: Course) -> tuple[nn.Module, Callable[..., Any], dict[str, Tensor]]:
+        # Without a structure the target is one network that never changes: its twin has its tensors.
+        structure = course.target if course.target_structure is None else course.target_structure
+        template, target_of = self._twin(("target", structure), course.target, self._outputs)
+        return template, target_of, {} if course.target_structure is None else _tensors(course.target)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
