@@ -9,15 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.contract import Facts
 from zsq.imagespec import ImageSpec
 from zsq.options import Options
-from zsq.quantizers.placement import Placement, place
+from zsq.quantizers.placement import Placement
 from zsq.quantizers.running import CurrentMinMax, RunningMinMax
-from zsq.runtime import Runtime
-from zsq.students.calibration import check_classifier, check_images
 from zsq.students.losses import Reduction, distillation, imitation
-from zsq.students.training import Course, Training, TrainingOptions, shuffled_batches
+from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.training import TrainingOptions, shuffled_batches
 
 
 class GDFQFTOptions(TrainingOptions):
@@ -41,7 +40,7 @@ class GDFQFTOptions(TrainingOptions):
     ce_weight: float = Field(1.0, ge=0)
 
 
-class GDFQFT(Student):
+class GDFQFT(TrainedStudent):
     """Weights per output channel, min-max of what they are now; activations per tensor, running min-max."""
 
     name = "gdfq-ft"
@@ -60,46 +59,16 @@ class GDFQFT(Student):
     )
     options_class: ClassVar[type[Options]] = GDFQFTOptions
     options: GDFQFTOptions
+    trains_floats = True
 
-    def __init__(self, options: GDFQFTOptions, runtime: Runtime) -> None:
-        """Prepare the training."""
-        super().__init__(options, runtime)
-        self._training = Training(self.name, options, runtime, self._loss)
-
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """See `Student.images_trained`."""
-        return self.options.steps(num_images) * self.options.batch
-
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; published with first and last layer at the bits of all others.
-
-        Raises:
-            MismatchError: also for a teacher of embeddings, which has no classes to distil.
-        """
-        check_images(teacher, pixels_NCHW)
-        check_classifier(teacher)
-        device = self.runtime.device
-        placement = place(teacher.network, bits, first_last=first_last, fold=False)
+    def put_quantizers(self, placement: Placement, fit: Fit) -> None:
+        """Weights follow themselves; activations have followed some batches, and stay."""
         for site in placement.of_kind("weight"):
             placement.put(site, CurrentMinMax(site.bits))
         for site in placement.of_kind("activation"):
             placement.put(site, RunningMinMax(site.bits, self.options.range_decay))
-        network = placement.network.to(device).to(memory_format=torch.channels_last)
-        self._follow_ranges(network, teacher.spec, pixels_NCHW, seed)
-        structure = (teacher.network, bits, placement.sites)
-        course = Course(network, teacher.network, [{"params": list(network.parameters())}], structure)
-        self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())
-        _settle(placement)
-        return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
+        network = placement.network.to(self.runtime.device)
+        self._follow_ranges(network, fit.teacher.spec, fit.pixels_NCHW, fit.seed)
 
     @torch.no_grad()
     def _follow_ranges(self, network: nn.Module, spec: ImageSpec, pixels_NCHW: Tensor, seed: int) -> None:
@@ -113,17 +82,17 @@ class GDFQFT(Student):
         for module in ranges:
             module.following = False
 
-    def _loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+        """Of logits."""
         options = self.options
         loss = options.alpha * distillation(student_NK, teacher_NK, options.temperature, options.kl_reduction)
         return loss + options.ce_weight * imitation(student_NK, teacher_NK)
 
-
-def _settle(placement: Placement) -> None:
-    """Fixed grids instead of those that followed: the same values from now on."""
-    for site in placement.sites:
-        quantizer = placement.get(site)
-        if isinstance(quantizer, CurrentMinMax):
-            placement.put(site, quantizer.settled(placement.weight(site)))
-        elif isinstance(quantizer, RunningMinMax):
-            placement.put(site, quantizer.settled())
+    def settle(self, placement: Placement) -> None:
+        """Fixed grids instead of those that followed: the same values from now on."""
+        for site in placement.sites:
+            quantizer = placement.get(site)
+            if isinstance(quantizer, CurrentMinMax):
+                placement.put(site, quantizer.settled(placement.weight(site)))
+            elif isinstance(quantizer, RunningMinMax):
+                placement.put(site, quantizer.settled())

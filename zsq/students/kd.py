@@ -9,21 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.contract import Facts
 from zsq.errors import OptionError
 from zsq.options import Options
-from zsq.quantizers.placement import place
+from zsq.quantizers.placement import Placement
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
-from zsq.students.calibration import (
-    check_classifier,
-    check_images,
-    observe,
-    searched_activation,
-    weight_quantizer,
-)
+from zsq.students.calibration import observe, searched_activation, weight_quantizer
 from zsq.students.losses import distillation, imitation
-from zsq.students.training import Course, Training, TrainingOptions
+from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.training import TrainingOptions
 
 
 class KDOptions(TrainingOptions):
@@ -37,7 +32,7 @@ class KDOptions(TrainingOptions):
     start: Literal["teacher", "random"] = "teacher"
 
 
-class KD(Student):
+class KD(TrainedStudent):
     """Affine grids of the least error per output channel of a weight, per tensor of an activation."""
 
     name = "kd"
@@ -53,6 +48,7 @@ class KD(Student):
     )
     options_class: ClassVar[type[Options]] = KDOptions
     options: KDOptions
+    trains_floats = True
 
     def __init__(self, options: KDOptions, runtime: Runtime) -> None:
         """Prepare the training.
@@ -63,39 +59,22 @@ class KD(Student):
         if options.start == "random" and options.batch_norm == "frozen":
             raise OptionError("start=random with batch_norm=frozen", "batch_norm=train")
         super().__init__(options, runtime)
-        self._training = Training(self.name, options, runtime, self._loss)
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; W32A32 trains a float network.
+    def start(self, fit: Fit) -> nn.Module:
+        """The teacher's network, or a fresh one."""
+        network = fit.teacher.network
+        return network if self.options.start == "teacher" else _fresh(network, fit.seed)
 
-        Raises:
-            MismatchError: also for a teacher of embeddings, which has no classes to distil.
-        """
-        check_images(teacher, pixels_NCHW)
-        check_classifier(teacher)
-        start = teacher.network if self.options.start == "teacher" else _fresh(teacher.network, seed)
-        device = self.runtime.device
-        placement = place(start, bits, first_last=first_last, fold=False)
-        network = placement.network.to(device).to(memory_format=torch.channels_last)
-        for site, histogram in observe(placement, teacher.spec, pixels_NCHW, device).items():
-            placement.put(site, searched_activation(histogram, site.bits).to(device))
+    def put_quantizers(self, placement: Placement, fit: Fit) -> None:
+        """Grids of the least error."""
+        found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
+        for site, histogram in found.items():
+            placement.put(site, searched_activation(histogram, site.bits))
         for site in placement.of_kind("weight"):
             placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=True))
-        structure = (teacher.network, bits, placement.table())
-        course = Course(network, teacher.network, [{"params": list(network.parameters())}], structure)
-        self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())
-        return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
 
-    def _loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+        """Of logits."""
         share = self.options.share
         loss = share * distillation(student_NK, teacher_NK, self.options.temperature)
         return loss if share == 1 else loss + (1 - share) * imitation(student_NK, teacher_NK)

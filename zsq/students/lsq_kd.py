@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.contract import Facts
 from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range
-from zsq.quantizers.observers import Histogram
-from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
+from zsq.quantizers.placement import Placement
 from zsq.quantizers.ranges import lp_symmetric
-from zsq.runtime import Runtime
-from zsq.students.calibration import check_classifier, check_images, observe
+from zsq.students.calibration import observe
 from zsq.students.losses import distillation, imitation
-from zsq.students.training import Course, Training, TrainingOptions
+from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.training import Course, TrainingOptions
 
 
 class LSQKDOptions(TrainingOptions):
@@ -39,7 +39,7 @@ class LSQKDOptions(TrainingOptions):
     step_init: Literal["mse", "mean"] = "mse"
 
 
-class LSQKD(Student):
+class LSQKD(TrainedStudent):
     """Weights symmetric per output channel; activations per tensor, unsigned where none is below zero."""
 
     name = "lsq-kd"
@@ -58,40 +58,9 @@ class LSQKD(Student):
     options_class: ClassVar[type[Options]] = LSQKDOptions
     options: LSQKDOptions
 
-    def __init__(self, options: LSQKDOptions, runtime: Runtime) -> None:
-        """Prepare the training; its loss is compiled once for all fits."""
-        super().__init__(options, runtime)
-        self._training = Training(self.name, options, runtime, self._loss)
-
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; W32A32 is the float network, untrained.
-
-        Raises:
-            MismatchError: also for a teacher of embeddings, which has no classes to distil.
-        """
-        check_images(teacher, pixels_NCHW)
-        check_classifier(teacher)
-        placement = place(teacher.network, bits, first_last=first_last, fold=False)
-        network = placement.network
-        network.to(self.runtime.device).to(memory_format=torch.channels_last)
-        self._put_quantizers(placement, observe(placement, teacher.spec, pixels_NCHW, self.runtime.device))
-        if bits != Bits(FLOAT_BITS, FLOAT_BITS):
-            structure = (teacher.network, bits, placement.table())
-            course = self._course(network, teacher.network, structure)
-            self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())
-        network.eval().requires_grad_(False)
-        return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
-
-    def _put_quantizers(self, placement: Placement, histograms: dict[Site, Histogram]) -> None:
+    def put_quantizers(self, placement: Placement, fit: Fit) -> None:
+        """Steps from what the float network shows on the images, and from its weights."""
+        found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
         for site in placement.of_kind("weight"):
             weight = placement.weight(site).detach()
             rows_CM = weight.flatten(1) if self.options.granularity == "channel" else weight.flatten()[None]
@@ -100,11 +69,11 @@ class LSQKD(Student):
             # clips a sixth of the weights, which then get no gradient.
             step = self._first_step(rows_CM, (-grid[1], grid[1]))
             placement.put(site, _learned(step.view(-1, *[1] * (weight.dim() - 1)), grid, "weight"))
-        for site, histogram in histograms.items():
+        for site, histogram in found.items():
             values, counts = histogram.occupied()
             grid = integer_range(site.bits, signed=histogram.low < 0)
             step = self._first_step(values[None], grid, counts).squeeze(0)
-            placement.put(site, _learned(step, grid, "activation").to(self.runtime.device))
+            placement.put(site, _learned(step, grid, "activation"))
 
     def _first_step(self, values_CM: Tensor, grid: tuple[int, int], counts_M: Tensor | None = None) -> Tensor:
         if self.options.step_init == "mse":
@@ -112,15 +81,23 @@ class LSQKD(Student):
         counts = torch.ones_like(values_CM[0]) if counts_M is None else counts_M
         return 2 * (values_CM.abs() * counts).sum(dim=1) / counts.sum() / grid[1] ** 0.5
 
-    def _loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+        """Of logits."""
         loss = distillation(student_NK, teacher_NK, self.options.temperature)
         if self.options.ce_weight:
             loss = loss + self.options.ce_weight * imitation(student_NK, teacher_NK)
         return loss
 
-    def _course(self, network: nn.Module, target: nn.Module, structure: Hashable) -> Course:
+    def course(self, placement: Placement, fit: Fit) -> Course:
+        """Steps at rates of their own."""
+        network = placement.network
         steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
-        return Course(network, target, self._groups(network, steps), structure, after_step=positive(steps))
+        return replace(
+            super().course(placement, fit),
+            groups=self._groups(network, steps),
+            structure=(fit.teacher.network, fit.bits, placement.table()),
+            after_step=positive(steps),
+        )
 
     def _groups(self, network: nn.Module, steps: list[Tensor]) -> list[dict[str, Any]]:
         if self.options.optimizer == "sgd":

@@ -11,18 +11,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.contract import Facts, Teacher
 from zsq.errors import MismatchError
 from zsq.options import Options
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
-from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, last_layers, place
+from zsq.quantizers.placement import Placement, last_layers
 from zsq.quantizers.subgraphs import up_to
 from zsq.quantizers.trace import trace
 from zsq.runtime import Runtime
-from zsq.students.calibration import BATCH, check_classifier, check_images, observe
+from zsq.students.calibration import BATCH, observe
 from zsq.students.losses import distillation, imitation
+from zsq.students.trained import Fit, TrainedStudent
 from zsq.students.training import Course, Training, TrainingOptions
 
 Pair = tuple[Tensor, Tensor]  # logits and pooled feature
@@ -46,7 +47,7 @@ class QFDOptions(TrainingOptions):
     interval_learning_rate: float = Field(3e-3, gt=0)
 
 
-class QFD(Student):
+class QFD(TrainedStudent):
     """Learned intervals, per tensor, with an even number of weight values around zero."""
 
     name = "qfd"
@@ -74,58 +75,45 @@ class QFD(Student):
         super().__init__(options, runtime)
         first = options.model_copy(update={"iterations": options.teacher_iterations})
         self._teaching = Training("qfd teacher", first, runtime, self._task_loss)
-        self._training = Training(self.name, options, runtime, self._loss)
 
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
         """See `Student.images_trained`."""
         return (self.options.teacher_iterations + self.options.steps(num_images)) * self.options.batch
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; W32A32 is the float network, untrained.
-
-        Raises:
-            MismatchError: also for a teacher of embeddings, or one without a single last layer.
-        """
-        check_images(teacher, pixels_NCHW)
-        check_classifier(teacher)
-        device, search = self.runtime.device, self.options.interval_init == "mse"
-        placement = place(teacher.network, bits, first_last=first_last, fold=False)
-        network = placement.network.to(device).to(memory_format=torch.channels_last)
-        for site, histogram in observe(placement, teacher.spec, pixels_NCHW, device).items():
-            placement.put(site, IntervalActivation(histogram, site.bits, search).to(device))
-        for site in placement.of_kind("weight"):
-            quantizer = IntervalWeight(placement.weight(site), site.bits, search)
-            placement.put(site, quantizer.to(device))
-        if bits != Bits(FLOAT_BITS, FLOAT_BITS):
-            log = log or Silent()
-            structure = (teacher.network, bits, placement.sites)
-            course = replace(
-                self._course(network, self._teach(teacher, pixels_NCHW, seed, log), structure),
-                taught=with_feature(network, teacher.name),
-                target_structure=teacher.network,
-            )
-            self._training.run(course, teacher.spec, pixels_NCHW, seed, log)
-        network.eval().requires_grad_(False)
-        for site in placement.of_kind("weight"):
-            _settle(placement, site)
-        return FittedStudent(self.name, bits, first_last, network, teacher.spec, placement.table())
-
-    def _teach(self, teacher: Teacher, pixels_NCHW: Tensor, seed: int, log: StepLog) -> nn.Module:
-        """The teacher with a quantized feature, trained to give its old logits: norm -> (logits, feature)."""
-        network = trace(teacher.network).to(memory_format=torch.channels_last)
+    def put_quantizers(self, placement: Placement, fit: Fit) -> None:
+        """Intervals from what the float network shows on the images, and from its weights."""
         search = self.options.interval_init == "mse"
-        quantize_feature(network, teacher, pixels_NCHW, self.options.feature_bits, search)
+        found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
+        for site, histogram in found.items():
+            placement.put(site, IntervalActivation(histogram, site.bits, search))
+        for site in placement.of_kind("weight"):
+            placement.put(site, IntervalWeight(placement.weight(site), site.bits, search))
+
+    def course(self, placement: Placement, fit: Fit) -> Course:
+        """Towards the teacher with a quantized feature, which is trained first."""
+        network, teacher = placement.network, fit.teacher
+        structure = (teacher.network, fit.bits, placement.sites)
+        return replace(
+            self._course(network, self._teach(fit), structure),
+            taught=with_feature(network, teacher.name),
+            target_structure=teacher.network,
+        )
+
+    @torch.no_grad()
+    def settle(self, placement: Placement) -> None:
+        """Quantized weights in place of the trained ones."""
+        for site in placement.of_kind("weight"):
+            weight, quantizer = placement.network.get_parameter(site.name), placement.get(site)
+            assert isinstance(quantizer, IntervalWeight)
+            weight.copy_(quantizer.settled(weight))
+
+    def _teach(self, fit: Fit) -> nn.Module:
+        """The teacher with a quantized feature, trained to give its old logits: norm -> (logits, feature)."""
+        teacher, search = fit.teacher, self.options.interval_init == "mse"
+        network = trace(teacher.network).to(memory_format=torch.channels_last)
+        quantize_feature(network, teacher, fit.pixels_NCHW, self.options.feature_bits, search)
         course = self._course(network, teacher.network, teacher.network)
-        self._teaching.run(course, teacher.spec, pixels_NCHW, seed, log)
+        self._teaching.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
         return with_feature(network, teacher.name, quantized=True)
 
     def _course(self, network: nn.Module, target: nn.Module, structure: Any) -> Course:
@@ -151,17 +139,10 @@ class QFD(Student):
             return imitation(student_NK, teacher_NK)
         return distillation(student_NK, teacher_NK, self.options.temperature)
 
-    def _loss(self, student: Pair, teacher: Pair) -> Tensor:
+    def loss(self, student: Pair, teacher: Pair) -> Tensor:
+        """Of logits and features."""
         feature_error = F.mse_loss(student[1], teacher[1])
         return self._task_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
-
-
-def _settle(placement: Placement, site: Site) -> None:
-    """Leave the quantized weight in place of the trained one."""
-    weight, quantizer = placement.network.get_parameter(site.name), placement.get(site)
-    assert isinstance(quantizer, IntervalWeight)
-    with torch.no_grad():
-        weight.copy_(quantizer.settled(weight))
 
 
 def _ordered(intervals: list[IntervalQuantizer]) -> Callable[[], None]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.contract import Facts, Teacher
 from zsq.errors import MismatchError
 from zsq.options import Options, scales_with_iterations
 from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
-from zsq.quantizers.placement import FLOAT_BITS, Placement, place
+from zsq.quantizers.placement import Placement
 from zsq.quantizers.running import CurrentMinMax
-from zsq.runtime import Runtime
-from zsq.students.calibration import check_images
-from zsq.students.training import Course, Training, TrainingOptions
+from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.training import Course, TrainingOptions
 
 
 class QuantFaceOptions(TrainingOptions):
@@ -42,7 +41,7 @@ class QuantFaceOptions(TrainingOptions):
     shift: int = Field(0, ge=0)
 
 
-class QuantFace(Student):
+class QuantFace(TrainedStudent):
     """Weights per output channel and slopes per layer, min-max of what they are now; activations per tensor,
     running extremes; every layer at the same bits unless `first_last` says otherwise."""
 
@@ -59,51 +58,41 @@ class QuantFace(Student):
     options_class: ClassVar[type[Options]] = QuantFaceOptions
     options: QuantFaceOptions
 
-    def __init__(self, options: QuantFaceOptions, runtime: Runtime) -> None:
-        """Prepare the training."""
-        super().__init__(options, runtime)
-        self._training = Training(self.name, options, runtime, embedding_regression)
+    quantizes_slopes = True
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; W32A32 is the float network, untrained.
+    def check(self, teacher: Teacher) -> None:
+        """Refuse a teacher of classes.
 
         Raises:
-            MismatchError: also for a teacher of classes.
+            MismatchError: it classifies.
         """
-        check_images(teacher, pixels_NCHW)
         if teacher.task != "embed":
             raise MismatchError(f"teacher {teacher.name} classifies", "an embedding network", "use lsq-kd")
-        placement = place(teacher.network, bits, first_last=first_last, fold=False, slopes=True)
+
+    def loss(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+        """Of embeddings."""
+        return embedding_regression(student_ND, teacher_ND)
+
+    def put_quantizers(self, placement: Placement, fit: Fit) -> None:
+        """Weights and slopes follow themselves, activations their extremes so far."""
         for site in placement.of_kind("weight"):
             is_slope = placement.weight(site).dim() == 1
             placement.put(site, (SlopeMinMax if is_slope else CurrentMinMax)(site.bits))
         for site in placement.of_kind("activation"):
             placement.put(site, RunningExtremes(site.bits))
-        network = placement.network
-        network.to(self.runtime.device).to(memory_format=torch.channels_last)
-        if bits != Bits(FLOAT_BITS, FLOAT_BITS):
-            course = Course(
-                network,
-                teacher.network,
-                [{"params": list(network.parameters())}],
-                structure=(teacher.network, bits, placement.sites),
-                before_step=self._range_rule(placement),
-            )
-            self._training.run(course, teacher.spec, pixels_NCHW, seed, log or Silent())
-        network.eval().requires_grad_(False)
-        _settle(placement)
-        return FittedStudent(
-            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
-        )
+
+    def course(self, placement: Placement, fit: Fit) -> Course:
+        """Ranges stop growing on the way."""
+        return replace(super().course(placement, fit), before_step=self._range_rule(placement))
+
+    def settle(self, placement: Placement) -> None:
+        """Grids as they are now in place of those that follow their tensors."""
+        for site in placement.sites:
+            quantizer = placement.get(site)
+            if isinstance(quantizer, CurrentMinMax):
+                placement.put(site, quantizer.settled(placement.weight(site)))
+            elif isinstance(quantizer, RunningExtremes):
+                placement.put(site, quantizer.settled())
 
     def _range_rule(self, placement: Placement) -> Callable[[int], None]:
         observers = [m for m in placement.network.modules() if isinstance(m, RunningExtremes)]
@@ -118,13 +107,3 @@ class QuantFace(Student):
 def embedding_regression(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Mean squared difference of embeddings of length 1, over N and D: 2 (1 - cosine) / D."""
     return F.mse_loss(F.normalize(student_ND), F.normalize(teacher_ND))
-
-
-def _settle(placement: Placement) -> None:
-    """Grids as they are now in place of those that follow their tensors."""
-    for site in placement.sites:
-        quantizer = placement.get(site)
-        if isinstance(quantizer, CurrentMinMax):
-            placement.put(site, quantizer.settled(placement.weight(site)))
-        elif isinstance(quantizer, RunningExtremes):
-            placement.put(site, quantizer.settled())

@@ -115,16 +115,16 @@ def test_losses_are_the_published_ones(digits):
     assert imitation(student, teacher) == pytest.approx(hard.item())
     soft = distillation(student, teacher, 4.0)
     kd = create("kd", digits.spec, {"share": 0.7}, Runtime())
-    assert kd._loss(student, teacher).item() == pytest.approx((0.7 * soft + 0.3 * hard).item(), rel=1e-5)
+    assert kd.loss(student, teacher).item() == pytest.approx((0.7 * soft + 0.3 * hard).item(), rel=1e-5)
     gdfq = create("gdfq-ft", digits.spec, {"temperature": 4.0}, Runtime())
-    assert gdfq._loss(student, teacher).item() == pytest.approx((soft / 10 + hard).item(), rel=1e-5)
+    assert gdfq.loss(student, teacher).item() == pytest.approx((soft / 10 + hard).item(), rel=1e-5)
     options = {"temperature": 4.0, "alpha": 20, "kl_reduction": "batchmean", "ce_weight": 0.5}
     intraq = create("gdfq-ft", digits.spec, options, Runtime())
-    assert intraq._loss(student, teacher).item() == pytest.approx((20 * soft + 0.5 * hard).item(), rel=1e-5)
+    assert intraq.loss(student, teacher).item() == pytest.approx((20 * soft + 0.5 * hard).item(), rel=1e-5)
     features = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
     qfd = create("qfd", digits.spec, {"task_loss": "ce"}, Runtime())
     expected = hard.item() + 0.5 * (features[0] - features[1]).square().mean().item()
-    assert qfd._loss((student, features[0]), (teacher, features[1])).item() == pytest.approx(
+    assert qfd.loss((student, features[0]), (teacher, features[1])).item() == pytest.approx(
         expected, rel=1e-5
     )
 
