@@ -393,12 +393,6 @@ def test_steps_are_compiled_once_per_structure_and_agree_with_eager(teacher, pix
     torch.testing.assert_close(logits(fitted, pixels), logits(eager, pixels), rtol=1e-3, atol=1e-3)
 
 
-def test_more_structures_than_torch_keeps_compilations_of_one_function():
-    made = [reconstruction._with_own_code(lambda x: x) for _ in range(3)]
-    assert len({id(function.__code__) for function in made}) == 3
-    assert [function(5) for function in made] == [5, 5, 5]
-
-
 def test_progress_ends_at_what_the_estimate_says(teacher, pixels):
     for name in STUDENTS:
         log = Log()
