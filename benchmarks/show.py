@@ -1,4 +1,5 @@
-"""Show a committed table: `python benchmarks/show.py NAME` prints it as markdown and draws docs/NAME.svg."""
+"""Show a committed table: `python benchmarks/show.py NAME` prints it as markdown and draws docs/NAME.svg, and
+docs/NAME-cost.svg where sources differ in cost."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from zsq.gap import Gap, Row, Run
-from zsq.report.plots import gap_figure
+from zsq.report.build import sets_grid
+from zsq.report.data import ReportData
+from zsq.report.plots import cost_figure, gap_figure
 from zsq.report.tables import Grid, entries, gap_grid, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,9 +28,35 @@ def main(name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/
     # Number of images, sets and seconds end each line; they stand beside the table in the text.
     lines = tuple(line[:-3] for line in grid.lines)
     typer.echo(markdown_table(Grid(grid.header[:-3], lines, grid.num_left)))
+    if table["bn_distance"]["layers"]:
+        typer.echo()
+        typer.echo(markdown_table(sets_grid(report_data(table, rows, gaps))))
+    shown = entries(rows, gaps)
+    draw(name, gap_figure(shown))
+    if len({cost for cost in table["cost"].values() if cost}) > 1:
+        draw(f"{name}-cost", cost_figure(shown, table["cost"], table["teacher"]["accuracy"]))
+
+
+def draw(name: str, figure: str) -> None:
+    """Write docs/NAME.svg, on white."""
     DOCS.mkdir(exist_ok=True)
-    figure = gap_figure(entries(rows, gaps)).replace("<svg ", '<svg style="background:#fff;color:#000" ', 1)
+    figure = figure.replace("<svg ", '<svg style="background:#fff;color:#000" ', 1)
     (DOCS / f"{name}.svg").write_text(figure, encoding="utf-8")
+
+
+def report_data(table: dict[str, Any], rows: list[Row], gaps: list[Gap]) -> ReportData:
+    """What a committed table keeps of its report."""
+    return ReportData(
+        title=table["title"],
+        teacher=table["teacher"],
+        settings=table["settings"],
+        rows=rows,
+        gaps=gaps,
+        layer_names=table["bn_distance"]["layers"],
+        bn_distance=table["bn_distance"]["sources"],
+        intra_class_distance=table.get("intra_class_distance", {}),
+        cost=table["cost"],
+    )
 
 
 def row_of(values: dict[str, Any]) -> Row:
