@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from zsq.errors import OptionError
+from zsq.errors import MismatchError, OptionError
 from zsq.imagespec import ImageSpec
 from zsq.options import Options
 from zsq.runtime import Runtime
@@ -299,6 +299,32 @@ class FittedStudent:
         return self.network(self.spec.standard_to_norm(standard_NCHW))
 
 
+@dataclass(frozen=True)
+class Fit:
+    """One fit as asked for: see `Student.fit`."""
+
+    teacher: Teacher
+    pixels_NCHW: Tensor
+    bits: Bits
+    first_last: int | None
+    seed: int
+    log: StepLog
+
+
+def check_images(teacher: Teacher, pixels_NCHW: Tensor) -> None:
+    """Refuse what the teacher does not take.
+
+    Raises:
+        MismatchError: no image, another shape than the teacher's, or not uint8.
+    """
+    expected = f"(N, {', '.join(map(str, teacher.spec.shape))}) uint8 for teacher {teacher.name}"
+    found = f"images of shape {tuple(pixels_NCHW.shape)} {str(pixels_NCHW.dtype).removeprefix('torch.')}"
+    if tuple(pixels_NCHW.shape[1:]) != teacher.spec.shape or pixels_NCHW.dtype != torch.uint8:
+        raise MismatchError(found, expected)
+    if len(pixels_NCHW) == 0:
+        raise MismatchError("no images to fit a student on", "at least one")
+
+
 class Student(ABC):
     """A recipe that fits a quantized copy of a teacher on images, whatever their source."""
 
@@ -319,7 +345,21 @@ class Student(ABC):
         nothing is trained."""
         return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)
 
+    def check(self, fit: Fit) -> None:
+        """Refuse images that are not the teacher's, or a teacher that the student cannot learn from."""
+        check_images(fit.teacher, fit.pixels_NCHW)
+
     @abstractmethod
+    def run(self, fit: Fit) -> FittedStudent:
+        """What `fit` does, once images and teacher are checked."""
+
+    def result(self, fit: Fit, network: nn.Module, tensors: tuple[QuantizedTensor, ...]) -> FittedStudent:
+        """The student that `network` is now."""
+        teacher = fit.teacher
+        return FittedStudent(
+            self.name, fit.bits, fit.first_last, network, teacher.spec, tensors, teacher.task
+        )
+
     def fit(
         self,
         teacher: Teacher,
@@ -339,5 +379,9 @@ class Student(ABC):
 
         Raises:
             UntraceableError: the network's graph cannot be traced or holds an operation we cannot place.
-            MismatchError: images of another shape than the teacher's.
+            MismatchError: images of another shape than the teacher's, or a teacher that the student cannot
+                learn from.
         """
+        asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent())
+        self.check(asked)
+        return self.run(asked)

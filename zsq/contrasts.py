@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zsq.gap import NOISE, REAL, Row
+from zsq.gap import NOISE, REAL, Row, row_key
 from zsq.intervals import Interval, RowKey, paired_interval
 
 
@@ -32,15 +32,15 @@ class Contrast:
 
 def contrasts(rows: Sequence[Row], replicates: Mapping[RowKey, np.ndarray]) -> list[Contrast]:
     """One per row that has replicates, metric by metric within each student and bits."""
-    means = {_key(row, row.source): row.mean for row in rows}
+    means = {row_key(row, row.source): row.mean for row in rows}
     found = []
     for row in rows:
-        own = _key(row, row.source)
+        own = row_key(row, row.source)
         if own not in replicates:
             continue
         against: list[float | Interval | None] = []
         for source in (REAL, NOISE):
-            other = _key(row, source)
+            other = row_key(row, source)
             there = other in replicates and other != own
             against += [
                 row.mean - means[other] if there else None,
@@ -49,7 +49,3 @@ def contrasts(rows: Sequence[Row], replicates: Mapping[RowKey, np.ndarray]) -> l
         found.append(Contrast(*own, row.mean, *against))  # type: ignore[arg-type]
     order = list(dict.fromkeys((c.student, c.bits, c.num_images, c.metric) for c in found))
     return sorted(found, key=lambda c: order.index((c.student, c.bits, c.num_images, c.metric)))
-
-
-def _key(row: Row, source: str) -> RowKey:
-    return (source, row.student, row.bits, row.num_images, row.metric)

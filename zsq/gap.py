@@ -296,12 +296,12 @@ def gaps_from_rows(
     Args:
         replicates: of `replicates_of`; they give the intervals where an arm has one shard set.
     """
-    by_key = {_row_key(row, row.source): row for row in rows}
+    by_key = {row_key(row, row.source): row for row in rows}
     gaps = []
     for row in rows:
-        real = by_key.get(_row_key(row, REAL))
+        real = by_key.get(row_key(row, REAL))
         if row.source != REAL and real is not None:
-            gaps.append(_gap(row, real, by_key.get(_row_key(row, NOISE)), replicates))
+            gaps.append(_gap(row, real, by_key.get(row_key(row, NOISE)), replicates))
     return gaps
 
 
@@ -309,7 +309,7 @@ def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.
     real_sets, own_sets = set_means(real.runs), set_means(row.runs)
     of_sets = min(len(real_sets), len(own_sets)) > 1
     real_R, own_R, noise_R = (
-        None if of_sets else replicates.get(_row_key(row, source)) for source in (REAL, row.source, NOISE)
+        None if of_sets else replicates.get(row_key(row, source)) for source in (REAL, row.source, NOISE)
     )
     recovered = None
     if noise is not None and of_sets:
@@ -329,5 +329,6 @@ def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.
     )
 
 
-def _row_key(row: Row, source: str) -> RowKey:
+def row_key(row: Row, source: str) -> RowKey:
+    """What names the row of `source` that stands beside `row`."""
     return (source, row.student, row.bits, row.num_images, row.metric)

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from zsq import students
-from zsq.contract import Bits, Facts, FittedStudent, Student, Teacher
+from zsq.contract import Bits, Facts, Student, Teacher
 from zsq.errors import MismatchError, OptionError, TeacherAccuracyError, UnknownNameError
 from zsq.gap import (
     Run,
@@ -218,11 +218,11 @@ class Fake(Student):
     options_class = ScaleOptions
     calls: list = []  # noqa: RUF012
 
-    def fit(self, teacher, pixels_NCHW, bits, *, first_last=None, seed=0, log=None):
-        Fake.calls.append((float(pixels_NCHW.float().mean()), str(bits), first_last, seed))
-        shift = torch.tensor([pixels_NCHW.float().mean() / 255, 0.0, 0.1 * seed]) * self.options.scale
-        network = nn.Sequential(teacher.network, Shift(shift))
-        return FittedStudent(self.name, bits, first_last, network.eval(), teacher.spec, ())
+    def run(self, fit):
+        brightness = fit.pixels_NCHW.float().mean()
+        Fake.calls.append((float(brightness), str(fit.bits), fit.first_last, fit.seed))
+        shift = torch.tensor([brightness / 255, 0.0, 0.1 * fit.seed]) * self.options.scale
+        return self.result(fit, nn.Sequential(fit.teacher.network, Shift(shift)).eval(), ())
 
 
 class Shift(nn.Module):

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
@@ -23,6 +22,7 @@ from zsq.engine.frozen import (
     freeze_convolutions,
     tap_batch_norm,
 )
+from zsq.engine.fusion import stores_statistics
 from zsq.errors import NoBatchNormError
 
 EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
@@ -74,11 +74,7 @@ def input_sums(standard_NCHW: Tensor) -> LayerSums:
 
 def _batch_norms(network: nn.Module) -> dict[nn.Module, str]:
     """The BN layers that store running statistics -> their names."""
-    return {
-        module: name
-        for name, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
+    return {module: name for name, module in network.named_modules() if stores_statistics(module)}
 
 
 def require_batch_norm(teacher: Teacher, owner: str) -> None:

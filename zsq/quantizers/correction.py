@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from zsq.engine.fusion import stores_statistics
 from zsq.quantizers.fold import Gaussian
 from zsq.quantizers.trace import LAYERS
 
@@ -138,11 +138,6 @@ def adapt_batch_norms(
     found = len(seen)
     walk(network, norm_batches, adapt)
     return found - len(seen)
-
-
-def stores_statistics(module: nn.Module) -> bool:
-    """Whether it is a BN with running statistics."""
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def _adapt(

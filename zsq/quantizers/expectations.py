@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zsq.quantizers.correction import stores_statistics
+from zsq.engine.fusion import stores_statistics
 from zsq.quantizers.fold import Gaussian, distribution
 from zsq.quantizers.pairs import (
     PASSING_CALLS,
@@ -21,9 +20,9 @@ from zsq.quantizers.pairs import (
     RELU_MODULES,
     CappedReLU,
 )
-from zsq.quantizers.trace import LAYERS
+from zsq.quantizers.trace import LAYERS, calls_module
+from zsq.quantizers.units import is_addition
 
-ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 AVERAGES: set[Any] = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten, "flatten"}
 AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 
@@ -39,7 +38,7 @@ def expected_inputs(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> di
     inputs: dict[str, Gaussian] = {}
     for node in network.graph.nodes:
         sources = [known.get(source) for source in node.all_input_nodes]
-        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), LAYERS):
+        if calls_module(network, node, LAYERS):
             if sources[0] is not None:
                 inputs.setdefault(str(node.target), sources[0])
             if str(node.target) in outputs:
@@ -68,7 +67,7 @@ def _through(network: fx.GraphModule, node: fx.Node, sources: list[Gaussian | No
         return clipped(first, 6.0)
     if isinstance(module, (*PASSING_MODULES, *AVERAGE_MODULES)) or called in PASSING_CALLS | AVERAGES:
         return first
-    if called in ADDITIONS and len(given) == 2 and given[0].mean_C.shape == given[1].mean_C.shape:
+    if is_addition(node) and len(given) == 2 and given[0].mean_C.shape == given[1].mean_C.shape:
         variance = given[0].std_C.square() + given[1].std_C.square()
         return Gaussian(given[0].mean_C + given[1].mean_C, variance.sqrt())
     return None

@@ -6,6 +6,7 @@ and the value that comes out is s (q - z). Rounding is to nearest, ties to even.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -67,6 +68,13 @@ def fake_quantize(
     outside with v = x / s, summed to the step's shape and times `gradient_scale`.
     """
     return _FakeQuantize.apply(x.float(), step, zero_point, lo, hi, gradient_scale)
+
+
+@torch.no_grad()
+def keep_positive(steps: Iterable[Tensor]) -> None:
+    """Turn steps around that fell below zero: they would stay there, for the gradient ends at the guard."""
+    for step in steps:
+        step.abs_()
 
 
 class Quantizer(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zsq.quantizers.trace import LAYERS
+from zsq.quantizers.trace import LAYERS, calls_module
 
 RELU_MODULES: tuple[type[nn.Module], ...] = (nn.ReLU,)
 RELU6_MODULES: tuple[type[nn.Module], ...] = (nn.ReLU6,)
@@ -66,13 +66,13 @@ def pairs_of(network: fx.GraphModule) -> list[Pair]:
     calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     pairs = []
     for node in network.graph.nodes:
-        if not is_layer(network, node):
+        if not calls_module(network, node, LAYERS):
             continue
         between: list[fx.Node] = []
         current = node
         while len(current.users) == 1:
             (current,) = current.users
-            if is_layer(network, current):
+            if calls_module(network, current, LAYERS):
                 names = str(node.target), str(current.target)
                 if calls[names[0]] == calls[names[1]] == 1 and not _mixes(network, node, between):
                     pairs.append(Pair(*names, tuple(between)))
@@ -89,11 +89,6 @@ def _mixes(network: fx.GraphModule, first: fx.Node, between: list[fx.Node]) -> b
     return linear and any(flattens(network, node) for node in between)
 
 
-def is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node calls a convolution or linear layer."""
-    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), LAYERS)
-
-
 def _commutes(network: fx.GraphModule, node: fx.Node) -> bool:
     kinds = (*RELU_MODULES, *RELU6_MODULES, *SCALED_MODULES, *PASSING_MODULES, CappedReLU)
     calls = RELU_CALLS | RELU6_CALLS | SCALED_CALLS | PASSING_CALLS
@@ -103,7 +98,7 @@ def _commutes(network: fx.GraphModule, node: fx.Node) -> bool:
 def calls_one_of(network: fx.GraphModule, node: fx.Node, kinds: tuple[type, ...], calls: set[Any]) -> bool:
     """Whether the node calls a module of `kinds`, or a function or method of `calls`."""
     if node.op == "call_module":
-        return isinstance(network.get_submodule(str(node.target)), kinds)
+        return calls_module(network, node, kinds)
     return node.op in ("call_function", "call_method") and node.target in calls
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
+from zsq.engine.fusion import stores_statistics
 from zsq.errors import MismatchError, OptionError
 from zsq.quantizers.correction import (
     adapt_batch_norms,
     correct_bias,
     correct_bias_analytically,
-    stores_statistics,
 )
 from zsq.quantizers.equalization import absorb_bias, equalize, relu6_to_relu
 from zsq.quantizers.expectations import expected_inputs

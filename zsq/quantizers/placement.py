@@ -22,7 +22,7 @@ from zsq.errors import OptionError
 from zsq.quantizers.fold import fold_traced
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
-from zsq.quantizers.trace import LAYERS, trace
+from zsq.quantizers.trace import LAYERS, calls_module, trace
 
 FLOAT_BITS = 32
 
@@ -100,7 +100,7 @@ def place(
     module = trace(network)
     if fold:
         fold_traced(module)
-    layers = [node for node in module.graph.nodes if _is_layer(module, node)]
+    layers = [node for node in module.graph.nodes if calls_module(module, node, LAYERS)]
     after, before = _reached(layers, forward=True), _reached(layers, forward=False)
     ends = {node for node in layers if node not in after or node not in before}
     sites = [
@@ -114,7 +114,7 @@ def place(
         ),
     ]
     if slopes:
-        prelus = [node for node in module.graph.nodes if _is_prelu(module, node)]
+        prelus = [node for node in module.graph.nodes if calls_module(module, node, nn.PReLU)]
         sites += _weight_sites(module, prelus, set(), bits.weights, None)
     module.graph.lint()
     module.recompile()
@@ -123,17 +123,9 @@ def place(
 
 def last_layers(network: fx.GraphModule) -> list[fx.Node]:
     """The calls of layers that no other layer follows."""
-    layers = [node for node in network.graph.nodes if _is_layer(network, node)]
+    layers = [node for node in network.graph.nodes if calls_module(network, node, LAYERS)]
     before = _reached(layers, forward=False)
     return [node for node in layers if node not in before]
-
-
-def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), LAYERS)
-
-
-def _is_prelu(module: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.PReLU)
 
 
 def _reached(starts: list[fx.Node], *, forward: bool) -> set[fx.Node]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import fx, nn
+from torch import fx
 
 from zsq.quantizers.placement import VIEW_MODULES, Placement
-from zsq.quantizers.trace import LAYERS
+from zsq.quantizers.trace import LAYERS, calls_module
 from zsq.quantizers.units import is_addition, quantizer_calls
 
 
@@ -44,7 +44,7 @@ def _nearest_layers(placement: Placement, node: fx.Node) -> set[fx.Node]:
         if current in seen:
             continue
         seen.add(current)
-        if _is_a(placement, current, LAYERS):
+        if calls_module(placement.network, current, LAYERS):
             layers.add(current)
         else:
             pending += current.all_input_nodes
@@ -54,12 +54,9 @@ def _nearest_layers(placement: Placement, node: fx.Node) -> set[fx.Node]:
 def _reaches_addition(placement: Placement, node: fx.Node) -> bool:
     """Whether nothing but slices and paddings lies between `node` and an addition."""
     while not is_addition(node):
-        moves = node.op in ("call_function", "call_method") or _is_a(placement, node, VIEW_MODULES)
+        is_view = calls_module(placement.network, node, VIEW_MODULES)
+        moves = is_view or node.op in ("call_function", "call_method")
         if not moves or len(node.users) != 1 or len(node.all_input_nodes) != 1:
             return False
         (node,) = node.users
     return True
-
-
-def _is_a(placement: Placement, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
-    return node.op == "call_module" and isinstance(placement.network.get_submodule(str(node.target)), kinds)

@@ -6,10 +6,13 @@ the range. When training ends, `settled` is the grid that they ended on.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
 from zsq.quantizers.grids import FakeQuantizer, Quantizer, affine_grid, integer_range
+from zsq.quantizers.placement import Placement
 
 
 def straight_through(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -41,34 +44,61 @@ class CurrentMinMax(Quantizer):
         return FakeQuantizer(*self._grid(weight), *integer_range(self.bits, False), "weight")
 
 
-class RunningMinMax(Quantizer):
-    """An activation between exponential means of its batches' extremes, while `following`; then it stays.
-
-    The means have no bias: the weights decay^0, decay^1, ... of the batches, latest first, are divided by
-    their sum, so that the first batch's range is its own.
-    """
+class RunningRange(Quantizer):
+    """An activation between `low` and `high`, which a subclass moves with the batches."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, bits: int, decay: float) -> None:
+    def __init__(self, bits: int) -> None:
+        """A range of nothing but 0."""
         super().__init__()
-        self.bits, self.kind, self.decay = bits, "activation", decay
-        self.following, self.num_batches = True, 0
+        self.bits, self.kind = bits, "activation"
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
 
+    @abstractmethod
+    def follow(self, x: Tensor) -> None:
+        """Move the range with this batch."""
+
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same, quantized; a batch that is followed counts before it is quantized."""
-        if self.following:
-            self.num_batches += 1
-            share = (1 - self.decay) / (1 - self.decay**self.num_batches)
-            low, high = x.detach().float().aminmax()
-            self.low.lerp_(low, share)
-            self.high.lerp_(high, share)
+        """Any shape -> the same, quantized with this batch in the range; gradient 1 everywhere."""
+        self.follow(x.detach().float())
         return straight_through(x, *affine_grid(self.low, self.high, self.bits), self.bits)
 
     def settled(self) -> FakeQuantizer:
         """The grid of the present range."""
         grid = affine_grid(self.low, self.high, self.bits)
         return FakeQuantizer(*grid, *integer_range(self.bits, signed=False), "activation")
+
+
+class RunningMinMax(RunningRange):
+    """An activation between exponential means of its batches' extremes, while `following`; then it stays.
+
+    The means have no bias: the weights decay^0, decay^1, ... of the batches, latest first, are divided by
+    their sum, so that the first batch's range is its own.
+    """
+
+    def __init__(self, bits: int, decay: float) -> None:
+        """`decay`: of the exponential means, per batch."""
+        super().__init__(bits)
+        self.decay, self.following, self.num_batches = decay, True, 0
+
+    def follow(self, x: Tensor) -> None:
+        """A batch that is followed counts before it is quantized."""
+        if self.following:
+            self.num_batches += 1
+            share = (1 - self.decay) / (1 - self.decay**self.num_batches)
+            low, high = x.aminmax()
+            self.low.lerp_(low, share)
+            self.high.lerp_(high, share)
+
+
+def settle_ranges(placement: Placement) -> None:
+    """Fixed grids in place of quantizers that follow their tensors: those that they stand on now."""
+    for site in placement.sites:
+        quantizer = placement.get(site)
+        if isinstance(quantizer, CurrentMinMax):
+            placement.put(site, quantizer.settled(placement.weight(site)))
+        elif isinstance(quantizer, RunningRange):
+            placement.put(site, quantizer.settled())

@@ -36,6 +36,11 @@ class _Tracer(fx.Tracer):
         return inherited or super().is_leaf_module(m, module_qualified_name)
 
 
+def calls_module(network: fx.GraphModule, node: fx.Node, kinds: type | tuple[type, ...]) -> bool:
+    """Whether the node calls a module of `kinds`."""
+    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kinds)
+
+
 def trace(network: nn.Module) -> fx.GraphModule:
     """A traced deep copy in eval mode, module names kept; `network` itself is not touched.
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from zsq.quantizers.placement import Placement, Site
-from zsq.quantizers.trace import LAYERS
+from zsq.quantizers.trace import LAYERS, calls_module
 
 Granularity = Literal["layer", "block"]
 
@@ -193,7 +193,7 @@ class _Partition:
         return [source for source in node.all_input_nodes if source in self.data]
 
     def _is_layer(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(self._module(node), LAYERS)
+        return calls_module(self.network, node, LAYERS)
 
     def _is_quantizer(self, node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in self.sites

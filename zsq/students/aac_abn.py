@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, StepLog, Student, Teacher
+from zsq.contract import Facts, Fit, FittedStudent, Student
 from zsq.errors import NoBatchNormError
 from zsq.options import Options
 from zsq.quantizers.correction import adapt_batch_norms
 from zsq.quantizers.placement import place
 from zsq.quantizers.ranges import minmax_range, percentile_range
 from zsq.quantizers.trace import trace
-from zsq.students.calibration import BATCH, activation_over, check_images, observe, weight_quantizer
+from zsq.students.calibration import activation_over, norm_batches, observe, weight_quantizer
 
 
 class AACABNOptions(Options):
@@ -49,24 +47,15 @@ class AACABN(Student):
         ("fold", "equalize", "absorb-bias"), "its batch norms are adapted, not folded"
     ) | {"adapt-bn": "it adapts batch norms itself"}
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; nothing is random.
+    def run(self, fit: Fit) -> FittedStudent:
+        """Nothing is random.
 
         Raises:
             NoBatchNormError: a network without stored statistics.
         """
-        check_images(teacher, pixels_NCHW)
+        teacher, pixels_NCHW = fit.teacher, fit.pixels_NCHW
         device, spec, options = self.runtime.device, teacher.spec, self.options
-        placement = place(teacher.network, bits, first_last=first_last, fold=False)
+        placement = place(teacher.network, fit.bits, first_last=fit.first_last, fold=False)
         network = placement.network.to(device)
         for site, histogram in observe(placement, spec, pixels_NCHW, device).items():
             peaks = minmax_range(histogram)
@@ -77,13 +66,9 @@ class AACABN(Student):
         for site in placement.of_kind("weight"):
             placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
         if options.statistics != "stored":
-            batches = [
-                spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-                for pixels in pixels_NCHW.split(BATCH)
-            ]
+            batches = list(norm_batches(spec, pixels_NCHW, device))
             if not adapt_batch_norms(network, trace(teacher.network), batches, options.statistics):
                 found = f"teacher {teacher.name} has no batch norm to adapt"
                 raise NoBatchNormError(found, "stored statistics", "use student ptq")
-        if log is not None:
-            log.advance(len(pixels_NCHW))
-        return FittedStudent(self.name, bits, first_last, network, spec, placement.table(), teacher.task)
+        fit.log.advance(len(pixels_NCHW))
+        return self.result(fit, network, placement.table())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.options import Options
-from zsq.students.objectives import rounding_term, unit_error
 from zsq.students.reconstruction import Group, Phase
 from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
 
@@ -38,15 +37,5 @@ class AdaRound(UnitwiseStudent):
 
     def phases(self) -> tuple[Phase, ...]:
         """One: the rounding."""
-        options: Any = self.options
-        return (
-            Phase(
-                name="rounding",
-                kinds=("weight", "activation"),
-                groups=(Group("rounding", options.rounding_rate),),
-                inputs="quantized",
-                terms=(unit_error(), rounding_term(options.rounding_weight)),
-                iterations=options.iterations,
-                annealing=self.annealing,
-            ),
-        )
+        groups = (Group("rounding", self.options.rounding_rate),)
+        return self.single_phase("rounding", groups, "quantized")

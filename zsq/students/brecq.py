@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, StepLog, Teacher
+from zsq.contract import Facts, Fit
 from zsq.errors import MismatchError
 from zsq.options import Options
 from zsq.quantizers.units import Unit
@@ -80,22 +79,14 @@ class BRECQ(UnitwiseStudent):
         """The first layer, rounded to nearest."""
         return index == 0 and not self.options.reconstruct_first
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`.
+    def check(self, fit: Fit) -> None:
+        """Refuse also `fisher` with a teacher of embeddings.
 
         Raises:
-            MismatchError: also for `fisher` with a teacher of embeddings.
+            MismatchError: it is asked for.
         """
+        super().check(fit)
+        teacher = fit.teacher
         if self.options.fisher and teacher.task != "classify":
             found = f"fisher=true for teacher {teacher.name}, which embeds"
             raise MismatchError(found, "a classifier, whose logits give the weights", "leave fisher out")
-        return super().fit(teacher, pixels_NCHW, bits, first_last=first_last, seed=seed, log=log)

@@ -1,7 +1,9 @@
-"""What students do before any training: check images and teacher, see what each tensor looks like on the
+"""What students do before any training: check the teacher, see what each tensor looks like on the
 images, and set affine grids from that."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +19,12 @@ from zsq.quantizers.ranges import LP_EXPONENT, lp_affine
 BATCH = 64
 
 
-def check_images(teacher: Teacher, pixels_NCHW: Tensor) -> None:
-    """Refuse what the teacher does not take.
-
-    Raises:
-        MismatchError: no image, another shape than the teacher's, or not uint8.
-    """
-    expected = f"(N, {', '.join(map(str, teacher.spec.shape))}) uint8 for teacher {teacher.name}"
-    found = f"images of shape {tuple(pixels_NCHW.shape)} {str(pixels_NCHW.dtype).removeprefix('torch.')}"
-    if tuple(pixels_NCHW.shape[1:]) != teacher.spec.shape or pixels_NCHW.dtype != torch.uint8:
-        raise MismatchError(found, expected)
-    if len(pixels_NCHW) == 0:
-        raise MismatchError("no images to fit a student on", "at least one")
+def norm_batches(
+    spec: ImageSpec, pixels_NCHW: Tensor, device: str | torch.device, batch: int = BATCH
+) -> Iterator[Tensor]:
+    """What a network takes, channels_last on `device`, `batch` images at a time."""
+    for pixels in pixels_NCHW.split(batch):
+        yield spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last)
 
 
 def check_classifier(teacher: Teacher) -> None:
@@ -42,23 +38,33 @@ def check_classifier(teacher: Teacher) -> None:
 
 
 def weight_quantizer(
-    weight: Tensor, bits: int, search: bool, exponent: float = LP_EXPONENT, per_channel: bool = True
+    weight: Tensor,
+    bits: int,
+    search: bool,
+    exponent: float = LP_EXPONENT,
+    per_channel: bool = True,
+    each_end: bool = False,
 ) -> FakeQuantizer:
-    """Affine grid per output channel, or one: of the least Lp error where `search`, else min-max."""
+    """Affine grid per output channel, or one: of the least Lp error where `search`, else min-max.
+
+    `each_end`: the search clips each end by a ratio of its own too.
+    """
     rows_CM = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
     if search:
-        step, zero = lp_affine(rows_CM, bits, p=exponent)
+        step, zero = lp_affine(rows_CM, bits, p=exponent, each_end=each_end)
     else:
         step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits)
     shape = (-1, *[1] * (weight.dim() - 1))
     return FakeQuantizer(step.view(shape), zero.view(shape), *integer_range(bits, False), "weight")
 
 
-def searched_activation(histogram: Histogram, bits: int, exponent: float = LP_EXPONENT) -> FakeQuantizer:
+def searched_activation(
+    histogram: Histogram, bits: int, exponent: float = LP_EXPONENT, learned: bool = False
+) -> FakeQuantizer:
     """Affine grid per tensor with the least Lp error over the histogram."""
     values, counts = histogram.occupied()
     step, zero = lp_affine(values[None], bits, counts, exponent, each_end=True)
-    return _activation(step.squeeze(0), zero.squeeze(0), bits)
+    return _activation(step.squeeze(0), zero.squeeze(0), bits, learned)
 
 
 def activation_over(low: float, high: float, bits: int) -> FakeQuantizer:
@@ -66,8 +72,9 @@ def activation_over(low: float, high: float, bits: int) -> FakeQuantizer:
     return _activation(*affine_grid(torch.tensor(low), torch.tensor(high), bits), bits)
 
 
-def _activation(step: Tensor, zero: Tensor, bits: int) -> FakeQuantizer:
-    return FakeQuantizer(step.float(), zero.float(), *integer_range(bits, signed=False), kind="activation")
+def _activation(step: Tensor, zero: Tensor, bits: int, learned: bool = False) -> FakeQuantizer:
+    grid = integer_range(bits, signed=False)
+    return FakeQuantizer(step.float(), zero.float(), *grid, "activation", learned)
 
 
 @torch.no_grad()
@@ -83,9 +90,8 @@ def observe(
         return {}
     for site, observer in observers.items():
         placement.put(site, observer)
-    for pixels in pixels_NCHW.split(batch):
-        images = spec.pixels_to_norm(pixels.to(device))
-        placement.network(images.contiguous(memory_format=torch.channels_last))
+    for norm in norm_batches(spec, pixels_NCHW, device, batch):
+        placement.network(norm)
     for site in observers:
         placement.put(site, nn.Identity())
     return {site: observer.histogram() for site, observer in observers.items()}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, StepLog, Student, Teacher
+from zsq.contract import Bits, Facts, Fit, FittedStudent, Student, Teacher
 from zsq.errors import MismatchError
 from zsq.options import Options
 from zsq.quantizers.branches import merge_branches, split_centres
@@ -17,7 +16,7 @@ from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
 from zsq.quantizers.ranges import kl_range, minmax_range
 from zsq.quantizers.trace import trace
-from zsq.students.calibration import check_images, observe
+from zsq.students.calibration import observe
 
 
 class CFWSOptions(Options):
@@ -51,24 +50,15 @@ class CFWS(Student):
         ("correct-bias", "correct-bias-analytic"), "its layers are parts of the teacher's, merged and split"
     )
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; nothing is random. With W32 nothing is split.
+    def run(self, fit: Fit) -> FittedStudent:
+        """Nothing is random. With W32 nothing is split.
 
         Raises:
             MismatchError: also for a network without a 3x3 convolution.
         """
-        check_images(teacher, pixels_NCHW)
-        placement = self._placement(teacher, bits, first_last)
-        network = placement.network.to(self.runtime.device)
+        device = self.runtime.device
+        placement = self._placement(fit.teacher, fit.bits, fit.first_last)
+        network = placement.network.to(device)
         for site in placement.of_kind("weight"):
             # The remainder of each coarse part is in the fine part before that is quantized.
             if site.name.endswith("_coarse.weight"):
@@ -76,13 +66,10 @@ class CFWS(Student):
         for site in placement.of_kind("weight"):
             if not site.name.endswith("_coarse.weight"):
                 _quantize(placement, site, "channel")
-        for site, histogram in observe(placement, teacher.spec, pixels_NCHW, self.runtime.device).items():
-            placement.put(site, self._activation_quantizer(site, histogram).to(self.runtime.device))
-        if log is not None:
-            log.advance(len(pixels_NCHW))
-        return FittedStudent(
-            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
-        )
+        for site, histogram in observe(placement, fit.teacher.spec, fit.pixels_NCHW, device).items():
+            placement.put(site, self._activation_quantizer(site, histogram).to(device))
+        fit.log.advance(len(fit.pixels_NCHW))
+        return self.result(fit, network, placement.table())
 
     def _placement(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:
         module = trace(teacher.network)

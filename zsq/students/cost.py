@@ -17,7 +17,7 @@ from zsq.contract import FittedStudent
 from zsq.imagespec import ImageSpec
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.placement import FLOAT_BITS, row_name
-from zsq.quantizers.trace import LAYERS
+from zsq.quantizers.trace import LAYERS, calls_module
 
 IMAGE_BITS = 8
 
@@ -116,7 +116,7 @@ def _input_bits(network: fx.GraphModule, bits: dict[str, int], image_bits: int) 
 
 
 def _width(network: fx.GraphModule, source: fx.Node, bits: dict[str, int], unquantized: int) -> int:
-    if source.op != "call_module" or not isinstance(network.get_submodule(str(source.target)), Quantizer):
+    if not calls_module(network, source, Quantizer):
         return unquantized
     return bits[row_name(str(source.target))]
 

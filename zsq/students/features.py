@@ -16,7 +16,6 @@ from zsq.runtime import Runtime
 # What the features of one unit may take in memory; more is a temporary file, of which the system keeps in
 # memory what fits.
 RESIDENT_BYTES = 4 * 2**30
-BATCH = 64
 
 
 class Features:

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Facts
+from zsq.contract import Facts, Fit
 from zsq.imagespec import ImageSpec
 from zsq.options import Options
 from zsq.quantizers.placement import Placement
-from zsq.quantizers.running import CurrentMinMax, RunningMinMax
+from zsq.quantizers.running import CurrentMinMax, RunningMinMax, settle_ranges
 from zsq.students.losses import Reduction, distillation, imitation
-from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.trained import TrainedStudent
 from zsq.students.training import TrainingOptions, shuffled_batches
 
 
@@ -90,9 +90,4 @@ class GDFQFT(TrainedStudent):
 
     def settle(self, placement: Placement) -> None:
         """Fixed grids instead of those that followed: the same values from now on."""
-        for site in placement.sites:
-            quantizer = placement.get(site)
-            if isinstance(quantizer, CurrentMinMax):
-                placement.put(site, quantizer.settled(placement.weight(site)))
-            elif isinstance(quantizer, RunningMinMax):
-                placement.put(site, quantizer.settled())
+        settle_ranges(placement)

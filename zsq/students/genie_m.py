@@ -11,7 +11,6 @@ from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
-from zsq.students.objectives import rounding_term, unit_error
 from zsq.students.reconstruction import Group, Phase
 from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
 
@@ -55,19 +54,9 @@ class GenieM(UnitwiseStudent):
     def phases(self) -> tuple[Phase, ...]:
         """One for all."""
         options = self.options
-        return (
-            Phase(
-                name="joint",
-                kinds=("weight", "activation"),
-                groups=(
-                    Group("rounding", options.rounding_rate),
-                    Group("weight step", options.step_learning_rate, cosine=True),
-                    Group("activation step", options.activation_learning_rate, cosine=True),
-                ),
-                inputs="mixed",
-                terms=(unit_error(), rounding_term(options.rounding_weight)),
-                iterations=options.iterations,
-                annealing=self.annealing,
-                keep=options.keep,
-            ),
+        groups = (
+            Group("rounding", options.rounding_rate),
+            Group("weight step", options.step_learning_rate, cosine=True),
+            Group("activation step", options.activation_learning_rate, cosine=True),
         )
+        return self.single_phase("joint", groups, "mixed", options.keep)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Facts
+from zsq.contract import Facts, Fit
 from zsq.errors import OptionError
 from zsq.options import Options
 from zsq.quantizers.placement import Placement
@@ -17,7 +17,7 @@ from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
 from zsq.students.calibration import observe, searched_activation, weight_quantizer
 from zsq.students.losses import distillation, imitation
-from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.trained import TrainedStudent
 from zsq.students.training import TrainingOptions
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Facts
+from zsq.contract import Facts, Fit
 from zsq.options import Options
-from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range
+from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range, keep_positive
 from zsq.quantizers.placement import Placement
 from zsq.quantizers.ranges import lp_symmetric
 from zsq.students.calibration import observe
 from zsq.students.losses import distillation, imitation
-from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.trained import TrainedStudent
 from zsq.students.training import Course, TrainingOptions
 
 
@@ -96,7 +96,7 @@ class LSQKD(TrainedStudent):
             super().course(placement, fit),
             groups=self._groups(network, steps),
             structure=(fit.teacher.network, fit.bits, placement.table()),
-            after_step=positive(steps),
+            after_step=partial(keep_positive, steps),
         )
 
     def _groups(self, network: nn.Module, steps: list[Tensor]) -> list[dict[str, Any]]:
@@ -108,16 +108,6 @@ class LSQKD(TrainedStudent):
             {"params": others},
             *({"params": [step], "lr": rate} for step, rate in zip(steps, rates, strict=True)),
         ]
-
-
-def positive(steps: list[Tensor]) -> Callable[[], None]:
-    """Turns steps around that fell below zero: they would stay there, for the gradient ends at the guard."""
-
-    def guard() -> None:
-        for step in steps:
-            step.abs_()
-
-    return guard
 
 
 def _learned(step: Tensor, grid: tuple[int, int], kind: Kind) -> FakeQuantizer:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from zsq.contract import Bits, FittedStudent, StepLog, Student, Teacher
+from zsq.contract import Fit, FittedStudent, Student, Teacher
 from zsq.errors import OptionError
 from zsq.quantizers.passes import Fitted, Prepared, check_passes, finish, prepare
-from zsq.students.calibration import BATCH, check_images
+from zsq.students.calibration import norm_batches
 
 
 class Passed(Student):
@@ -38,32 +37,19 @@ class Passed(Student):
         """As the student's."""
         return self.student.images_trained(teacher, num_images)
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`.
+    def run(self, fit: Fit) -> FittedStudent:
+        """The passes before the student's own fit, it, and those after it.
 
         Raises:
             MismatchError: also for a pass that finds nothing to do in the network.
         """
-        check_images(teacher, pixels_NCHW)
-        prepared = self._prepare(teacher.network)
-        changed = replace(teacher, network=prepared.network)
-        fitted = self.student.fit(changed, pixels_NCHW, bits, first_last=first_last, seed=seed, log=log)
+        prepared = self._prepare(fit.teacher.network)
+        changed = replace(fit.teacher, network=prepared.network)
+        own = replace(fit, teacher=changed)
+        self.student.check(own)
+        fitted = self.student.run(own)
         assert isinstance(fitted.network, fx.GraphModule)
-        batches = [
-            teacher.spec.pixels_to_norm(pixels.to(self.runtime.device)).contiguous(
-                memory_format=torch.channels_last
-            )
-            for pixels in pixels_NCHW.split(BATCH)
-        ]
+        batches = list(norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device))
         finish(self.passes, Fitted(fitted.network, prepared, batches))
         return fitted
 

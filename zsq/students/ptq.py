@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Bits, Facts, FittedStudent, StepLog, Student, Teacher
+from zsq.contract import Facts, Fit, FittedStudent, Student
 from zsq.options import Options
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
@@ -15,7 +15,6 @@ from zsq.quantizers.placement import Site, place
 from zsq.quantizers.ranges import LP_EXPONENT, kl_range, minmax_range, percentile_range
 from zsq.students.calibration import (
     activation_over,
-    check_images,
     observe,
     searched_activation,
     weight_quantizer,
@@ -46,29 +45,17 @@ class PTQ(Student):
     options: PTQOptions
     folds_batch_norm = True
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; nothing is random, and without activation bits the images are not looked at."""
-        check_images(teacher, pixels_NCHW)
-        placement = place(teacher.network, bits, first_last=first_last, fold=True)
-        network = placement.network.to(self.runtime.device)
+    def run(self, fit: Fit) -> FittedStudent:
+        """Nothing is random, and without activation bits the images are not looked at."""
+        device = self.runtime.device
+        placement = place(fit.teacher.network, fit.bits, first_last=fit.first_last, fold=True)
+        network = placement.network.to(device)
         for site in placement.of_kind("weight"):
             placement.put(site, self._weight_quantizer(placement.weight(site), site.bits))
-        for site, histogram in observe(placement, teacher.spec, pixels_NCHW, self.runtime.device).items():
-            placement.put(site, self._activation_quantizer(site, histogram).to(self.runtime.device))
-        if log is not None:
-            log.advance(len(pixels_NCHW))
-        return FittedStudent(
-            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
-        )
+        for site, histogram in observe(placement, fit.teacher.spec, fit.pixels_NCHW, device).items():
+            placement.put(site, self._activation_quantizer(site, histogram).to(device))
+        fit.log.advance(len(fit.pixels_NCHW))
+        return self.result(fit, network, placement.table())
 
     def _weight_quantizer(self, weight: Tensor, bits: int) -> FakeQuantizer:
         options = self.options

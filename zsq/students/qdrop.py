@@ -8,7 +8,6 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.options import Options
-from zsq.students.objectives import rounding_term, unit_error
 from zsq.students.reconstruction import Group, Phase
 from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
 
@@ -46,18 +45,8 @@ class QDrop(UnitwiseStudent):
     def phases(self) -> tuple[Phase, ...]:
         """One for all."""
         options = self.options
-        return (
-            Phase(
-                name="joint",
-                kinds=("weight", "activation"),
-                groups=(
-                    Group("rounding", options.rounding_rate),
-                    Group("activation step", options.activation_learning_rate, cosine=True),
-                ),
-                inputs="mixed",
-                terms=(unit_error(), rounding_term(options.rounding_weight)),
-                iterations=options.iterations,
-                annealing=self.annealing,
-                keep=options.keep,
-            ),
+        groups = (
+            Group("rounding", options.rounding_rate),
+            Group("activation step", options.activation_learning_rate, cosine=True),
         )
+        return self.single_phase("joint", groups, "mixed", options.keep)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from zsq.contract import Facts, Teacher
+from zsq.contract import Facts, Fit, Teacher
 from zsq.errors import MismatchError
 from zsq.options import Options
 from zsq.quantizers.grids import Quantizer
@@ -21,9 +21,9 @@ from zsq.quantizers.placement import Placement, last_layers
 from zsq.quantizers.subgraphs import up_to
 from zsq.quantizers.trace import trace
 from zsq.runtime import Runtime
-from zsq.students.calibration import BATCH, observe
+from zsq.students.calibration import norm_batches, observe
 from zsq.students.losses import distillation, imitation
-from zsq.students.trained import Fit, TrainedStudent
+from zsq.students.trained import TrainedStudent
 from zsq.students.training import Course, Training, TrainingOptions
 
 Pair = tuple[Tensor, Tensor]  # logits and pooled feature
@@ -194,6 +194,6 @@ def quantize_feature(
         layer.replace_input_with(source, network.graph.call_module(path, (source,)))
     network.recompile()
     device = next(network.parameters()).device
-    for pixels in pixels_NCHW.split(BATCH):
-        network(teacher.spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last))
+    for norm in norm_batches(teacher.spec, pixels_NCHW, device):
+        network(norm)
     network.set_submodule(path, IntervalActivation(observer.histogram(), bits, search).to(device))

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Teacher
+from zsq.contract import Facts, Fit, Teacher
 from zsq.errors import MismatchError
 from zsq.options import Options, scales_with_iterations
 from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
 from zsq.quantizers.placement import Placement
-from zsq.quantizers.running import CurrentMinMax
-from zsq.students.trained import Fit, TrainedStudent
+from zsq.quantizers.running import CurrentMinMax, settle_ranges
+from zsq.students.trained import TrainedStudent
 from zsq.students.training import Course, TrainingOptions
 
 
@@ -60,7 +60,7 @@ class QuantFace(TrainedStudent):
 
     quantizes_slopes = True
 
-    def check(self, teacher: Teacher) -> None:
+    def check_teacher(self, teacher: Teacher) -> None:
         """Refuse a teacher of classes.
 
         Raises:
@@ -87,12 +87,7 @@ class QuantFace(TrainedStudent):
 
     def settle(self, placement: Placement) -> None:
         """Grids as they are now in place of those that follow their tensors."""
-        for site in placement.sites:
-            quantizer = placement.get(site)
-            if isinstance(quantizer, CurrentMinMax):
-                placement.put(site, quantizer.settled(placement.weight(site)))
-            elif isinstance(quantizer, RunningExtremes):
-                placement.put(site, quantizer.settled())
+        settle_ranges(placement)
 
     def _range_rule(self, placement: Placement) -> Callable[[int], None]:
         observers = [m for m in placement.network.modules() if isinstance(m, RunningExtremes)]

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsq.contract import StepLog
-from zsq.quantizers.grids import FakeQuantizer, Kind
+from zsq.quantizers.grids import FakeQuantizer, Kind, keep_positive
 from zsq.quantizers.rounding import Dropped, SoftRounding, mixed, random_bytes
 from zsq.quantizers.subgraphs import structure
 from zsq.runtime import Runtime
 from zsq.seeding import torch_generator
-from zsq.students.features import BATCH
+from zsq.students.calibration import BATCH
 from zsq.students.objectives import Forward, Term
-from zsq.students.training import LOG_EVERY, shuffled_batches
+from zsq.students.training import LOG_EVERY, shuffled_batches, tensors_of
 from zsq.students.unitdata import UnitData
 
 Inputs = Literal["float", "quantized", "mixed"]
@@ -118,7 +118,7 @@ class Engine:
             return
         optimizer = torch.optim.Adam([{"params": found, "lr": group.rate(0)} for group, found in groups])
         steps = roles["weight step"] + roles["activation step"]
-        tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+        tensors = tensors_of(network)
         step = self._step(network, phase, data)
         noise = torch_generator(seed, 0, f"{stream} noise")
         batches = shuffled_batches(data.num_images, self.batch, phase.iterations, seed, stream)
@@ -133,7 +133,7 @@ class Engine:
             loss, error = step(tensors | bytes_of, annealed, *data.rows(index))
             loss.backward()
             optimizer.step()
-            _keep_positive(steps)
+            keep_positive(steps)
             if (iteration + 1) % LOG_EVERY == 0 or iteration + 1 == phase.iterations:
                 log.advance(self.batch * (iteration % LOG_EVERY + 1), loss=loss.item(), error=error.item())
 
@@ -170,7 +170,7 @@ class Engine:
     @torch.no_grad()
     def error(self, network: fx.GraphModule, phase: Phase, data: UnitData) -> float:
         """The first term over all images with rounding decided and nothing dropped."""
-        tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+        tensors = tensors_of(network)
         decided = {
             f"{name}.variables": torch.where(module.variables >= 0, DECIDED, -DECIDED)
             for name, module in network.named_modules()
@@ -223,10 +223,3 @@ def parameters_by_role(network: nn.Module) -> dict[Role, list[Tensor]]:
         elif isinstance(module, FakeQuantizer) and module.kind == "activation":
             found["activation step"].append(module.step)
     return {role: [p for p in parameters if p.requires_grad] for role, parameters in found.items()}
-
-
-@torch.no_grad()
-def _keep_positive(steps: list[Tensor]) -> None:
-    # A step that fell below zero would turn the grid around.
-    for step in steps:
-        step.abs_()

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zsq.contract import Bits, FittedStudent, Silent, StepLog, Student, Teacher
+from zsq.contract import Bits, Fit, FittedStudent, Student, Teacher
 from zsq.quantizers.placement import FLOAT_BITS, Placement, place
 from zsq.runtime import Runtime
-from zsq.students.calibration import check_classifier, check_images
+from zsq.students.calibration import check_classifier
 from zsq.students.training import Course, Training
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One fit as asked for."""
-
-    teacher: Teacher
-    pixels_NCHW: Tensor
-    bits: Bits
-    first_last: int | None
-    seed: int
-    log: StepLog
 
 
 class TrainedStudent(Student):
@@ -46,7 +33,12 @@ class TrainedStudent(Student):
         """See `Student.images_trained`."""
         return self.options.steps(num_images) * self.options.batch
 
-    def check(self, teacher: Teacher) -> None:
+    def check(self, fit: Fit) -> None:
+        """See `Student.check`; a classifier, unless a subclass learns from something else."""
+        super().check(fit)
+        self.check_teacher(fit.teacher)
+
+    def check_teacher(self, teacher: Teacher) -> None:
         """Refuse a teacher that there is nothing to learn from."""
         check_classifier(teacher)
 
@@ -71,35 +63,18 @@ class TrainedStudent(Student):
     def settle(self, placement: Placement) -> None:
         """Called after the training: fixed grids in place of those that follow something."""
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; without quantizers the network stays the teacher's, unless the student trains
-        floats.
-
-        Raises:
-            MismatchError: also for a teacher that has no outputs of the kind that the student learns from.
-        """
-        check_images(teacher, pixels_NCHW)
-        self.check(teacher)
-        fit = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent())
+    def run(self, fit: Fit) -> FittedStudent:
+        """Without quantizers the network stays the teacher's, unless the student trains floats."""
+        teacher, device = fit.teacher, self.runtime.device
         placement = place(
-            self.start(fit), bits, first_last=first_last, fold=False, slopes=self.quantizes_slopes
+            self.start(fit), fit.bits, first_last=fit.first_last, fold=False, slopes=self.quantizes_slopes
         )
-        network = placement.network.to(self.runtime.device).to(memory_format=torch.channels_last)
+        network = placement.network.to(device).to(memory_format=torch.channels_last)
         self.put_quantizers(placement, fit)
-        network.to(self.runtime.device)
-        if self.trains_floats or bits != Bits(FLOAT_BITS, FLOAT_BITS):
-            self._training.run(self.course(placement, fit), teacher.spec, pixels_NCHW, seed, fit.log)
+        network.to(device)
+        if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):
+            course = self.course(placement, fit)
+            self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
         network.eval().requires_grad_(False)
         self.settle(placement)
-        return FittedStudent(
-            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
-        )
+        return self.result(fit, network, placement.table())

@@ -107,7 +107,7 @@ class Training:
         target_template, target_of, target_tensors = self._target(course)
         for module in (template, network):
             set_modes(module, options.batch_norm)
-        tensors = _tensors(network)
+        tensors = tensors_of(network)
         optimizer = make_optimizer(options, course.groups)
         num_steps = options.steps(len(pixels_NCHW))
         schedule = make_schedule(options, optimizer, num_steps)
@@ -161,10 +161,11 @@ class Training:
         # Without a structure the target is one network that never changes: its twin has its tensors.
         structure = course.target if course.target_structure is None else course.target_structure
         template, target_of = self._twin(("target", structure), course.target, self._outputs)
-        return template, target_of, {} if course.target_structure is None else _tensors(course.target)
+        return template, target_of, {} if course.target_structure is None else tensors_of(course.target)
 
 
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as `functional_call` takes them."""
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 

@@ -14,7 +14,8 @@ from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.subgraphs import up_to
 from zsq.quantizers.units import Unit
 from zsq.runtime import Runtime
-from zsq.students.features import BATCH, Features, fits_in_memory
+from zsq.students.calibration import norm_batches
+from zsq.students.features import Features, fits_in_memory
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,9 @@ class Images:
     def batches(self) -> Iterator[tuple[int, Tensor]]:
         """(index of the first image, what a network takes), channels_last."""
         start = 0
-        for pixels in self.pixels_NCHW.split(BATCH):
-            norm = self.spec.pixels_to_norm(pixels.to(self.runtime.device))
-            yield start, norm.contiguous(memory_format=torch.channels_last)
-            start += len(pixels)
+        for norm in norm_batches(self.spec, self.pixels_NCHW, self.runtime.device):
+            yield start, norm
+            start += len(norm)
 
 
 def gather(

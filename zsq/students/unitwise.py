@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from zsq.contract import Bits, FittedStudent, Silent, StepLog, Student, Teacher
-from zsq.imagespec import ImageSpec
+from zsq.contract import Fit, FittedStudent, StepLog, Student, Teacher
+from zsq.imagespec import SMALL_IMAGE, ImageSpec
 from zsq.options import Options
-from zsq.quantizers.grids import FakeQuantizer, integer_range
+from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.placement import Placement, Site, place
 from zsq.quantizers.policies import quantize_residuals, with_second_input
-from zsq.quantizers.ranges import lp_affine
 from zsq.quantizers.rounding import Dropped, SoftRounding
 from zsq.quantizers.subgraphs import unit_network
 from zsq.quantizers.units import Granularity, Unit, partition
 from zsq.runtime import Runtime
-from zsq.students.calibration import check_images, observe
-from zsq.students.reconstruction import Annealing, Engine, Phase
+from zsq.students.calibration import observe, searched_activation, weight_quantizer
+from zsq.students.objectives import rounding_term, unit_error
+from zsq.students.reconstruction import Annealing, Engine, Group, Inputs, Phase
 from zsq.students.unitdata import Images, gather
 
-SMALL_INPUT = 64
 SMALL_INPUT_ITERATIONS = 2000
 
 
@@ -60,12 +59,12 @@ class UnitwiseOptions(Options):
     @classmethod
     def ours(cls, spec: ImageSpec) -> dict[str, Any]:
         """A tenth of the published iterations for networks that take small images."""
-        small = max(spec.input_size or spec.size) <= SMALL_INPUT
+        small = max(spec.input_size or spec.size) <= SMALL_IMAGE
         return {"iterations": SMALL_INPUT_ITERATIONS} if small else {}
 
 
 @dataclass
-class _Fit:
+class _State:
     """One fit under way."""
 
     images: Images
@@ -74,7 +73,7 @@ class _Fit:
     histograms: dict[Site, Histogram]
     units: tuple[Unit, ...]
     seed: int
-    log: StepLog = field(default_factory=Silent)
+    log: StepLog
 
     @property
     def network(self) -> fx.GraphModule:
@@ -112,22 +111,31 @@ class UnitwiseStudent(Student):
     def phases(self) -> tuple[Phase, ...]:
         """What is learned, in which order."""
 
+    def single_phase(
+        self, name: str, groups: tuple[Group, ...], inputs: Inputs, keep: float = 1.0
+    ) -> tuple[Phase, ...]:
+        """Weights and activations in one phase, with the unit's error and the rounding penalty."""
+        options = self.options
+        return (
+            Phase(
+                name=name,
+                kinds=("weight", "activation"),
+                groups=groups,
+                inputs=inputs,
+                terms=(unit_error(), rounding_term(options.rounding_weight)),
+                iterations=options.iterations,
+                annealing=self.annealing,
+                keep=keep,
+            ),
+        )
+
     def fixes(self, unit: Unit, index: int) -> bool:
         """Whether a unit is rounded to nearest instead of reconstructed."""
         return False
 
     def activation_quantizer(self, histogram: Histogram, bits: int) -> FakeQuantizer:
         """Per tensor, affine, with the least L2.4 error; the step may be learned, the zero point stays."""
-        values, counts = histogram.occupied()
-        step, zero = lp_affine(values[None], bits, counts, each_end=True)
-        grid = integer_range(bits, signed=False)
-        return FakeQuantizer(step.squeeze(0), zero.squeeze(0), *grid, "activation", learned=True)
-
-    def weight_grid(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """Step and zero point per output channel with the least L2.4 error, to broadcast against `weight`."""
-        shape = (-1, *[1] * (weight.dim() - 1))
-        step, zero = lp_affine(weight.flatten(1), bits, each_end=self.clips_each_end)
-        return step.view(shape), zero.view(shape)
+        return searched_activation(histogram, bits, learned=True)
 
     @property
     def annealing(self) -> Annealing:
@@ -138,111 +146,103 @@ class UnitwiseStudent(Student):
         """See `Student.images_trained`: the units of one iteration each make one pass together."""
         return sum(phase.iterations for phase in self.phases()) * self.options.batch
 
-    def fit(
-        self,
-        teacher: Teacher,
-        pixels_NCHW: Tensor,
-        bits: Bits,
-        *,
-        first_last: int | None = None,
-        seed: int = 0,
-        log: StepLog | None = None,
-    ) -> FittedStudent:
-        """See `Student.fit`; `first_last` None is the option's."""
-        check_images(teacher, pixels_NCHW)
-        first_last = self.options.first_last if first_last is None else first_last
-        placement = self._placed(teacher, bits, first_last)
-        network = placement.network.to(self.runtime.device).to(memory_format=torch.channels_last)
+    def run(self, fit: Fit) -> FittedStudent:
+        """With the option's `first_last` where none is asked for."""
+        teacher, device = fit.teacher, self.runtime.device
+        if fit.first_last is None:
+            fit = replace(fit, first_last=self.options.first_last)
+        placement = self._placed(fit)
+        network = placement.network.to(device).to(memory_format=torch.channels_last)
         network.requires_grad_(False)
-        images = Images(teacher.spec, pixels_NCHW, self.runtime)
+        images = Images(teacher.spec, fit.pixels_NCHW, self.runtime)
         _, norm = next(images.batches())
-        fit = _Fit(
+        state = _State(
             images,
             placement,
             full=copy.deepcopy(network),
-            histograms=observe(placement, teacher.spec, pixels_NCHW, self.runtime.device),
+            histograms=observe(placement, teacher.spec, fit.pixels_NCHW, device),
             units=partition(placement, self.granularity, norm[:1]),
-            seed=seed,
+            seed=fit.seed,
+            log=fit.log,
         )
         for phase in self.phases():
-            learned = [self._learns(phase, unit, index) for index, unit in enumerate(fit.units)]
-            fit.log = Share(log or Silent(), sum(learned))
-            for index, unit in enumerate(fit.units):
-                self._reconstruct(fit, phase, unit, index)
+            learned = [self._learns(phase, unit, index) for index, unit in enumerate(state.units)]
+            state.log = Share(fit.log, sum(learned))
+            for index, unit in enumerate(state.units):
+                self._reconstruct(state, phase, unit, index)
         network.eval().requires_grad_(False)
-        return FittedStudent(
-            self.name, bits, first_last, network, teacher.spec, placement.table(), teacher.task
-        )
+        return self.result(fit, network, placement.table())
 
-    def _placed(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:
-        placement = place(teacher.network, bits, first_last=first_last, fold=self.folds_batch_norm)
+    def _placed(self, fit: Fit) -> Placement:
+        placement = place(
+            fit.teacher.network, fit.bits, first_last=fit.first_last, fold=self.folds_batch_norm
+        )
         if self.options.second_input is not None:
             placement = with_second_input(placement, self.options.second_input)
         if self.options.residual_stream == "quantized":
             quantize_residuals(placement)
         return placement
 
-    def _reconstruct(self, fit: _Fit, phase: Phase, unit: Unit, index: int) -> None:
+    def _reconstruct(self, state: _State, phase: Phase, unit: Unit, index: int) -> None:
         sites = _sites(phase, unit)
-        self._put_quantizers(fit, sites)
+        self._put_quantizers(state, sites)
         if self._learns(phase, unit, index):
             data = gather(
-                fit.full,
-                fit.network,
+                state.full,
+                state.network,
                 unit,
-                fit.images,
+                state.images,
                 sees_student=phase.effective_inputs != "float",
                 weighted=phase.weighted,
             )
-            self._soften(fit, sites, phase)
-            network = self._unit_network(fit, phase, unit)
+            self._soften(state, sites, phase)
+            network = self._unit_network(state, phase, unit)
             before = self._engine.error(network, phase, data)
-            self._engine.run(network, phase, data, fit.seed, f"{self.name} {phase.name} {index}", fit.log)
+            self._engine.run(network, phase, data, state.seed, f"{self.name} {phase.name} {index}", state.log)
             after = self._engine.error(network, phase, data)
-            fit.log.advance(0, unit=index, before=before, after=after)
-        self._harden(fit, sites)
+            state.log.advance(0, unit=index, before=before, after=after)
+        self._harden(state, sites)
 
     def _learns(self, phase: Phase, unit: Unit, index: int) -> bool:
         return bool(_sites(phase, unit)) and phase.iterations > 0 and not self.fixes(unit, index)
 
-    def _put_quantizers(self, fit: _Fit, sites: list[Site]) -> None:
+    def _put_quantizers(self, state: _State, sites: list[Site]) -> None:
         """Rounding to nearest: what a unit would be without learning."""
         for site in sites:
             if site.kind == "weight":
-                weight = fit.placement.weight(site).detach()
-                step, zero = self.weight_grid(weight, site.bits)
-                quantizer = FakeQuantizer(step, zero, *integer_range(site.bits, signed=False), "weight")
+                weight = state.placement.weight(site)
+                quantizer = weight_quantizer(weight, site.bits, True, each_end=self.clips_each_end)
             else:
-                quantizer = self.activation_quantizer(fit.histograms[site], site.bits)
-            fit.placement.put(site, quantizer.to(self.runtime.device).requires_grad_(False))
+                quantizer = self.activation_quantizer(state.histograms[site], site.bits)
+            state.placement.put(site, quantizer.to(self.runtime.device).requires_grad_(False))
 
-    def _soften(self, fit: _Fit, sites: list[Site], phase: Phase) -> None:
+    def _soften(self, state: _State, sites: list[Site], phase: Phase) -> None:
         """Learned rounding in place of nearest, and gradients for what the phase trains."""
         roles = {group.role for group in phase.groups}
         for site in sites:
-            quantizer = fit.placement.get(site)
+            quantizer = state.placement.get(site)
             assert isinstance(quantizer, FakeQuantizer)
             if site.kind == "activation":
                 quantizer.requires_grad_("activation step" in roles)
                 continue
-            weight = fit.placement.weight(site)
+            weight = state.placement.weight(site)
             soft = SoftRounding(weight, quantizer.step, quantizer.zero_point, quantizer.lo, quantizer.hi)
             soft.variables.requires_grad_("rounding" in roles)
             soft.step.requires_grad_("weight step" in roles)
-            fit.placement.put(site, soft)
+            state.placement.put(site, soft)
 
     @torch.no_grad()
-    def _harden(self, fit: _Fit, sites: list[Site]) -> None:
+    def _harden(self, state: _State, sites: list[Site]) -> None:
         for site in sites:
-            quantizer = fit.placement.get(site)
+            quantizer = state.placement.get(site)
             quantizer.requires_grad_(False)
             if isinstance(quantizer, SoftRounding):
                 weight, grid = quantizer.hardened()
-                fit.placement.weight(site).copy_(weight)
-                fit.placement.put(site, grid)
+                state.placement.weight(site).copy_(weight)
+                state.placement.put(site, grid)
 
-    def _unit_network(self, fit: _Fit, phase: Phase, unit: Unit) -> fx.GraphModule:
-        paths = {site.path for site in fit.placement.of_kind("activation")}
+    def _unit_network(self, state: _State, phase: Phase, unit: Unit) -> fx.GraphModule:
+        paths = {site.path for site in state.placement.of_kind("activation")}
 
         def wrapped(node: fx.Node, module: nn.Module) -> nn.Module:
             # Identities stand where no quantizer has been put yet.
@@ -250,7 +250,7 @@ class UnitwiseStudent(Student):
                 return module
             return Dropped(module, phase.keep, tuple(node.meta["tensor_meta"].shape[1:]))
 
-        return unit_network(fit.network, unit, wrapped).to(self.runtime.device)
+        return unit_network(state.network, unit, wrapped).to(self.runtime.device)
 
 
 def _sites(phase: Phase, unit: Unit) -> list[Site]:
