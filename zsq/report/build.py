@@ -135,7 +135,7 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
     drawn = []
     if data.gaps:
         text = (
-            f"{metric} on real images minus accuracy on each source, in points; whiskers are 95 % intervals. "
+            f"{metric} on real images minus that on each source, in points; whiskers are 95 % intervals. "
             "Shorter is better. Every panel has its own axis."
         )
         drawn.append(("Gap per source", text, gap_figure(table)))
