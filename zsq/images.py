@@ -1,25 +1,15 @@
-"""Images in: whatever SRC names becomes one set of uint8 pixels and labels in memory.
-
-Class folders with numeric names are class indices, others count by the rank of the sorted name; `unlabelled/`
-reads as -1. Nothing is resized here: an image of another size is refused. Foreign files are never unpacked to
-disk, and are checked for their size before they are decoded.
-"""
+"""Images in: whatever SRC names becomes one set of uint8 pixels and labels in memory. Nothing is resized
+here: an image of another size is refused."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import io
-import math
-import os
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,45 +19,22 @@ from torch import Tensor
 
 from zsq.errors import ImagesError, MismatchError, OptionError
 from zsq.imagespec import ImageSpec
+from zsq.photos import (
+    MAX_SET_BYTES,
+    UNREADABLE,
+    check_memory,
+    decoded,
+    first_line,
+    first_of_each,
+    read_archive,
+    read_folders,
+    spread,
+)
 from zsq.seeding import numpy_generator
 from zsq.selection import MARK, split_source
 from zsq.shards.manifest import SHARDS_FOLDER
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import SHARD_PATTERN, ShardProvenance
-
-UNLABELLED = "unlabelled"
-
-# Pillow's parsers for what people store photos in; its others start programs or are rarely tested.
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
-
-# Conversion from more than 8 bits clips instead of scaling.
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-
-MAX_SIDE = 16_384
-MAX_FILE_BYTES = 256 * 2**20
-MAX_SET_BYTES = 64 * 2**30
-
-# What Pillow, zipfile, numpy and torchvision raise on files that are damaged or not theirs.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    EOFError,
-    ImportError,
-    MemoryError,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
-
-# Pillow lets go of the interpreter while it decodes; tasks of one small image each would cost more than that.
-DECODING_THREADS = min(8, os.cpu_count() or 1)
-IMAGES_PER_TASK = 64
 
 SOURCES = (
     "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
@@ -142,7 +109,7 @@ def load_images(
     if wanted is not None:
         images = _with_labels(images, wanted, limit)
     if one_per_class and not images.is_shards:
-        return images.subset(_first_of_each(images.labels.tolist()))
+        return images.subset(first_of_each(images.labels.tolist()))
     return images
 
 
@@ -151,7 +118,7 @@ def _with_labels(images: ImageSet, wanted: range, limit: int | None) -> ImageSet
     if len(chosen) == 0:
         found = f"{images.source} holds no image of a label {wanted[0]} to {wanted[-1]}"
         raise ImagesError(found, "at least one")
-    kept = images.subset(chosen[_spread(len(chosen), limit)])
+    kept = images.subset(chosen[spread(len(chosen), limit)])
     return replace(kept, source=f"{images.source}{MARK}{wanted[0]}-{wanted[-1]}")
 
 
@@ -164,36 +131,19 @@ def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_clas
     if path.is_dir():
         if _holds_shards(path):
             return _shards(path, spec, limit)
-        return _class_folders(path, spec, limit, one_per_class)
+        return ImageSet(*read_folders(path, spec, limit, one_per_class), str(path))
     if path.suffix == ".npz" and path.is_file():
         return _npz(path, spec, limit)
     if path.suffix == ".zip" and path.is_file():
-        return _zip(path, spec, limit, one_per_class)
+        return ImageSet(*read_archive(path, spec, limit, one_per_class), str(path))
     what = "is no source of images" if path.exists() else "does not exist"
     raise ImagesError(f"{source} {what}", SOURCES)
-
-
-def _first_of_each(labels: Sequence[int]) -> list[int]:
-    """Index of the first of each label, in order of the labels; -1 is none."""
-    first = {label: index for index, label in reversed(list(enumerate(labels)))}
-    return [first[label] for label in sorted(first) if label >= 0]
-
-
-def _spread(total: int, limit: int | None) -> np.ndarray:
-    count = total if limit is None else min(limit, total)
-    return np.arange(count) * total // max(count, 1)
 
 
 def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:
     if spec is not None and tuple(shape) != spec.shape:
         found, expected = ("x".join(map(str, each)) for each in (shape, spec.shape))
         raise MismatchError(f"{source} holds {found} images", f"{expected} as the teacher takes (CxHxW)")
-
-
-def _check_memory(source: str, count: int, shape: Sequence[int]) -> None:
-    if max(shape) > MAX_SIDE or count * math.prod(shape) > MAX_SET_BYTES:
-        found = f"{source} holds {count} images of {'x'.join(map(str, shape))}"
-        raise ImagesError(found, f"at most {MAX_SIDE} px a side and {MAX_SET_BYTES >> 30} GiB in all")
 
 
 def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
@@ -204,7 +154,7 @@ def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSe
         raise ImagesError(f"unknown images '{source}'", "embedded:digits[:train|val|test]")
     pixels, labels = load_digits_images(cast(Split, split or "train"))
     _check_shape(source, pixels.shape[1:], spec)
-    return ImageSet(pixels, labels, source).subset(torch.from_numpy(_spread(len(pixels), limit)))
+    return ImageSet(pixels, labels, source).subset(torch.from_numpy(spread(len(pixels), limit)))
 
 
 def _holds_shards(folder: Path) -> bool:
@@ -219,8 +169,8 @@ def _holds_shards(folder: Path) -> bool:
 def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     images = ShardDataset(folder)
     _check_shape(str(folder), images.spec.shape, spec)
-    chosen = _spread(images.num_images, limit)
-    _check_memory(str(folder), len(chosen), images.spec.shape)
+    chosen = spread(images.num_images, limit)
+    check_memory(str(folder), len(chosen), images.spec.shape)
     return ImageSet(images.pixels(chosen), images.labels(chosen), str(folder), images.provenance)
 
 
@@ -238,7 +188,7 @@ def npz_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
     except UNREADABLE as error:
-        raise ImagesError(f"{path} cannot be read ({_first_line(error)})", "an intact .npz") from None
+        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .npz") from None
 
 
 def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
@@ -253,84 +203,14 @@ def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
             f"{path} holds `labels` {labels.dtype} {labels.shape}", f"integers ({len(images)},)"
         )
     _check_shape(str(path), (images.shape[3], *images.shape[1:3]), spec)
-    chosen = _spread(len(images), limit)
+    chosen = spread(len(images), limit)
     pixels = np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2))
     return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), str(path))
 
 
-def _class_folders(folder: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
-    files = (path.relative_to(folder) for path in folder.glob("*/*"))
-    names = [path.as_posix() for path in files if _is_image(path)]
-    classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
-    names, labels = _chosen(str(folder), names, classes, limit, one_per_class)
-    pixels = _decoded(names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), spec)
-    return ImageSet(pixels, labels, str(folder))
-
-
-def _zip(path: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
-    try:
-        archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
-        raise ImagesError(f"{path} cannot be read ({_first_line(error)})", "an intact .zip") from None
-
-    def member(index: int) -> Image.Image:
-        info = members[names[index]]
-        if info.file_size > MAX_FILE_BYTES:
-            raise ValueError(f"{info.file_size} bytes unpacked, more than a photo")
-        return Image.open(io.BytesIO(archive.read(info)), formats=IMAGE_FORMATS)
-
-    with archive:
-        entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
-        members = {str(entry): info for entry, info in entries if _is_image(entry)}
-        classes = {PurePosixPath(name).parent.name for name in members}
-        names, labels = _chosen(str(path), list(members), classes, limit, one_per_class)
-        return ImageSet(_decoded(names, member, spec), labels, str(path))
-
-
-def _is_hidden(path: PurePath) -> bool:
-    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in path.parts)
-
-
-def _is_image(path: PurePath) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path)
-
-
-def _chosen(
-    source: str, names: Sequence[str], classes: Collection[str], limit: int | None, one_per_class: bool
-) -> tuple[list[str], Tensor]:
-    """`limit` of the sorted names or the first of each class, and their labels by their folders' names."""
-    folders = {PurePosixPath(name).parent for name in names}
-    if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
-        raise ImagesError(
-            f"{source} holds {'images outside of class folders' if folders else 'no images'}",
-            f"<class>/<image>, all class folders side by side; images without a class in {UNLABELLED}/",
-        )
-    names = sorted(names)
-    names = [names[index] for index in _spread(len(names), limit)]
-    index_of = _class_indices(source, set(classes))
-    labels = [index_of[PurePosixPath(name).parent.name] for name in names]
-    if one_per_class:
-        # Before anything is decoded: no other image is read.
-        chosen = _first_of_each(labels) or [0]
-        names, labels = [names[index] for index in chosen], [labels[index] for index in chosen]
-    return names, torch.tensor(labels)
-
-
-def _class_indices(source: str, classes: set[str]) -> dict[str, int]:
-    named = sorted(classes - {UNLABELLED})
-    numeric = [name for name in named if re.fullmatch("[0-9]{1,9}", name)]
-    if numeric and len(numeric) < len(named):
-        other = min(set(named) - set(numeric))
-        raise ImagesError(
-            f"{source} has class folders '{numeric[0]}' and '{other}'", "all numbers or all names"
-        )
-    indices = {name: int(name) if numeric else rank for rank, name in enumerate(named)}
-    return indices | {UNLABELLED: -1}
-
-
 def _torchvision(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     dataset = _torchvision_dataset(source)
-    chosen = _spread(len(dataset), limit)
+    chosen = spread(len(dataset), limit)
     if len(chosen) == 0:
         raise ImagesError(f"{source} holds no images", "at least one")
     labels = np.empty(len(chosen), np.int64)
@@ -342,7 +222,7 @@ def _torchvision(source: str, spec: ImageSpec | None, limit: int | None) -> Imag
         return image
 
     names = [f"{source} item {index}" for index in chosen]
-    return ImageSet(_decoded(names, item, spec, num_threads=1), torch.from_numpy(labels), source)
+    return ImageSet(decoded(names, item, spec, num_threads=1), torch.from_numpy(labels), source)
 
 
 def _torchvision_dataset(source: str) -> Any:
@@ -371,54 +251,4 @@ def _torchvision_dataset(source: str) -> Any:
         return kind(**arguments)
     except UNREADABLE as error:
         remedy = "zsq downloads no images: put the data set there first"
-        raise ImagesError(f"{source} cannot be read ({_first_line(error)})", remedy=remedy) from None
-
-
-def _decoded(
-    names: Sequence[str],
-    open_image: Callable[[int], Image.Image],
-    spec: ImageSpec | None,
-    num_threads: int = DECODING_THREADS,
-) -> Tensor:
-    """uint8 (N, C, H, W) of the images that `open_image` opens (the decoding itself happens here)."""
-    channels = spec.channels if spec else 3
-    if channels not in (1, 3):
-        raise MismatchError(f"photos for a teacher of {channels} channels", "1 or 3 channels")
-
-    def load(index: int) -> np.ndarray:
-        with open_image(index) as image:
-            height, width = size
-            if (image.height, image.width) != size:
-                found = f"{names[index]} is {image.width}x{image.height} px (WxH)"
-                whose = "as the teacher takes" if spec else "as the first image"
-                raise MismatchError(found, f"{width}x{height} {whose}", "resize the images first")
-            if image.mode in DEEP_MODES:
-                raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
-            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-        return array.reshape(height, width, channels).transpose(2, 0, 1)
-
-    def fill(first: int) -> None:
-        for index in range(first, min(first + IMAGES_PER_TASK, len(names))):
-            with _named(names[index]):
-                pixels[index] = load(index)
-
-    with _named(names[0]), open_image(0) as first:
-        size = spec.size if spec else (first.height, first.width)
-    _check_memory(names[0], len(names), (channels, *size))
-    pixels = np.empty((len(names), channels, *size), np.uint8)
-    with ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(fill, range(0, len(names), IMAGES_PER_TASK)):
-            pass
-    return torch.from_numpy(pixels)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UNREADABLE as error:
-        raise ImagesError(f"{name} cannot be read ({_first_line(error)})", "an intact image") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImagesError(f"{source} cannot be read ({first_line(error)})", remedy=remedy) from None

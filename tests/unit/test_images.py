@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import zsq.images
+import zsq.photos
 from zsq.errors import ImagesError, MismatchError, OptionError, ShardError
 from zsq.images import ImageSet, load_images
 from zsq.imagespec import ImageSpec
@@ -211,7 +211,7 @@ def test_decompression_bomb_is_refused_by_its_header(side, spec, tmp_path):
 
 
 def test_zip_member_larger_than_a_photo_is_refused_before_unpacking(tmp_path, monkeypatch):
-    monkeypatch.setattr(zsq.images, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(zsq.photos, "MAX_FILE_BYTES", 1000)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("cat/a.png", b"\0" * 100_000)
@@ -221,7 +221,7 @@ def test_zip_member_larger_than_a_photo_is_refused_before_unpacking(tmp_path, mo
 
 def test_more_than_fits_is_refused(tmp_path, monkeypatch):
     write(tmp_path, "cat/a.png", encoded(photo(0)))
-    monkeypatch.setattr(zsq.images, "MAX_SET_BYTES", 89)
+    monkeypatch.setattr(zsq.photos, "MAX_SET_BYTES", 89)
     with pytest.raises(ImagesError, match="GiB"):
         load_images(tmp_path)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from zsq.errors import ExportError
 from zsq.exports.record import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
-from zsq.images import UNREADABLE
+from zsq.photos import UNREADABLE
 
 # What readers of arrays, archives and pictures raise on files that are damaged or not theirs.
 DAMAGED = (*UNREADABLE, KeyError, tarfile.TarError)

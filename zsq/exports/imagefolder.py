@@ -10,7 +10,7 @@ import numpy as np
 from zsq.errors import ExportError
 from zsq.exports.files import Reader, Writer, listed_files, png_bytes, png_pixels, readable
 from zsq.exports.record import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
-from zsq.images import MAX_FILE_BYTES, UNLABELLED
+from zsq.photos import MAX_FILE_BYTES, UNLABELLED
 
 
 class ImageFolderWriter(Writer):

@@ -13,7 +13,7 @@ import numpy as np
 from zsq.errors import ExportError, MissingExtraError
 from zsq.exports.files import Reader, Writer, listed_files, png_bytes, png_pixels, readable
 from zsq.exports.record import ExportRecord
-from zsq.images import MAX_FILE_BYTES
+from zsq.photos import MAX_FILE_BYTES
 
 KEY_DIGITS = 8
 

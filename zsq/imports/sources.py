@@ -18,8 +18,9 @@ from torch import Tensor
 from zsq.errors import ImagesError, OptionError
 from zsq.exports.record import RECORD_NAME
 from zsq.exports.run import open_export
-from zsq.images import MAX_SET_BYTES, MAX_SIDE, load_images, npz_arrays
+from zsq.images import load_images, npz_arrays
 from zsq.imagespec import ImageSpec
+from zsq.photos import MAX_SET_BYTES, MAX_SIDE
 from zsq.teacher.load import read_content
 
 BLOCK = 256
