@@ -28,13 +28,15 @@ def main(name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/
     # Number of images, sets and seconds end each line; they stand beside the table in the text.
     lines = tuple(line[:-3] for line in grid.lines)
     typer.echo(markdown_table(Grid(grid.header[:-3], lines, grid.num_left)))
-    if table["bn_distance"]["layers"]:
+    data = report_data(table, rows, gaps)
+    if data.layer_names:
         typer.echo()
-        typer.echo(markdown_table(sets_grid(report_data(table, rows, gaps))))
+        typer.echo(markdown_table(sets_grid(data)))
     shown = entries(rows, gaps)
     draw(name, gap_figure(shown))
-    if len({cost for cost in table["cost"].values() if cost}) > 1:
-        draw(f"{name}-cost", cost_figure(shown, table["cost"], table["teacher"]["accuracy"]))
+    if len({cost for cost in data.cost.values() if cost}) > 1:
+        figure = cost_figure(shown, data.cost, data.teacher["accuracy"], data.curves)
+        draw(f"{name}-cost", figure)
 
 
 def draw(name: str, figure: str) -> None:

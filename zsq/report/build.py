@@ -145,7 +145,7 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
             "around real images are 95 % intervals. Sources of equal cost stand side by side."
         )
         ceiling = 100.0 if data.embeds else data.teacher.get("accuracy")
-        drawn.append((f"{metric} against cost", text, cost_figure(table, data.cost, ceiling)))
+        drawn.append((f"{metric} against cost", text, cost_figure(table, data.cost, ceiling, data.curves)))
     if data.roc:
         text = (
             "Share of genuine pairs accepted against the share of impostor pairs accepted, which is on a "

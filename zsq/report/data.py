@@ -54,6 +54,21 @@ class ReportData:
         return self.teacher.get("task") == "embed"
 
     @property
+    def curves(self) -> dict[str, str]:
+        """source -> its method, of methods that a recipe runs at several costs, each once."""
+        costs: dict[str, dict[str, float]] = {}
+        for source in self.settings.get("sources", ()):
+            label = source["name"] or source["method"]
+            if label in self.cost:
+                costs.setdefault(source["method"], {})[label] = self.cost[label]
+        return {
+            label: method
+            for method, of in costs.items()
+            if 1 < len(of) == len(set(of.values()))
+            for label in of
+        }
+
+    @property
     def shown_sheets(self) -> dict[str, Tensor]:
         """The sheets that may be shown: synthetic ones, then noise, then real ones where allowed."""
         allowed = [source for source in self.sheets if source != REAL or self.show_real]

@@ -82,18 +82,25 @@ def _gap_bar(ax: Axes, height: int, entry: Entry, colour: str, high: float) -> N
 
 
 @as_svg
-def cost_figure(table: Sequence[Entry], cost: Mapping[str, float], teacher_accuracy: float | None) -> Figure:
-    """Accuracy against teacher passes per image, one panel per student and bits; real images are a line."""
+def cost_figure(
+    table: Sequence[Entry],
+    cost: Mapping[str, float],
+    teacher_accuracy: float | None,
+    curves: Mapping[str, str] | None = None,
+) -> Figure:
+    """Accuracy against teacher passes per image, one panel per student and bits; real images are a line, and
+    so are the sources of one of `curves`: source -> its curve's name."""
     panels = panels_of([entry for entry in table if entry.main.source in cost or entry.main.source == REAL])
     columns = min(2, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     figure = blank(2.5 * num_rows + 0.5)
     axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
-    look = looks(entry.main.source for entry in table)
+    name = {entry.main.source: (curves or {}).get(entry.main.source, entry.main.source) for entry in table}
+    look = looks(name.values())
     for index, (title, panel) in enumerate(panels.items()):
         ax = axes[index]
         ax.set_title(title)
-        _cost_panel(ax, panel, cost, look, teacher_accuracy)
+        _cost_panel(ax, panel, cost, name, look, teacher_accuracy)
         ax.tick_params(labelbottom=index >= len(panels) - columns)
         if index % columns == 0:
             ax.set_ylabel(f"{panel[0].main.metric}, %")
@@ -112,6 +119,7 @@ def _cost_panel(
     ax: Axes,
     panel: Sequence[Entry],
     cost: Mapping[str, float],
+    name: Mapping[str, str],
     look: Mapping[str, tuple[str, str]],
     teacher_accuracy: float | None,
 ) -> None:
@@ -127,25 +135,32 @@ def _cost_panel(
         ax.set_xscale("symlog", linthresh=min(positive))
         ax.xaxis.set_major_formatter("{x:g}")
     drawn: Counter[float] = Counter()
+    points: dict[str, list[tuple[float, float]]] = {}
     for entry in panel:
-        row, (colour, marker) = entry.main, look[entry.main.source]
+        row, label = entry.main, name[entry.main.source]
+        colour, marker = look[label]
         bounds = row.ci95 or (row.mean, row.mean)
         if row.source == REAL:
             ax.axhline(row.mean, color=colour, linewidth=1.2, linestyle="--", label=REAL)
             ax.axhspan(*bounds, color=GREY, alpha=0.2, linewidth=0)
             continue
         passes = cost[row.source]
-        # Sources of equal cost side by side: their points would hide each other.
-        x = passes + drawn[passes] * 0.03 * (passes if is_wide else max([1.0, *positive]))
-        drawn[passes] += 1
+        x = passes
+        if label == row.source:
+            # Sources of equal cost side by side: their points would hide each other.
+            x += drawn[passes] * 0.03 * (passes if is_wide else max([1.0, *positive]))
+            drawn[passes] += 1
         if row.mean < low:
             y = low - 0.12 * span
-            ax.plot(x, y, color=colour, marker="v", linestyle="none", label=row.source)
+            ax.plot(x, y, color=colour, marker="v", linestyle="none", label=label)
             text = f"{row.source} {number(row.mean)}, below"
             ax.annotate(text, (x, y), (8, 0), textcoords="offset points", va="center")
         else:
             errors = [[row.mean - bounds[0]], [bounds[1] - row.mean]]
-            ax.errorbar(x, row.mean, errors, color=colour, fmt=marker, capsize=3, label=row.source)
+            points.setdefault(label, []).append((x, row.mean))
+            ax.errorbar(x, row.mean, errors, color=colour, fmt=marker, capsize=3, label=label)
+    for label, curve in points.items():
+        ax.plot(*zip(*sorted(curve), strict=True), color=look[label][0], linewidth=1.0)
     ax.set_ylim(low - 0.22 * span, high + 0.12 * span)
 
 

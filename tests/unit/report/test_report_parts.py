@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from zsq.gap import Gap, Row, Run
-from zsq.report.data import finite
+from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure
 from zsq.report.sheets import contact_sheet, png_data_uri
 from zsq.report.svg import INK, looks
@@ -97,6 +97,17 @@ def test_cost_figures_of_any_range_are_drawn(cost):
     table = entries([row("real", 87.0, 0.2), row("a", 86.0, 0.1), row("b", 86.1)], [])
     found = texts(cost_figure(table, cost, None))
     assert "teacher passes per image" in found and "real" in found and "teacher" not in found
+
+
+def test_one_method_at_several_costs_is_one_curve():
+    labels = {"a-100": "a", "a-250": "a", "b": "b", "b-tight": "b"}
+    settings = {"sources": [{"name": name, "method": method} for name, method in labels.items()]}
+    cost = {"a-100": 100.0, "a-250": 250.0, "b": 250.0, "b-tight": 250.0}
+    table = entries([row("real", 87.0), *(row(name, 80.0 + i) for i, name in enumerate(cost))], [])
+    data = ReportData(title="", teacher={}, settings=settings, rows=(), gaps=(), cost=cost)
+    assert data.curves == {"a-100": "a", "a-250": "a"}
+    found = texts(cost_figure(table, cost, None, data.curves))
+    assert {"a", "b", "b-tight"} <= set(found) and "a-100" not in found
 
 
 def test_distance_figures_name_few_layers_and_number_many():
