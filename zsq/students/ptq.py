@@ -38,7 +38,7 @@ class PTQ(Student):
 
     name = "ptq"
     facts = Facts(
-        paper="range calibration (students.md section 3)",
+        paper="none: min-max, percentile, least Lp error (BRECQ, Li et al. 2021), KL (Migacz, NVIDIA, 2017)",
         summary="ranges set from the images, no training",
     )
     options_class: ClassVar[type[Options]] = PTQOptions
