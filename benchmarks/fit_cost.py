@@ -7,7 +7,6 @@ included. Kept in benchmarks/results/RECIPE-cost.json, where finished students a
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from memory import peak_mb
 
 from zsq.bench import machine
 from zsq.config import RuntimeConfig, load_recipe
@@ -23,11 +23,6 @@ from zsq.students import create
 from zsq.workflow import recipe_protocol
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def peak_mb() -> float:
-    """Of this process so far, in 10^6 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def one_fit(recipe: str, index: int, threads: int) -> dict[str, Any]:
