@@ -29,7 +29,7 @@ def bn_distances(
     alignment = Alignment("set")
     return tapped.names, {
         source: [
-            alignment.layer(sums).item() for sums in set_sums(tapped, list(_chunks(pixels, tapped, runtime)))
+            alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, tapped, runtime))
         ]
         for source, pixels in arms.items()
     }

@@ -6,7 +6,7 @@ Every BN loss of the literature is one `Alignment`: scope x moment x distance x 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -295,7 +295,7 @@ def image_distances(layers: Sequence[LayerSums]) -> Tensor:
 
 
 @torch.no_grad()
-def set_sums(tapped: TappedTeacher, chunks: Sequence[Tensor]) -> list[LayerSums]:
+def set_sums(tapped: TappedTeacher, chunks: Iterable[Tensor]) -> list[LayerSums]:
     """Sums over all standard-space images of `chunks`, each layer as one sample: whole-set statistics.
 
     Memory is that of one chunk.
