@@ -1,5 +1,5 @@
 """Show a committed table: `python benchmarks/show.py NAME` prints it as markdown and draws docs/NAME.svg, and
-docs/NAME-cost.svg where sources differ in cost."""
+docs/NAME-cost.svg where sources differ in cost; of embedding teachers docs/NAME-roc.svg."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from zsq.gap import Gap, Row, Run
 from zsq.report.build import sets_grid
 from zsq.report.data import ReportData
-from zsq.report.plots import cost_figure, gap_figure
+from zsq.report.plots import cost_figure, gap_figure, roc_figure
 from zsq.report.tables import Grid, entries, gap_grid, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,7 +34,9 @@ def main(name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/
         typer.echo(markdown_table(sets_grid(data)))
     shown = entries(rows, gaps)
     draw(name, gap_figure(shown))
-    if len({cost for cost in data.cost.values() if cost}) > 1:
+    if data.roc:
+        draw(f"{name}-roc", roc_figure(data.roc))
+    elif len({cost for cost in data.cost.values() if cost}) > 1:
         figure = cost_figure(shown, data.cost, data.teacher["accuracy"], data.curves)
         draw(f"{name}-cost", figure)
 
@@ -58,6 +60,7 @@ def report_data(table: dict[str, Any], rows: list[Row], gaps: list[Gap]) -> Repo
         bn_distance=table["bn_distance"]["sources"],
         intra_class_distance=table.get("intra_class_distance", {}),
         cost=table["cost"],
+        roc=table.get("roc", {}),
     )
 
 

@@ -356,7 +356,8 @@ def audit(
     """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
 
     Args:
-        train: images the teacher was trained on. holdout: images of the same kind that it was not.
+        train: images the teacher was trained on. holdout: images of the same kind that it was not. Labels of
+            an embedding teacher's images are identities, which intervals are then over.
 
     Raises:
         ZsqError: one class per cause, see `zsq.errors`.
@@ -368,8 +369,10 @@ def audit(
 
     resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
-    own, seen, unseen = (load_images(str(s), loaded.spec).pixels for s in (shards, train, holdout))
-    found = audit_images(loaded, own, seen, unseen, resolved)
+    own, seen, unseen = (load_images(str(s), loaded.spec) for s in (shards, train, holdout))
+    labelled = loaded.task == "embed" and bool((seen.labels >= 0).all() and (unseen.labels >= 0).all())
+    identities = (seen.labels, unseen.labels) if labelled else None
+    found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if out is not None:
         sources = {"teacher": teacher, "shards": str(shards), "train": train, "holdout": holdout}
         atomic_write_text(Path(out), json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ class Space:
     training and held-out image, and as a yardstick of each held-out image to the nearest training image.
 
     `largest_ratio` is a suspect's. `membership_auc`, 0..100, is the chance that a training image is nearer to
-    the synthetic set than a held-out one; 50 says nothing, and so does an interval that holds it.
+    the synthetic set than a held-out one; 50 says nothing, and so does an interval that holds it. The
+    bootstrap is over images, or over identities where they are known: images of a person are alike.
     """
 
     synthetic_to_train: tuple[float, float, float]
@@ -84,6 +85,7 @@ class Audit:
     num_synthetic: int
     num_train: int
     num_holdout: int
+    resampled: Literal["images", "identities"]
     spaces: Mapping[str, Space]
     suspects: Sequence[Suspect]
     control: Control
@@ -95,9 +97,17 @@ class Audit:
 
 
 def audit_images(
-    teacher: Teacher, synthetic: Tensor, train: Tensor, holdout: Tensor, runtime: Runtime
+    teacher: Teacher,
+    synthetic: Tensor,
+    train: Tensor,
+    holdout: Tensor,
+    runtime: Runtime,
+    identities: tuple[Tensor, Tensor] | None = None,
 ) -> Audit:
     """Compare uint8 (N, C, H, W) images; the teacher is on the runtime's device.
+
+    Args:
+        identities: int64 (N,) of the training and of the held-out images, where known.
 
     Raises:
         MismatchError: images of another shape than the teacher's, or fewer than 2 training or held-out ones.
@@ -109,11 +119,14 @@ def audit_images(
     embed = _Embedder(teacher, runtime)
     owners = [_Owners(*pair) for pair in zip(embed.spaces(train), embed.spaces(holdout), strict=True)]
     own = embed.spaces(synthetic)
+    labels = identities or (torch.arange(len(train)), torch.arange(len(holdout)))
+    groups = tuple(np.unique(each.numpy(), return_inverse=True)[1] for each in labels)
     return Audit(
         len(synthetic),
         len(train),
         len(holdout),
-        {space: owner.figures(rows) for space, owner, rows in zip(SPACES, owners, own, strict=True)},
+        "identities" if identities else "images",
+        {space: owner.figures(rows, *groups) for space, owner, rows in zip(SPACES, owners, own, strict=True)},
         _suspects(owners, own),
         _control(owners, embed, train),
     )
@@ -180,7 +193,7 @@ class _Owners:
         null = np.quantile(self.ratios(self.holdout_HD, held_out=True)[2], NULL_QUANTILE)
         return COPY_RATIO * min(1.0, float(null))
 
-    def figures(self, rows_SD: np.ndarray) -> Space:
+    def figures(self, rows_SD: np.ndarray, groups_T: np.ndarray, groups_H: np.ndarray) -> Space:
         """All of a synthetic set."""
         synthetic = _index(rows_SD)
         train_T, holdout_H = (_nearest(synthetic, rows)[0] for rows in (self.train_TD, self.holdout_HD))
@@ -189,23 +202,31 @@ class _Owners:
             _spread(_nearest(self.holdout, rows_SD)[0]),
             _spread(_nearest(self.train, self.holdout_HD)[0]),
             self.threshold,
-            *membership(train_T, holdout_H),
+            *membership(train_T, holdout_H, groups_T, groups_H),
         )
 
 
-def membership(train_T: np.ndarray, holdout_H: np.ndarray) -> tuple[float, Interval]:
+def membership(
+    train_T: np.ndarray, holdout_H: np.ndarray, groups_T: np.ndarray, groups_H: np.ndarray
+) -> tuple[float, Interval]:
     """AUC, 0..100, of telling training from held-out images by their distance to the synthetic set, and its
-    95 % bootstrap interval over images."""
+    95 % bootstrap interval over groups of images, which count from 0 on each side."""
     is_train = np.arange(len(train_T) + len(holdout_H)) < len(train_T)
     curve = Curve(-np.concatenate([train_T, holdout_H]), is_train)
     random = numpy_generator(0, 0, "audit bootstrap")
     draws = []
     for _ in range(DRAWS):
-        times = [random.multinomial(n, np.full(n, 1 / n)) for n in (len(train_T), len(holdout_H))]
+        times = [_times(groups, random) for groups in (groups_T, groups_H)]
         draws.append(100 * area(*curve.rates(np.concatenate(times))))
     interval = percentile_interval(np.array(draws))
     assert interval is not None
     return 100 * area(*curve.rates()), interval
+
+
+def _times(groups_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(N,): how often each image is there when as many groups are drawn, with replacement, as there are."""
+    size = int(groups_N.max()) + 1
+    return random.multinomial(size, np.full(size, 1 / size))[groups_N]
 
 
 def _suspects(owners: Sequence[_Owners], spaces: Sequence[np.ndarray]) -> list[Suspect]:
@@ -257,7 +278,7 @@ def audit_lines(audit: Audit) -> list[str]:
         lines.append(
             f"{space}: nearest training image at {figures.synthetic_to_train[1]:.3g} (median), held-out at "
             f"{figures.synthetic_to_holdout[1]:.3g}; membership AUC {figures.membership_auc:.1f} "
-            f"[{low:.1f}, {high:.1f}]"
+            f"[{low:.1f}, {high:.1f}] over {audit.resampled}"
         )
     return lines
 

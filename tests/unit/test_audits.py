@@ -67,7 +67,7 @@ def test_altered_copies_are_named_too(embedder, digits):
 def test_unrelated_images_raise_no_suspicion_and_the_control_still_fires(embedder, digits):
     train, holdout, others = digits
     found = audit_images(embedder, others, train, holdout, Runtime())
-    assert found.named == [] and not found.suspects
+    assert found.named == [] and not found.suspects and found.resampled == "images"
     assert (found.control.named_exact, found.control.named_altered) == (5, 5)
 
 
@@ -116,9 +116,24 @@ def test_membership_of_a_set_made_from_the_training_images(embedder, digits):
 
 def test_membership_says_nothing_of_like_distances():
     random = np.random.default_rng(0)
-    auc, (low, high) = membership(random.normal(size=300), random.normal(size=300))
+    alone = np.arange(300)
+    auc, (low, high) = membership(random.normal(size=300), random.normal(size=300), alone, alone)
     assert low < 50 < high and low < auc < high
-    assert membership(np.zeros(4), np.ones(5)) == (100.0, (100.0, 100.0))
+    apart = membership(np.zeros(4), np.ones(5), np.arange(4), np.arange(5))
+    assert apart == (100.0, (100.0, 100.0))
+
+
+def test_images_of_few_people_are_few_observations(monkeypatch):
+    """Distances follow the person alone: over images the interval misses 50 all the same."""
+    monkeypatch.setattr(audits, "DRAWS", 400)
+    random = np.random.default_rng(3)
+    people = np.repeat(np.arange(6), 50)
+    train, holdout = (random.normal(size=6)[people] + 0.01 * random.normal(size=300) for _ in range(2))
+    auc, (low, high) = membership(train, holdout, np.arange(300), np.arange(300))
+    again, (low_people, high_people) = membership(train, holdout, people, people)
+    assert auc == again
+    assert high_people - low_people > 3 * (high - low)
+    assert not low < 50 < high and low_people < 50 < high_people
 
 
 def test_features_of_a_classifier_enter_its_last_layer():
@@ -143,7 +158,8 @@ def test_wrong_images_are_one_line(embedder, digits):
 def test_command_and_api_write_figures_alone(capsys, tmp_path, digits):
     train, holdout, _ = digits
     for name, pixels in (("set", planted(digits)), ("train", train), ("holdout", holdout)):
-        np.savez(tmp_path / f"{name}.npz", images=pixels.permute(0, 2, 3, 1).numpy())
+        labels = np.arange(len(pixels)) // 10
+        np.savez(tmp_path / f"{name}.npz", images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels)
     shards = tmp_path / "shards"
     zsq.import_images(tmp_path / "set.npz", shards)
     before = set(tmp_path.iterdir())
@@ -160,6 +176,7 @@ def test_command_and_api_write_figures_alone(capsys, tmp_path, digits):
     stored = json.loads((tmp_path / "audit.json").read_text())
     assert stored["named"] == sorted(PLANTED) and stored["num_train"] == 100
     assert (tmp_path / "audit.json").stat().st_size < 10_000
+    assert stored["resampled"] == "identities" and "] over identities" in outcome.out
     again = zsq.audit(
         "embedded:digits-features",
         shards,

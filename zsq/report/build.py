@@ -23,12 +23,14 @@ from zsq.report.tables import (
     contrast_grid,
     entries,
     gap_grid,
+    has_bootstrap,
     markdown_table,
     number,
     runs_grid,
 )
 
 AGAINST = "Every metric against real images and noise"
+BOTH_INTERVALS = "Both intervals of every gap"
 
 SETS_TEXT = (
     "Of each source's first set: teacher passes per image, mean BN distance over layers, and the mean cosine "
@@ -66,9 +68,9 @@ def markdown(data: ReportData) -> str:
         "## Gap to real images",
         markdown_table(gap_grid(data.rows, data.gaps)),
         *explanation(data.rows, data.embeds),
-        "## Intervals",
-        markdown_table(bootstrap_grid(data.gaps)),
     ]
+    if has_bootstrap(data.gaps):
+        parts += ["## " + BOTH_INTERVALS, markdown_table(bootstrap_grid(data.gaps))]
     if data.contrasts:
         parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
     if data.layer_names:
@@ -115,8 +117,8 @@ def html(data: ReportData) -> str:
         sheets={source: png_data_uri(contact_sheet(pixels)) for source, pixels in sheets.items()},
         sheet_sizes={source: min(len(pixels), MAX_IMAGES) for source, pixels in sheets.items()},
         details=({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
+        | ({BOTH_INTERVALS: bootstrap_grid(data.gaps)} if has_bootstrap(data.gaps) else {})
         | {
-            "Both intervals of every gap": bootstrap_grid(data.gaps),
             "Every run": runs_grid(data.rows),
             "The sets": sets_grid(data),
             "BN distance per layer": distance_grid(data),
@@ -149,7 +151,7 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
     if data.roc:
         text = (
             "Share of genuine pairs accepted against the share of impostor pairs accepted, which is on a "
-            "logarithmic axis; real images are dashed."
+            "logarithmic axis; real images are dashed. Every panel has its own axis."
         )
         drawn.append(("ROC curves", text, roc_figure(data.roc)))
     if any(math.isfinite(v) and v > 0 for values in data.bn_distance.values() for v in values):

@@ -171,10 +171,10 @@ def roc_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     look = looks(sources)
     columns = min(3, len(curves))
     num_rows = math.ceil(len(curves) / columns)
-    figure = blank(2.4 * num_rows + 0.5)
-    axes = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    figure = blank(2.6 * num_rows + 0.5)
+    axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
     for ax, (title, tars) in zip(axes, curves.items(), strict=False):
-        ax.set_title(title)
+        ax.set_title(title.replace(" ", "\n"), fontsize="small")
         ax.set_xscale("log")
         for source in sources:
             style = "--" if source == REAL else "-"

@@ -88,6 +88,11 @@ def _line(entry: Entry, others: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def has_bootstrap(gaps: Sequence[Gap]) -> bool:
+    """Whether some gap has a second interval, for which it takes several shard sets."""
+    return any(gap.bootstrap95 is not None for gap in gaps)
+
+
 def bootstrap_grid(gaps: Sequence[Gap]) -> Grid:
     """Both intervals of every gap, for whoever wants to compare them; gaps of all metrics."""
     lines = tuple(

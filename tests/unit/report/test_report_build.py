@@ -57,6 +57,7 @@ def test_one_set_gives_null_and_says_so(make_data, tmp_path):
     assert all(row["ci95"] is None for row in report["rows"])
     assert all(g["ci95"] is None and g["recovery"] is None for g in report["gaps"])
     assert "no interval" in " ".join(explanation(data.rows))
+    assert "Both intervals" not in html(data) and "Both intervals" in html(make_data())
     assert "3 shard sets of 256 images" in " ".join(explanation(make_data().rows))
 
 
