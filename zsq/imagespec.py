@@ -2,7 +2,8 @@
 
 pixels    uint8 0..255, (N, C, H, W): what shards store
 unit      float 0..1
-standard  zero mean and unit variance over natural images: where images are optimised
+standard  zero mean and unit variance over natural images: where images are optimised; by `standard_mean` and
+          `standard_std`, otherwise by `mean` and `std` where those can be of images
 norm      what the teacher's network takes, after resizing to `input_size`
 """
 
@@ -15,6 +16,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+# Of ImageNet's training images; where there are not three channels, each has the mean of them.
+NATURAL_MEAN, NATURAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of pixels 0..1 it is 0.5 at most, and that of black and white alone: what is outside scales an input.
+IMAGE_STD = (0.02, 0.4)
 SMALL_IMAGE = 64  # pixels: papers give CIFAR's constants for images up to here, ImageNet's above
 
 PositiveInt = Annotated[int, Field(gt=0, le=16384)]
@@ -56,11 +61,20 @@ class ImageSpec(BaseModel):
         """Whether constants published for CIFAR hold, rather than those for ImageNet."""
         return max(self.size) <= SMALL_IMAGE
 
+    @property
+    def standard_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of images, per channel, of pixels 0..1."""
+        if all(IMAGE_STD[0] <= std <= IMAGE_STD[1] for std in self.std):
+            mean, std = self.mean, self.std
+        elif self.channels == len(NATURAL_MEAN):
+            mean, std = NATURAL_MEAN, NATURAL_STD
+        else:
+            mean, std = ((sum(each) / len(each),) * self.channels for each in (NATURAL_MEAN, NATURAL_STD))
+        return self.standard_mean or mean, self.standard_std or std
+
     def _standard_moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            _per_channel(self.standard_mean or self.mean, like),
-            _per_channel(self.standard_std or self.std, like),
-        )
+        mean, std = self.standard_moments
+        return _per_channel(mean, like), _per_channel(std, like)
 
     def pixels_to_standard(self, pixels_NCHW: Tensor) -> Tensor:
         """uint8 0..255 -> float32 standard space."""
@@ -80,7 +94,7 @@ class ImageSpec(BaseModel):
     def standard_to_norm(self, standard_NCHW: Tensor) -> Tensor:
         """Standard space -> the network's input: renormalised, reordered and resized, differentiably."""
         images = standard_NCHW
-        if self.standard_mean is not None or self.standard_std is not None:
+        if self.standard_moments != (self.mean, self.std):
             unit = self.standard_to_unit(images)
             images = (unit - _per_channel(self.mean, unit)) / _per_channel(self.std, unit)
         if self.channel_order == "bgr":

@@ -53,6 +53,23 @@ def test_standard_space_is_norm_unless_stated(spec):
     assert_close(spec.pixels_to_norm(torch.from_numpy(pixels)), wanted)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,) * 3, (0.502,) * 3), ((0.0,) * 3, (1.0,) * 3), ((0.0,) * 3, (1 / 255,) * 3)]
+)
+def test_moments_that_no_images_have_scale_the_input_alone(mean, std):
+    spec = ImageSpec(size=(6, 8), mean=mean, std=std)
+    assert spec.standard_moments == (MEAN, STD)
+    pixels = torch.from_numpy(images(spec))
+    unit = pixels.numpy() / 255.0
+    (natural_mean, natural_std), (centre, scale) = moments(MEAN, STD), moments(mean, std)
+    assert_close(spec.pixels_to_standard(pixels), (unit - natural_mean) / natural_std)
+    assert_close(spec.pixels_to_norm(pixels) / 255, (unit - centre) / scale / 255)
+    stated = spec.model_copy(update={"standard_mean": STANDARD_MEAN, "standard_std": STANDARD_STD})
+    assert stated.standard_moments == (STANDARD_MEAN, STANDARD_STD)
+    grey = ImageSpec(channels=1, size=(6, 8), mean=mean[:1], std=std[:1])
+    assert grey.standard_moments == (pytest.approx((0.449,)), pytest.approx((0.226,)))
+
+
 def test_raw_input_has_its_own_standard_space():
     pixels = images(RAW)
     mean, std = moments(STANDARD_MEAN, STANDARD_STD)
