@@ -28,9 +28,7 @@ def bn_distances(
         return [], {}
     alignment = Alignment("set")
     return tapped.names, {
-        source: [
-            alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, tapped, runtime))
-        ]
+        source: [alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, tapped, runtime))]
         for source, pixels in arms.items()
     }
 
