@@ -42,7 +42,7 @@ expected_accuracy = 71.5
 size = [6, 6]
 input_size = [12, 12]
 mean = [0.1, 0.2, 0.3]
-std = [0.4, 0.5, 0.6]
+std = [0.2, 0.25, 0.3]
 """
 
 
