@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from zsq.bench import machine
-from zsq.config import RuntimeConfig, load_recipe
+from zsq.config import Recipe, RuntimeConfig, load_recipe
 from zsq.files import atomic_write_text
 from zsq.gap import RunRecord
 from zsq.progress import Reporter
@@ -39,7 +39,7 @@ def main(
     loaded = load_recipe(recipe)
     if threads is not None:
         loaded = loaded.model_copy(update={"runtime": RuntimeConfig(threads=threads)})
-    finished = json.loads(target.read_text(encoding="utf-8"))["fits"] if target.exists() else []
+    finished = fits_of(target, loaded) if target.exists() else []
 
     def keep(data: ReportData, fits: list[RunRecord]) -> None:
         shown = {key: value for key, value in data.as_json().items() if key in SHOWN}
@@ -59,6 +59,24 @@ def main(
         finished=finished,
         on_report=keep,
     )
+
+
+def fits_of(target: Path, recipe: Recipe) -> list[RunRecord]:
+    """The fits of a committed table, if its images are those of the recipe.
+
+    Raises:
+        BadParameter: they are not: a fit's record does not say how its images were made.
+    """
+    table = json.loads(target.read_text(encoding="utf-8"))
+    # What was resolved, such as the machine's precision, is not a recipe's to state.
+    stated = Recipe.model_fields.keys() & table["settings"].keys() - {"runtime"}
+    before = Recipe(**{key: table["settings"][key] for key in stated})
+    same = before.generate.model_copy(update={"shard_sets": recipe.generate.shard_sets}) == recipe.generate
+    same = same and all(getattr(before, key) == getattr(recipe, key) for key in ("teacher", "real", "eval"))
+    known = {source.label: source for source in before.sources}
+    if not same or any(known.get(source.label, source) != source for source in recipe.sources):
+        raise typer.BadParameter(f"{target} was made of other images; move it away")
+    return list(table["fits"])
 
 
 def with_fits(table: str, fits: list[RunRecord]) -> str:

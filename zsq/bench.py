@@ -119,6 +119,15 @@ class Bench:
         self.fits = FitLog(self.out / FITS_FILE)
         self.log_here()
 
+    def adopt(self, records: Iterable[RunRecord], sources: Iterable[str]) -> None:
+        """Take fits made elsewhere for finished, where they are of this protocol and one of `sources`."""
+        self.fits.adopt(self._own(records, (REAL, *sources), len(self.protocol.real_sets)))
+
+    def _own(self, records: Iterable[RunRecord], arms: Iterable[str], num_sets: int) -> list[RunRecord]:
+        p = self.protocol
+        size = len(p.real_sets[0])
+        return gap.belonging(records, arms, num_sets, size, p.teacher, p.students, p.seeds, p.runtime)
+
     def log_here(self) -> None:
         """Send events to this folder: synthesis sends them to its own."""
         self.reporter.events.path = self.out / EVENTS_FILE
@@ -135,7 +144,8 @@ class Bench:
         """Fit and score every student on the first `num_sets` shard sets, minus what is done."""
         p = self.protocol
         arms = self.arms(num_sets)
-        left = gap.count_runs(arms, p.students, p.seeds) - len(self.fits.records)
+        finished = self._own(self.fits.records, arms, num_sets)
+        left = gap.count_runs(arms, p.students, p.seeds) - len(finished)
         with self.reporter.job("students", left) as job, p.runtime.threads_set():
 
             def keep(record: RunRecord, fitted: FittedStudent) -> None:
@@ -149,7 +159,7 @@ class Bench:
                 p.students,
                 p.seeds,
                 p.runtime,
-                done=list(self.fits.records),
+                done=finished,
                 on_run=keep,
                 should_stop=budget.spent,
                 teacher_logits=self.teacher_logits,

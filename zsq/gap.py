@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
-from zsq.contract import Bits, FittedStudent, Teacher
+from zsq.contract import Bits, FittedStudent, Student, Teacher
 from zsq.errors import MismatchError, OptionError
 from zsq.evaluate import LabelledImages, all_scores, check_shapes, score_teacher
 from zsq.intervals import (
@@ -158,12 +158,8 @@ def measure_gap(
         TeacherAccuracyError: the teacher does not measure what it should.
     """
     num_images = _check(teacher, arms, students, seeds)
-    fitters = {
-        _name(spec): create(spec.name, teacher.spec, spec.options, runtime, passes=spec.passes)
-        for spec in students
-    }
-    # Records name every option, so that a resumed table never mixes two defaults.
-    students = [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
+    fitters = _fitters(teacher, students, runtime)
+    students = _with_all_options(students, fitters)
     finished = {_key(_completed(record)): record for record in done}
     records = []
     stopped = False
@@ -190,13 +186,47 @@ def measure_gap(
     return records
 
 
+def belonging(
+    records: Iterable[RunRecord],
+    sources: Iterable[str],
+    num_sets: int,
+    num_images: int,
+    teacher: Teacher,
+    students: Sequence[StudentSpec],
+    seeds: int,
+    runtime: Runtime,
+) -> list[RunRecord]:
+    """Of records made elsewhere, the fits of this protocol, so that a table never mixes two settings."""
+    students = _with_all_options(students, _fitters(teacher, students, runtime))
+    sets = {source: range(num_sets) for source in sources}
+    wanted = {
+        _key(_unmeasured(source, shard_set, seed, spec, num_images))
+        for shard_set, seed, spec, source in _plan(sets, students, seeds)
+    }
+    return [record for record in records if _key(_completed(record)) in wanted]
+
+
+def _fitters(teacher: Teacher, students: Sequence[StudentSpec], runtime: Runtime) -> dict[str, Student]:
+    return {
+        _name(spec): create(spec.name, teacher.spec, spec.options, runtime, passes=spec.passes)
+        for spec in students
+    }
+
+
+def _with_all_options(
+    students: Sequence[StudentSpec], fitters: Mapping[str, Student]
+) -> Sequence[StudentSpec]:
+    """Records name every option: what is a default today may be another tomorrow."""
+    return [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
+
+
 def count_runs(arms: Mapping[str, Sequence[Tensor]], students: Sequence[StudentSpec], seeds: int) -> int:
     """Number of fits that `measure_gap` makes."""
     return len(_plan(arms, students, seeds))
 
 
 def _plan(
-    arms: Mapping[str, Sequence[Tensor]], students: Sequence[StudentSpec], seeds: int
+    arms: Mapping[str, Sequence[Any]], students: Sequence[StudentSpec], seeds: int
 ) -> list[tuple[int, int, StudentSpec, str]]:
     most_sets = max((len(sets) for sets in arms.values()), default=0)
     return [

@@ -41,7 +41,7 @@ def run_recipe(
 
     Args:
         budget_hours: no new shard set and no new fit begins after this time.
-        finished: fits of this recipe made elsewhere, which are not repeated.
+        finished: fits made elsewhere; those of this recipe are not repeated.
         on_report: called after each shard set with the report's data and all fits so far.
 
     Raises:
@@ -54,7 +54,7 @@ def run_recipe(
     say_own_defaults(protocol, reporter)
     bench = Bench(protocol, out, reporter)
     bench.open("run", resume)
-    bench.fits.adopt(finished)
+    bench.adopt(finished, [source.label for source in recipe.sources])
     data = None
     for shard_set in range(recipe.generate.shard_sets):
         if budget.spent():

@@ -240,7 +240,13 @@ def test_kill_between_fits_loses_nothing(fits, recipe, tmp_path, finished, monke
 def test_finished_fits_of_elsewhere_are_not_repeated(recipe, tmp_path, finished, monkeypatch, no_pages):
     _, _, reports = finished
     monkeypatch.setattr("zsq.students.ptq.PTQ.fit", None)
-    data = run_recipe(recipe, tmp_path / "run", finished=reports[-1][1])
+    fits = reports[-1][1]
+    others = [
+        {**fits[0], **change}
+        for change in ({"source": "dsg"}, {"shard_set": 9}, {"num_images": 1}, {"first_last": 4})
+    ]
+    others.append({**fits[0], "options": {**fits[0]["options"], "weight_observer": "kl"}})
+    data = run_recipe(recipe, tmp_path / "run", finished=[*others, *fits])
     assert values(data) == values(finished[0])
 
 
