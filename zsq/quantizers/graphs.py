@@ -20,9 +20,10 @@ from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
 from zsq.quantizers.operations import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
 from zsq.quantizers.stored import form_of
 
-# Names are written into the source that torch.fx compiles: identifiers, and sub-module paths of them.
+# Names are written into the source that torch.fx compiles: identifiers as they are, other parts of a
+# sub-module's path between quotes.
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
-Dotted = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=1000)]
+Dotted = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=1000)]
 
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
 _DTYPES = {

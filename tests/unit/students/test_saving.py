@@ -112,14 +112,14 @@ class Unusual(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect")
         self.prelu, self.pool = nn.PReLU(4), nn.AdaptiveMaxPool2d((None, 4))
         self.norm = nn.GroupNorm(2, 4)
-        self.deep = nn.ModuleDict({"0": nn.Linear(16, 5, bias=False)})
+        self.deep = nn.ModuleDict({"block1-0": nn.Linear(16, 5, bias=False)})
 
     def forward(self, x):
         x = self.norm(self.prelu(self.conv(x)) * self.scale)
         x = self.pool(F.pad(x, (1, 1, 0, 0), value=float("-inf")).clamp(min=-1e3))
         left, right = x[..., ::2, :].chunk(2, dim=1)
         x = torch.cat([left + right.mean((2, 3), keepdim=True), right.float()], 1)
-        return self.deep["0"](F.avg_pool2d(x, (2, 2)).reshape(x.shape[0], -1)) / 2
+        return self.deep["block1-0"](F.avg_pool2d(x, (2, 2)).reshape(x.shape[0], -1)) / 2
 
 
 def test_a_graph_of_every_form_comes_back_without_the_code_of_its_network(tmp_path):
@@ -307,6 +307,7 @@ RECORDS = {
     "no nodes": lambda r: r["graph"].update(nodes=[]),
     "injected name": lambda r: node(r, "placeholder").update(target="x=print(1)"),
     "injected keyword": lambda r: node(r, "call_function").update(kwargs={"a=print(1), b": 1}),
+    "injected name of dashes": lambda r: node(r, "placeholder").update(target="x-1"),
     "injected path": lambda r: node(r, "call_module").update(target='a"+print(1)+"'),
     "keyword as argument": lambda r: node(r, "placeholder").update(target="import"),
 }  # fmt: skip
