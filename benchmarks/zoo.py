@@ -2,7 +2,8 @@
 
 Every PTQ student of the table, or those named, is fitted on every classifier with random weights, ten
 classes, tiny images and two iterations at W4A4, then saved and loaded. What is measured is that it works, or
-why it does not. Finished rows are kept in `benchmarks/results/zoo.json` and are not measured again.
+why it does not, which is summed up in the end. Finished rows are kept in `benchmarks/results/zoo.json` and
+are not measured again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +65,21 @@ def main(
         for student in missing:
             if not budget.spent():
                 _keep({"network": name, "student": student, **_row(name, network, student)})
+    for line in _summary():
+        typer.echo(line)
+
+
+def _summary() -> Iterator[str]:
+    """How many networks each student takes, and which it does not, by reason."""
+    for student in PTQ:
+        rows = [row for row in _rows() if row["student"] == student]
+        others: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            if row["outcome"] != "works":
+                reason = row["why"].replace(row["network"], "NETWORK").split(" (")[0].split(";")[0]
+                others[f"{row['outcome']}: {reason}"].append(row["network"])
+        yield f"{student}: {len(rows) - sum(map(len, others.values()))} of {len(rows)} networks"
+        yield from (f"  {reason}: {', '.join(names)}" for reason, names in others.items())
 
 
 def _rows() -> list[dict[str, Any]]:

@@ -1,0 +1,91 @@
+"""Learning rates of `lsq-kd` on training images: `python benchmarks/tuning.py [--budget-hours H]`.
+
+On the CIFAR-10 ResNet-20 of ZSQ_DATA: students of 512 training images, or of as many from DSG, by their
+agreement with the teacher on 4000 other training images. No test image is read. Keeps what is finished in
+benchmarks/results/tuning.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+import zsq
+from zsq.bench import Budget, machine
+from zsq.config import RuntimeConfig
+from zsq.contract import Bits
+from zsq.evaluate import agreement, logits_of
+from zsq.files import atomic_write_text
+from zsq.images import load_images
+from zsq.imagespec import ImageSpec
+from zsq.progress import Reporter
+from zsq.runtime import Runtime
+from zsq.students import create
+from zsq.teacher import load_teacher
+
+RESULTS = Path(__file__).parent / "results" / "tuning.json"
+DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
+TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
+STUDENT, FIRST_LAST = "lsq-kd", 8
+COUNT, HELD_OUT, SETS, PASSES = 512, 4000, 2, 250
+RATES = {"W4A4": (1e-3, 5e-4, 2.5e-4), "W2A4": (1e-3, 5e-4)}
+
+
+def main(
+    threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
+    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+) -> None:
+    """Measure the trials that are missing."""
+    budget = Budget(budget_hours)
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"trials": []}
+    kept |= {"command": "python benchmarks/tuning.py", "machine": machine()}
+    teacher = load_teacher(TEACHER, WEIGHTS)
+    pixels = load_images(str(DATA / "train20000.zip"), teacher.spec).pixels
+    shuffled = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
+    held_out, real = shuffled[-HELD_OUT:], shuffled[: SETS * COUNT].split(COUNT)
+    runtime = Runtime.resolve(threads=threads, compile="on")
+    dsg = synthetic(teacher.spec, threads)
+    with runtime.threads_set():
+        expected = logits_of(teacher, held_out, runtime)
+        for source, bits in itertools.product(("real", "dsg"), RATES):
+            for rate in RATES[bits]:
+                asked = {"student": STUDENT, "bits": bits, "source": source, "learning_rate": rate}
+                if budget.spent() or any(asked.items() <= trial.items() for trial in kept["trials"]):
+                    continue
+                student = create(STUDENT, teacher.spec, {"learning_rate": rate}, runtime)
+                found = []
+                for seed, images in enumerate(real if source == "real" else dsg):
+                    fitted = student.fit(teacher, images, Bits.parse(bits), first_last=FIRST_LAST, seed=seed)
+                    found.append(agreement(logits_of(fitted, held_out, runtime), expected))
+                kept["trials"].append(asked | {"agreement": found, "mean": statistics.mean(found)})
+                typer.echo(json.dumps(kept["trials"][-1]))
+                atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+
+
+def synthetic(spec: ImageSpec, threads: int | None) -> Sequence[Tensor]:
+    """Images of DSG, kept in outputs/."""
+    folder = zsq.generate(
+        TEACHER,
+        "dsg",
+        weights=WEIGHTS,
+        count=SETS * COUNT,
+        iterations=PASSES,
+        out=Path("outputs") / "tuning-dsg",
+        resume=True,
+        runtime=RuntimeConfig(threads=threads),
+        reporter=Reporter(),
+    )
+    return load_images(str(folder), spec).pixels.split(COUNT)
+
+
+if __name__ == "__main__":
+    typer.run(main)
