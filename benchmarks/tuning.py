@@ -1,4 +1,4 @@
-"""Learning rates of `lsq-kd` on training images: `python benchmarks/tuning.py [--budget-hours H]`.
+"""Learning rates of trained students on training images: `python benchmarks/tuning.py [--budget-hours H]`.
 
 On the CIFAR-10 ResNet-20 of ZSQ_DATA: students of 512 training images, or of as many from DSG, by their
 agreement with the teacher on 4000 other training images. No test image is read. Keeps what is finished in
@@ -35,9 +35,13 @@ from zsq.teacher import load_teacher
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
 TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
-STUDENT, FIRST_LAST = "lsq-kd", 8
+FIRST_LAST = 8
 COUNT, HELD_OUT, SETS, PASSES = 512, 4000, 2, 250
-RATES = {"W4A4": (1e-3, 5e-4, 2.5e-4), "W2A4": (1e-3, 5e-4)}
+RATES = {
+    ("lsq-kd", "W4A4"): (1e-3, 5e-4, 2.5e-4),
+    ("lsq-kd", "W2A4"): (1e-3, 5e-4),
+    ("kd", "W4A4"): (1e-3, 5e-4),
+}
 
 
 def main(
@@ -56,12 +60,12 @@ def main(
     dsg = synthetic(teacher.spec, threads)
     with runtime.threads_set():
         expected = logits_of(teacher, held_out, runtime)
-        for source, bits in itertools.product(("real", "dsg"), RATES):
-            for rate in RATES[bits]:
-                asked = {"student": STUDENT, "bits": bits, "source": source, "learning_rate": rate}
+        for source, (name, bits) in itertools.product(("real", "dsg"), RATES):
+            for rate in RATES[name, bits]:
+                asked = {"student": name, "bits": bits, "source": source, "learning_rate": rate}
                 if budget.spent() or any(asked.items() <= trial.items() for trial in kept["trials"]):
                     continue
-                student = create(STUDENT, teacher.spec, {"learning_rate": rate}, runtime)
+                student = create(name, teacher.spec, {"learning_rate": rate}, runtime)
                 found = []
                 for seed, images in enumerate(real if source == "real" else dsg):
                     fitted = student.fit(teacher, images, Bits.parse(bits), first_last=FIRST_LAST, seed=seed)

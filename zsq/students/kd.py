@@ -43,7 +43,7 @@ class KD(TrainedStudent):
             "starts from the teacher's weights; start=random for a fresh network of the same architecture",
             "without labels: share = 1, and cross-entropy, where asked for, is to the teacher's top-1 class",
             "nothing is quantized in the paper: our grids are of the least L2.4 error, STE with clipping",
-            "Adam 1e-3 with cosine, 160 times 128 images, batch norm frozen: ours",
+            "Adam 5e-4 with cosine, 160 times 128 images, batch norm frozen: ours",
         ),
     )
     options_class: ClassVar[type[Options]] = KDOptions

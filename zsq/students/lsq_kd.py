@@ -29,8 +29,6 @@ class LSQKDOptions(TrainingOptions):
     a quarter.
     """
 
-    # At 1e-3 a student of four bits leaves its start too fast, and on poor images for good.
-    learning_rate: float = Field(5e-4, gt=0)
     # Of a step, in units of its own size, for Adam: its updates have the size of the learning rate whatever
     # the gradient, and 1e-3 is half a step of an 8-bit weight grid.
     step_learning_rate: float = Field(1e-2, gt=0)

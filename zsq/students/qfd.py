@@ -36,6 +36,7 @@ class QFDOptions(TrainingOptions):
     epochs, labels: task_loss=ce is the nearest to them, with the teacher's top-1 class.
     """
 
+    learning_rate: float = Field(1e-3, gt=0)
     feature_bits: int = Field(4, ge=1, le=8)
     feature_weight: float = Field(0.5, ge=0)
     task_loss: Literal["kl", "ce"] = "kl"
