@@ -165,6 +165,7 @@ def one_set(
         return
     pixels = synthetic(teacher, ways[way], number, COUNT, Silent())
     for (fitter, bits), key in keys.items():
+        # Twice the default: the rate that the kept fits were made at.
         student = create_student("lsq-kd", teacher.spec, {"learning_rate": 1e-3}, ways[fitter])
         fitted = student.fit(teacher, pixels, Bits.parse(bits), first_last=8)
         scores = score_student(fitted, test, teacher_logits, ways[PLAIN])

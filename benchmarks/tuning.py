@@ -7,7 +7,6 @@ benchmarks/results/tuning.json.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -51,28 +50,44 @@ def main(
     """Measure the trials that are missing."""
     budget = Budget(budget_hours)
     kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"trials": []}
+    missing = [
+        asked for asked in trials() if not any(asked.items() <= trial.items() for trial in kept["trials"])
+    ]
+    if not missing:
+        return
     kept |= {"command": "python benchmarks/tuning.py", "machine": machine()}
     teacher = load_teacher(TEACHER, WEIGHTS)
     pixels = load_images(str(DATA / "train20000.zip"), teacher.spec).pixels
     shuffled = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
     held_out, real = shuffled[-HELD_OUT:], shuffled[: SETS * COUNT].split(COUNT)
     runtime = Runtime.resolve(threads=threads, compile="on")
-    dsg = synthetic(teacher.spec, threads)
+    sets = {"real": real}
+    if any(asked["source"] == "dsg" for asked in missing):
+        sets["dsg"] = synthetic(teacher.spec, threads)
     with runtime.threads_set():
         expected = logits_of(teacher, held_out, runtime)
-        for source, (name, bits) in itertools.product(("real", "dsg"), RATES):
-            for rate in RATES[name, bits]:
-                asked = {"student": name, "bits": bits, "source": source, "learning_rate": rate}
-                if budget.spent() or any(asked.items() <= trial.items() for trial in kept["trials"]):
-                    continue
-                student = create(name, teacher.spec, {"learning_rate": rate}, runtime)
-                found = []
-                for seed, images in enumerate(real if source == "real" else dsg):
-                    fitted = student.fit(teacher, images, Bits.parse(bits), first_last=FIRST_LAST, seed=seed)
-                    found.append(agreement(logits_of(fitted, held_out, runtime), expected))
-                kept["trials"].append(asked | {"agreement": found, "mean": statistics.mean(found)})
-                typer.echo(json.dumps(kept["trials"][-1]))
-                atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+        for asked in missing:
+            if budget.spent():
+                break
+            options = {"learning_rate": asked["learning_rate"]}
+            student = create(asked["student"], teacher.spec, options, runtime)
+            bits, found = Bits.parse(asked["bits"]), []
+            for seed, images in enumerate(sets[asked["source"]]):
+                fitted = student.fit(teacher, images, bits, first_last=FIRST_LAST, seed=seed)
+                found.append(agreement(logits_of(fitted, held_out, runtime), expected))
+            kept["trials"].append(asked | {"agreement": found, "mean": statistics.mean(found)})
+            typer.echo(json.dumps(kept["trials"][-1]))
+            atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+
+
+def trials() -> list[dict[str, Any]]:
+    """What is fitted, in order."""
+    return [
+        {"student": name, "bits": bits, "source": source, "learning_rate": rate}
+        for source in ("real", "dsg")
+        for (name, bits), rates in RATES.items()
+        for rate in rates
+    ]
 
 
 def synthetic(spec: ImageSpec, threads: int | None) -> Sequence[Tensor]:

@@ -71,8 +71,9 @@ def main(
 
 def _summary() -> Iterator[str]:
     """How many networks each student takes, and which it does not, by reason."""
+    all_rows = _rows()
     for student in PTQ:
-        rows = [row for row in _rows() if row["student"] == student]
+        rows = [row for row in all_rows if row["student"] == student]
         others: dict[str, list[str]] = defaultdict(list)
         for row in rows:
             if row["outcome"] != "works":
