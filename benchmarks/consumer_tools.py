@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zsq.adapters import calibrate, nncf_dataset, representative_data
 from zsq.adapters.loader import Images
 from zsq.contract import Bits
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 
 GPTQ_EPOCHS = 20
 

@@ -26,8 +26,8 @@ from zsq.adapters.loader import Images
 from zsq.bench import Budget
 from zsq.config import RuntimeConfig
 from zsq.contract import Bits, Teacher
-from zsq.files import atomic_write_text
-from zsq.images import ImageSet, load_images
+from zsq.core.files import atomic_write_text
+from zsq.images.sources import ImageSet, load_images
 from zsq.teacher import load_teacher
 
 RESULTS = Path(__file__).parent / "results" / "consumers.json"

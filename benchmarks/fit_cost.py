@@ -18,7 +18,7 @@ from memory import peak_mb
 
 from zsq.bench import machine
 from zsq.config import RuntimeConfig, load_recipe
-from zsq.files import atomic_write_text
+from zsq.core.files import atomic_write_text
 from zsq.students import create
 from zsq.workflow import recipe_protocol
 

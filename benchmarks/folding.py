@@ -19,8 +19,8 @@ from throughput import NETWORKS, Steps, zsq_steps
 from torch import Tensor
 
 from zsq.bench import machine
+from zsq.core.files import atomic_write_text
 from zsq.engine import frozen
-from zsq.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results" / "folding.json"
 

@@ -4,8 +4,8 @@
     python benchmarks/hashes.py compare main~5 HEAD   # of two commits; exit code 1 where they differ
 
 The hashes belong to one kind of processor and one version of torch: compare two commits on one machine.
-Of a method all shard files count; of a student its tensor file, the record beside it without the version of zsq
-and how the student was made, and its outputs on the test images.
+Of a method all shard files count; of a student its tensor file, the record beside it (without the version of
+zsq and how the student was made) and its outputs on the test images.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ def hashes_of(commit: str) -> dict[str, str]:
 def all_hashes(folder: Path) -> dict[str, str]:
     """Name -> sha256 of all methods' shards, and of all students' files and outputs."""
     from zsq.generators import METHODS
-
     from zsq.students import STUDENTS
 
     found: dict[str, str] = {}

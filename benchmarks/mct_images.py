@@ -19,8 +19,8 @@ import typer
 
 import zsq
 from zsq.config import RuntimeConfig
-from zsq.files import atomic_write_text
-from zsq.progress import Reporter
+from zsq.core.files import atomic_write_text
+from zsq.core.progress import Reporter
 from zsq.teacher import load_teacher
 
 RESULTS = Path(__file__).parent / "results" / "mct-images.json"

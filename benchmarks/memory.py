@@ -12,7 +12,7 @@ import typer
 
 import zsq
 from zsq.bench import machine
-from zsq.files import atomic_write_text
+from zsq.core.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 

@@ -19,17 +19,18 @@ import torch.nn.functional as F
 import typer
 from scipy import stats
 from torch import Tensor
-from zsq.generators import create as create_method
 
 from zsq.bench import Budget, machine
-from zsq.contract import Bits, Group, Silent, StepLog, Teacher
+from zsq.contract import Bits, Silent, StepLog, Teacher
+from zsq.core.files import atomic_write_text
+from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Forward, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.evaluate import score_student, score_teacher
-from zsq.files import atomic_write_text
-from zsq.images import ImageSet, load_images
-from zsq.runtime import Runtime
+from zsq.generators import create as create_method
+from zsq.images.sources import ImageSet, load_images
+from zsq.measure.evaluate import score_student, score_teacher
+from zsq.plan import Group
 from zsq.students import create as create_student
 from zsq.teacher import load_teacher
 

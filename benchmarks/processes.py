@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from zsq.bench import machine
-from zsq.errors import ShardError
-from zsq.files import atomic_write_text
+from zsq.core.errors import ShardError
+from zsq.core.files import atomic_write_text
 from zsq.shards.manifest import read_manifest
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"

@@ -15,14 +15,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from zsq.generators import available_methods, create
 
 from zsq.bench import machine
-from zsq.contract import Plan, Silent, Teacher
+from zsq.contract import Silent, Teacher
+from zsq.core.files import atomic_write_text
+from zsq.core.runtime import Runtime
 from zsq.engine.statistics import TappedTeacher, image_distances
-from zsq.files import atomic_write_text
-from zsq.images import load_images
-from zsq.runtime import Runtime
+from zsq.generators import available_methods, create
+from zsq.images.sources import load_images
+from zsq.plan import Plan
 from zsq.teacher import load_teacher
 
 RESULTS = Path(__file__).parent / "results" / "rounding.json"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zsq.gap import Gap, Row, Run
+from zsq.measure.gap import Gap, Row, Run
 from zsq.report.build import sets_grid
 from zsq.report.data import ReportData
 from zsq.report.plots import cost_figure, gap_figure, roc_figure

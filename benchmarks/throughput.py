@@ -58,12 +58,12 @@ Steps = Callable[[int], Any]
 
 def zsq_steps(name: str, compile: bool) -> Steps:
     """DeepInversion as `zsq generate --method deepinversion` runs a long job; or uncompiled in float32."""
-    from zsq.generators import create
-
     from zsq.contract import Silent, Teacher
+    from zsq.core.imagespec import ImageSpec
+    from zsq.core.runtime import Runtime
     from zsq.engine.invert import Stage
-    from zsq.imagespec import ImageSpec
-    from zsq.runtime import Runtime
+    from zsq.generators import create
+    from zsq.generators.deepinversion import DeepInversion
 
     batch, size, _, _ = NETWORKS[name]
     spec = ImageSpec(size=(size, size), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -75,7 +75,9 @@ def zsq_steps(name: str, compile: bool) -> Steps:
         "low_resolution_iterations": 0, "l2_weight": 0.0, "flip": False, "cosine": False,
     }  # fmt: skip
     with runtime.threads_set():
-        inversion = create("deepinversion", teacher, options, runtime=runtime).inversion(batch)
+        method = create("deepinversion", teacher, options, runtime=runtime)
+        assert isinstance(method, DeepInversion)
+        inversion = method.inversion(batch)
     targets = F.one_hot(torch.arange(batch) % 10, teacher.num_outputs).float()
 
     def steps(count: int) -> str:
@@ -123,7 +125,7 @@ def textbook_steps(name: str) -> Steps:
 def convolution_steps(name: str) -> Steps:
     """All convolutions of the network, forward and for the input's gradient, in zsq's precision: what a step
     costs without anything around them."""
-    from zsq.runtime import Runtime
+    from zsq.core.runtime import Runtime
 
     batch, size, _, _ = NETWORKS[name]
     precision = Runtime.resolve(total_gflops=1e9).precision
@@ -280,7 +282,7 @@ def run(
 ) -> None:
     """Measure and keep the results, network by network."""
     from zsq.bench import machine
-    from zsq.files import atomic_write_text
+    from zsq.core.files import atomic_write_text
 
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": {}}
     for network in only or NETWORKS:
@@ -301,7 +303,7 @@ def student(
     steps: Annotated[int, typer.Option(help="Steps of 128 images.", min=1)] = 160,
 ) -> None:
     """Time `lsq-kd` at W4A4 in fresh processes: uncompiled float32, compiled from a cold and a warm cache."""
-    from zsq.files import atomic_write_text
+    from zsq.core.files import atomic_write_text
 
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))
     seconds = {}
@@ -320,7 +322,7 @@ def student(
 def fit(weights: Path, name: str, threads: int, steps: int) -> None:
     """One fit on random images, which take the same time; its seconds on stdout."""
     from zsq.contract import Bits
-    from zsq.runtime import Runtime
+    from zsq.core.runtime import Runtime
     from zsq.students import create
     from zsq.teacher import load_teacher
 

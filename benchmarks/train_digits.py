@@ -15,7 +15,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zsq.seeding import torch_generator
+from zsq.core.seeding import torch_generator
 from zsq.teacher.digits import DIGITS_SPEC, WEIGHTS_PATH, DigitsNet, Split, load_digits_images
 
 EPOCHS = 60

@@ -22,12 +22,12 @@ import zsq
 from zsq.bench import Budget, machine
 from zsq.config import RuntimeConfig
 from zsq.contract import Bits
-from zsq.evaluate import agreement, logits_of
-from zsq.files import atomic_write_text
-from zsq.images import load_images
-from zsq.imagespec import ImageSpec
-from zsq.progress import Reporter
-from zsq.runtime import Runtime
+from zsq.core.files import atomic_write_text
+from zsq.core.imagespec import ImageSpec
+from zsq.core.progress import Reporter
+from zsq.core.runtime import Runtime
+from zsq.images.sources import load_images
+from zsq.measure.evaluate import agreement, logits_of
 from zsq.students import create
 from zsq.teacher import load_teacher
 

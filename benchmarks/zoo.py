@@ -24,14 +24,14 @@ from torch import Tensor, nn
 import zsq
 from zsq.bench import Budget
 from zsq.contract import Bits, FittedStudent, Teacher
-from zsq.errors import ZsqError
-from zsq.files import atomic_write_text
-from zsq.imagespec import ImageSpec
-from zsq.quantizers.trace import trace
-from zsq.runtime import Runtime
+from zsq.core.errors import ZsqError
+from zsq.core.files import atomic_write_text
+from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import Runtime
+from zsq.fitting.training import TrainingOptions
+from zsq.placement.trace import trace
+from zsq.saved.cost import student_cost
 from zsq.students import STUDENTS, create
-from zsq.students.cost import student_cost
-from zsq.students.training import TrainingOptions
 from zsq.teacher.load import build_without_global_rng
 from zsq.teacher.torchvision_models import torchvision_names
 

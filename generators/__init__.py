@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from zsq.contract import Generator, Teacher
+from zsq.core.errors import UnknownNameError, UsageError
+from zsq.core.runtime import Runtime
 from zsq.generators.clusterq import ClusterQ
 from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dgh import DGH
@@ -19,10 +22,6 @@ from zsq.generators.intraq import IntraQ
 from zsq.generators.noise import Noise
 from zsq.generators.qimera import Qimera
 from zsq.generators.zeroq import ZeroQ
-
-from zsq.contract import Generator, Teacher
-from zsq.errors import UnknownNameError, UsageError
-from zsq.runtime import Runtime
 
 METHODS: dict[str, type[Generator]] = {
     "noise": Noise,

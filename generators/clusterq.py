@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from zsq.contract import Facts
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, follows_batch, scales_with_iterations
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
 from zsq.engine.invert import Inversion, Stage
@@ -15,8 +17,6 @@ from zsq.engine.objectives import Forward, Term
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count
 from zsq.engine.views import ResizedCrop
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, follows_batch, scales_with_iterations
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

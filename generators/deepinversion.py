@@ -8,7 +8,9 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from zsq.contract import Facts, Group
+from zsq.contract import Facts
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
     Term,
@@ -23,8 +25,7 @@ from zsq.engine.schedules import Cosine, Schedule
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import balanced_labels, class_count
 from zsq.engine.views import Flip, Halve, Roll, View
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
+from zsq.plan import Group
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

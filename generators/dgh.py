@@ -9,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Generator, Group, StepLog, SyntheticBatch, Teacher
+from zsq.contract import Facts, Generator, StepLog, SyntheticBatch, Teacher
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, with_input
 from zsq.engine.objectives import Forward, Term, output_range
@@ -17,8 +19,7 @@ from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
 from zsq.engine.views import Blur, Clip, Flip, RandomCrop, centre_crop
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
+from zsq.plan import Group
 
 
 class DGHOptions(Options):

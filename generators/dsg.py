@@ -9,7 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Group, StepLog
+from zsq.contract import Facts, StepLog
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
+from zsq.core.seeding import torch_generator
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
     Term,
@@ -23,9 +26,7 @@ from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
 from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
-from zsq.seeding import torch_generator
+from zsq.plan import Group
 
 STARTS: dict[str, Initialiser] = {"gaussian": gaussian, "uniform": uniform}
 

@@ -10,6 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts
+from zsq.core.errors import MismatchError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
 from zsq.engine.conditional import NoiseNetwork
@@ -17,9 +20,6 @@ from zsq.engine.invert import Inversion, Stage
 from zsq.engine.memories import FreshNoise, ImageCentres, centre_alignment, on_images
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.errors import MismatchError
-from zsq.imagespec import ImageSpec
-from zsq.options import Options
 
 NOISE = (0.5, 1.0)  # standard deviations of the noise on a centre's mean and variance
 CHUNK = 64  # given images through the teacher at once

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from zsq.contract import Facts
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.latent import LatentGenerator
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
 from zsq.engine.schedules import exponential, plateau
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.swing import SwingConvolution
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
 
 
 class GenieOptions(Options):

@@ -7,6 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from zsq.contract import Facts
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.moments import Rules, SummedGaussians
 from zsq.engine.objectives import Term, mean_zscore, spread_zscore
@@ -14,8 +16,6 @@ from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import plateau
 from zsq.engine.statistics import input_sums
 from zsq.engine.weights import WeightTapped
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
 
 OUR_CHOICES = (
     "optimizer, rates, number of iterations and batch are our own: the paper's are not established",

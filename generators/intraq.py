@@ -10,7 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Group, StepLog
+from zsq.contract import Facts, StepLog
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.classes import ClassCentres, FeatureTap
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import Term, bn_alignment, marginal_distance, soft_inception
@@ -19,8 +21,7 @@ from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count, softened, uniform_labels
 from zsq.engine.views import ResizedCrop
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
+from zsq.plan import Group
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from zsq.contract import Facts, Generator, Group, StepLog, SyntheticBatch
+from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
 from zsq.engine.parameterise import gaussian
+from zsq.plan import Group
 
 
 class Noise(Generator):

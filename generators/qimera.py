@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts
+from zsq.core.imagespec import ImageSpec
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions
 from zsq.engine.conditional import ConditionalNetwork, SuperposedNetwork, classifier_rows
 from zsq.engine.latent import allocated
-from zsq.imagespec import ImageSpec
 
 
 class QimeraOptions(AmortisedOptions):

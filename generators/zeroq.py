@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 
 from zsq.contract import Facts
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian
 from zsq.engine.schedules import plateau
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, scales_with_iterations
 
 
 class ZeroQOptions(Options):

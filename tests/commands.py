@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from zsq.cli import main
-from zsq.progress import Reporter
+from zsq.core.progress import Reporter
 
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = sys.executable

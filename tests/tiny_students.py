@@ -5,8 +5,8 @@ import dataclasses
 import torch
 
 from zsq.contract import Bits
-from zsq.errors import MismatchError
-from zsq.runtime import Runtime
+from zsq.core.errors import MismatchError
+from zsq.core.runtime import Runtime
 from zsq.students import STUDENTS, create
 
 SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2}

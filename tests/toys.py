@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zsq.contract import Teacher
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 
 
 def image_spec(channels=3, size=(16, 16), **changes):

@@ -8,7 +8,7 @@ images = zsq.ShardDataset(folder)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from zsq.version import __version__
+from zsq.core.version import __version__
 
 if TYPE_CHECKING:
     from zsq.api import (
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
         run,
         verify_export,
     )
-    from zsq.images import load_images
+    from zsq.images.sources import load_images
+    from zsq.saved.onnx_qdq import export_onnx
+    from zsq.saved.saving import load_student, save_student
     from zsq.shards.reader import ShardDataset
     from zsq.shards.verify import verify_run
-    from zsq.students.onnx_qdq import export_onnx
-    from zsq.students.saving import load_student, save_student
     from zsq.teacher import load_teacher
 
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
     "audit": "zsq.api",
     "export": "zsq.api",
-    "export_onnx": "zsq.students.onnx_qdq",
+    "export_onnx": "zsq.saved.onnx_qdq",
     "generate": "zsq.api",
     "import_images": "zsq.api",
     "inspect": "zsq.api",
-    "load_images": "zsq.images",
-    "load_student": "zsq.students.saving",
+    "load_images": "zsq.images.sources",
+    "load_student": "zsq.saved.saving",
     "load_teacher": "zsq.teacher",
     "measure_gap": "zsq.api",
     "quantize": "zsq.api",
     "run": "zsq.api",
-    "save_student": "zsq.students.saving",
+    "save_student": "zsq.saved.saving",
     "verify_export": "zsq.api",
     "verify_run": "zsq.shards.verify",
 }

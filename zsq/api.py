@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
 from zsq.contract import Bits, FittedStudent, Teacher
-from zsq.errors import OptionError
-from zsq.evaluate import accuracy, logits_of, score_student, score_teacher
-from zsq.images import load_images
-from zsq.progress import Reporter
+from zsq.core.errors import OptionError
+from zsq.core.progress import Reporter
+from zsq.core.runtime import Runtime
+from zsq.images.sources import load_images
+from zsq.measure.evaluate import accuracy, logits_of, score_student, score_teacher
 from zsq.runfolder import latest_folder, next_folder
-from zsq.runtime import Runtime
 from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
 from zsq.students import create, own_defaults_line
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
-    from zsq.audits import Audit
-    from zsq.exports.record import ExportRecord
-    from zsq.exports.run import Comparison
-    from zsq.gap import StudentSpec
-    from zsq.imports.run import Imported
+    from zsq.exports.export_json import ExportRecord
+    from zsq.exports.exporting import Comparison
+    from zsq.imports.importing import Imported
+    from zsq.measure.audits import Audit
+    from zsq.measure.gap import StudentSpec
     from zsq.report.data import ReportData
-    from zsq.students.cost import Cost
+    from zsq.saved.cost import Cost
 
 OUTPUTS = Path("outputs")
 
@@ -63,7 +63,7 @@ def generate(
         out: the run's folder, by default the first free `outputs/TEACHER-METHOD`.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
     values = {
         "teacher": teacher,
@@ -121,9 +121,9 @@ def quantize(
         onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
-    from zsq.students.cost import student_cost
+    from zsq.saved.cost import student_cost
 
     resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
     parsed = Bits.parse(bits)
@@ -145,7 +145,7 @@ def quantize(
     teacher_logits, teacher_accuracy = score_teacher(loaded, labelled, resolved)
     metrics = score_student(fitted, labelled, teacher_logits, resolved)
     if onnx is not None:
-        from zsq.students.onnx_qdq import OnnxStudent
+        from zsq.saved.onnx_qdq import OnnxStudent
 
         onnx_logits = logits_of(OnnxStudent(onnx, loaded.spec), labelled.pixels, resolved)
         metrics["onnx_accuracy"] = accuracy(onnx_logits, labelled.labels)
@@ -156,8 +156,8 @@ def _check_destinations(
     teacher: Teacher, bits: Bits, first_last: int | None, out: str | Path | None, onnx: str | Path | None
 ) -> None:
     """Refuse before a long fit what could not be written after it."""
-    from zsq.students.onnx_qdq import check_exportable
-    from zsq.students.saving import check_destination, check_saveable
+    from zsq.saved.onnx_qdq import check_exportable
+    from zsq.saved.saving import check_destination, check_saveable
 
     if out is not None:
         check_destination(out)
@@ -171,8 +171,8 @@ def _check_destinations(
 def _write(
     fitted: FittedStudent, teacher: Teacher, out: str | Path | None, onnx: str | Path | None
 ) -> tuple[Path, ...]:
-    from zsq.students.onnx_qdq import export_onnx
-    from zsq.students.saving import save_student
+    from zsq.saved.onnx_qdq import export_onnx
+    from zsq.saved.saving import save_student
 
     files = () if out is None else save_student(fitted, teacher, out)
     if onnx is None:
@@ -206,7 +206,7 @@ def measure_gap(
     Shard sets of one source are replicates. `set` has keys STUDENT.OPTION; `passes` surround every student.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
     from zsq.workflow import GapRun, run_gap
 
@@ -233,7 +233,7 @@ def _student_specs(
     passes: Sequence[str],
     overrides: Mapping[str, Any],
 ) -> list[StudentSpec]:
-    from zsq.gap import StudentSpec
+    from zsq.measure.gap import StudentSpec
 
     for key in overrides:
         if key.partition(".")[0] not in students:
@@ -263,7 +263,7 @@ def run(
     """Run a recipe by its name or path; the report's data and the run's folder.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
     from zsq.workflow import run_recipe
 
@@ -290,9 +290,9 @@ def export(
         range: `uint8` 0..255, `unit` 0..1 or `norm`, normalised for the teacher but not resized.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
-    from zsq.exports.run import export_run
+    from zsq.exports.exporting import export_run
 
     return export_run(Path(folder), to, Path(out), layout, range)
 
@@ -314,9 +314,9 @@ def import_images(
         layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw in tensors.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
-    from zsq.imports.run import import_images as run
+    from zsq.imports.importing import import_images as run
 
     return run(str(source), Path(out), name, mean, std, layout)
 
@@ -335,9 +335,9 @@ def verify_export(
         teacher: compare its logits on the exported images with the stored ones too, within `tolerance`.
 
     Raises:
-        ZsqError: the first difference, or one class per cause, see `zsq.errors`.
+        ZsqError: the first difference, or one class per cause, see `zsq.core.errors`.
     """
-    from zsq.exports.run import verify_export as run
+    from zsq.exports.exporting import verify_export as run
 
     loaded = None if teacher is None else load_teacher(teacher, _path(weights))
     return run(Path(folder), Path(export), loaded, tolerance)
@@ -360,12 +360,12 @@ def audit(
             an embedding teacher's images are identities, which intervals are then over.
 
     Raises:
-        ZsqError: one class per cause, see `zsq.errors`.
+        ZsqError: one class per cause, see `zsq.core.errors`.
     """
     import json
 
-    from zsq.audits import audit_images, audit_json
-    from zsq.files import atomic_write_text
+    from zsq.core.files import atomic_write_text
+    from zsq.measure.audits import audit_images, audit_json
 
     resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)

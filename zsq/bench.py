@@ -15,20 +15,20 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from zsq import gap
 from zsq.contract import FittedStudent, QuantizedTensor, Teacher
-from zsq.contrasts import contrasts
-from zsq.evaluate import score_embeddings, score_teacher
-from zsq.files import atomic_write_text
-from zsq.gap import REAL, RunRecord, StudentSpec
+from zsq.core.files import atomic_write_text
+from zsq.core.progress import Reporter, append_line
+from zsq.core.runtime import Runtime
 from zsq.generators import available_methods
-from zsq.images import ImageSet
-from zsq.progress import Reporter, append_line
+from zsq.images.sources import ImageSet
+from zsq.measure import gap
+from zsq.measure.contrasts import contrasts
+from zsq.measure.evaluate import score_embeddings, score_teacher
+from zsq.measure.gap import REAL, RunRecord, StudentSpec
+from zsq.measure.setfacts import bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runfolder import open_run
-from zsq.runtime import Runtime
-from zsq.setfacts import bn_distances, intra_class_distances
 from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
 

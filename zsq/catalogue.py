@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from zsq.errors import UsageError
+from zsq.core.errors import UsageError
 
 KINDS = ("methods", "teachers", "students", "passes", "recipes")
 
@@ -29,7 +29,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
         return [_facts(name, cls) for name, cls in STUDENTS.items()]
     if kind == "passes":
-        from zsq.quantizers.passes import PASSES
+        from zsq.passes import PASSES
 
         return [{"name": name, "summary": one.summary} for name, one in PASSES.items()]
     if kind == "recipes":

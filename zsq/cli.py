@@ -10,8 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from zsq.errors import ZsqError
-from zsq.version import __version__
+from zsq.core.errors import ZsqError
+from zsq.core.version import __version__
 
 app = typer.Typer(
     help="A trained network goes in, the calibration images that its quantizer needs come out.",
@@ -267,7 +267,7 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="Largest difference of a logit.")] = 1e-3,
 ) -> None:
     """Check every file against its hash and every array against the schema; and an export against both."""
-    from zsq.errors import OptionError
+    from zsq.core.errors import OptionError
     from zsq.shards.verify import verify_run
 
     if teacher is not None and against is None:
@@ -335,7 +335,7 @@ def audit(
 ) -> None:
     """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
     from zsq.api import audit as run
-    from zsq.audits import audit_lines
+    from zsq.measure.audits import audit_lines
 
     runtime = _runtime("fp32", "off", threads, device)
     found = run(teacher, shards, train, holdout, out, weights=weights, runtime=runtime)
@@ -362,7 +362,7 @@ def _runtime(precision: str, compile: str, threads: int | None, device: str) -> 
 
 
 def _reporter() -> Any:
-    from zsq.progress import Reporter
+    from zsq.core.progress import Reporter
 
     return Reporter()
 

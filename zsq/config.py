@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from zsq.errors import OptionError, UnknownNameError
-from zsq.selection import split_source
+from zsq.core.errors import OptionError, UnknownNameError
+from zsq.core.selection import split_source
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -29,7 +29,7 @@ class Stage(BaseModel):
 
 
 class RuntimeConfig(Stage):
-    """The RUNTIME options as given; `zsq.runtime.Runtime.resolve` turns `auto` into values."""
+    """The RUNTIME options as given; `zsq.core.runtime.Runtime.resolve` turns `auto` into values."""
 
     precision: str = "auto"
     compile: str = "auto"

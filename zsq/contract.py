@@ -20,11 +20,11 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from zsq.errors import MismatchError, OptionError
-from zsq.imagespec import ImageSpec
-from zsq.options import Options
-from zsq.runtime import Runtime
-from zsq.seeding import torch_generator
+from zsq.core.errors import MismatchError, OptionError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.plan import Group
 
 Task = Literal["classify", "embed"]
 
@@ -88,99 +88,6 @@ class Facts:
     trains_network: bool = False
     data_read: str = "none"
     deviations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Consecutive images that are made together; everything about them follows from this and the teacher."""
-
-    index: int
-    seed: int
-    first_image: int
-    batch_sizes: tuple[int, ...]
-
-    @property
-    def num_images(self) -> int:
-        """Images in all batches of the group."""
-        return sum(self.batch_sizes)
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """The group's own random stream for one purpose; a fresh generator at each call."""
-        return torch_generator(self.seed, self.index, purpose)
-
-
-@dataclass(frozen=True)
-class WorkUnit:
-    """The least work that ends in whole shards: several small groups in one, or one group in several."""
-
-    groups: tuple[Group, ...]
-    first_shard: int
-    shard_sizes: tuple[int, ...]
-
-    @property
-    def num_images(self) -> int:
-        """Images in all groups of the unit."""
-        return sum(self.shard_sizes)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The run as data: the same for every process count, and the unit of resume."""
-
-    count: int
-    batch: int
-    shard_size: int
-    seed: int
-    batches_per_group: int | None = 1  # None: the whole set is one group
-
-    def __post_init__(self) -> None:
-        """Refuse counts that make no plan."""
-        for name in ("count", "batch", "shard_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"--{name.replace('_', '-')} {getattr(self, name)}", "at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise OptionError(f"--seed {self.seed}", "a number from 0 to 2**63 - 1")
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """All groups in order."""
-        per_group = self.count if self.batches_per_group is None else self.batches_per_group * self.batch
-        groups = []
-        for index, first in enumerate(range(0, self.count, per_group)):
-            size = min(per_group, self.count - first)
-            batches = tuple(min(self.batch, size - done) for done in range(0, size, self.batch))
-            groups.append(Group(index, self.seed, first, batches))
-        return tuple(groups)
-
-    @property
-    def units(self) -> tuple[WorkUnit, ...]:
-        """Groups packed into shards of at most `shard_size` images; a larger group spans several."""
-        units: list[WorkUnit] = []
-        pending: list[Group] = []
-        next_shard = 0
-
-        def close() -> None:
-            nonlocal next_shard
-            if not pending:
-                return
-            total = sum(group.num_images for group in pending)
-            sizes = tuple(min(self.shard_size, total - done) for done in range(0, total, self.shard_size))
-            units.append(WorkUnit(tuple(pending), next_shard, sizes))
-            next_shard += len(sizes)
-            pending.clear()
-
-        for group in self.groups:
-            if sum(g.num_images for g in pending) + group.num_images > self.shard_size:
-                close()
-            pending.append(group)
-        close()
-        return tuple(units)
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shard files of the whole run."""
-        last = self.units[-1]
-        return last.first_shard + len(last.shard_sizes)
 
 
 @dataclass(frozen=True)

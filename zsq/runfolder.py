@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from zsq.config import config_json
-from zsq.errors import RunFolderError, StorageError
-from zsq.files import atomic_write_text, fsync_folder, is_leftover
+from zsq.core.errors import RunFolderError, StorageError
+from zsq.core.files import atomic_write_text, fsync_folder, is_leftover
 
 RUN_FILE = "run.json"
 

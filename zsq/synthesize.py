@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from zsq.config import GenerateConfig, config_sha256
-from zsq.contract import Generator, Plan, SyntheticBatch, Teacher, WorkUnit
-from zsq.engine.cost import estimated_seconds, forward_gflops
+from zsq.contract import Generator, SyntheticBatch, Teacher
+from zsq.core.errors import NoBatchNormError, OptionError, ShardError
+from zsq.core.progress import Reporter, duration
+from zsq.core.runtime import Runtime
+from zsq.core.version import __version__
+from zsq.engine.estimate import estimated_seconds, forward_gflops
 from zsq.engine.statistics import TappedTeacher, image_distances
-from zsq.errors import NoBatchNormError, OptionError, ShardError
 from zsq.generators import method_class
-from zsq.images import ImageSet, load_images
-from zsq.progress import Reporter, duration
+from zsq.images.sources import ImageSet, load_images
+from zsq.plan import Plan, WorkUnit
 from zsq.runfolder import open_run
-from zsq.runtime import Runtime
 from zsq.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -37,7 +39,6 @@ from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_n
 from zsq.shards.verify import verify_shard
 from zsq.shards.writer import write_shard
 from zsq.teacher import load_teacher
-from zsq.version import __version__
 
 SCORE_BATCH = 128
 

@@ -10,15 +10,15 @@ from typing import Any
 from zsq.bench import Bench, Budget, Protocol
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
 from zsq.contract import Bits, Student, Teacher
-from zsq.engine.cost import estimated_seconds, forward_gflops
-from zsq.errors import ImagesError, MismatchError, OptionError
-from zsq.gap import RunRecord, StudentSpec
+from zsq.core.errors import ImagesError, MismatchError, OptionError
+from zsq.core.progress import Reporter, duration
+from zsq.core.runtime import Runtime
+from zsq.core.selection import split_source
+from zsq.engine.estimate import estimated_seconds, forward_gflops
 from zsq.generators import method_class
-from zsq.images import ImageSet, load_images
-from zsq.progress import Reporter, duration
+from zsq.images.sources import ImageSet, load_images
+from zsq.measure.gap import RunRecord, StudentSpec
 from zsq.report.data import ReportData
-from zsq.runtime import Runtime
-from zsq.selection import split_source
 from zsq.shards.reader import ShardDataset
 from zsq.students import create, own_defaults, own_defaults_line
 from zsq.synthesize import generate

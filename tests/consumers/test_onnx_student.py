@@ -11,10 +11,10 @@ from tiny_students import fit, outputs
 
 import zsq
 from zsq.contract import Teacher
-from zsq.errors import ExportError, OptionError
+from zsq.core.errors import ExportError, OptionError
 from zsq.quantizers.grids import FakeQuantizer
+from zsq.saved.onnx_qdq import OnnxStudent, check_exportable
 from zsq.students import STUDENTS
-from zsq.students.onnx_qdq import OnnxStudent, check_exportable
 from zsq.teacher.digits import load_digits_images
 
 # A scale before the integers and another one after them have no QuantizeLinear.
@@ -60,7 +60,7 @@ def test_refused_before_the_fit(capsys, tmp_path):
 
 
 def test_a_package_that_is_missing_is_named(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("zsq.students.onnx_qdq.find_spec", lambda name: None)
+    monkeypatch.setattr("zsq.saved.onnx_qdq.find_spec", lambda name: None)
     called = ["quantize", "--teacher", "embedded:digits", "--images", "nowhere", "--student", "ptq"]
     outcome = call(capsys, *called, "--bits", "W8A8", "--onnx", tmp_path / "x.onnx")
     assert outcome.complaint().startswith("onnx is not installed; expected the extra 'onnxruntime'")

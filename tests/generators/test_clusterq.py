@@ -5,15 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.clusterq import NOISE, ClusterQOptions
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
 from zsq.engine.amortise import FreshInputs
 from zsq.engine.classes import class_moments, first_deep_layer
 from zsq.engine.memories import ClassCentroids, FreshNoise, class_alignment
 from zsq.engine.objectives import Forward
 from zsq.engine.statistics import layer_sums
+from zsq.generators import create
+from zsq.generators.clusterq import NOISE, ClusterQOptions
+from zsq.plan import Plan
 
 CLASSES = torch.tensor([0, 2, 2, 0, 3])
 TARGETS = F.one_hot(CLASSES, 5).double()

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher, without_bn
-from zsq.generators import available_methods, create
 
 from zsq import synthesize
 from zsq.config import GenerateConfig
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
+from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Term
 from zsq.engine.statistics import Alignment, TappedTeacher, image_distances
-from zsq.errors import MismatchError, NoBatchNormError, OptionError
+from zsq.generators import available_methods, create
+from zsq.plan import Plan
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
 from zsq.synthesize import Processes, resolve

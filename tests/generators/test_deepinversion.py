@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.deepinversion import DeepInversion, DeepInversionOptions
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
+from zsq.core.errors import OptionError
 from zsq.engine.objectives import Forward
 from zsq.engine.schedules import Cosine, Schedule
 from zsq.engine.statistics import Alignment, TappedTeacher, layer_sums
 from zsq.engine.views import Flip, Halve, Roll
-from zsq.errors import OptionError
+from zsq.generators import create
+from zsq.generators.deepinversion import DeepInversion, DeepInversionOptions
+from zsq.plan import Plan
 from zsq.teacher import load_teacher
 
 LARGE = image_spec(size=(224, 224))

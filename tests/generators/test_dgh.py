@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.dgh import DGHOptions, set_gap
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
+from zsq.core.runtime import Runtime
 from zsq.engine.joint import JointInversion, StoredSums, with_input
 from zsq.engine.objectives import Forward, Term, output_range
 from zsq.engine.parameterise import Pixels
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.views import Clip, RandomCrop, centre_crop
-from zsq.runtime import Runtime
+from zsq.generators import create
+from zsq.generators.dgh import DGHOptions, set_gap
+from zsq.plan import Plan
 from zsq.teacher import load_teacher
 
 

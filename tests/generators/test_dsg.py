@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.dsg import DSGOptions, enhancement_weights, slacks
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
+from zsq.core.seeding import torch_generator
 from zsq.engine.objectives import Forward, bn_alignment
 from zsq.engine.parameterise import gaussian
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.seeding import torch_generator
+from zsq.generators import create
+from zsq.generators.dsg import DSGOptions, enhancement_weights, slacks
+from zsq.plan import Plan
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.fdda import NOISE, FDDAOptions, mixed_half, single_half
 
 from zsq import synthesize
 from zsq.config import GenerateConfig
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
+from zsq.core.errors import MismatchError, OptionError, RunFolderError
 from zsq.engine.amortise import FreshInputs
 from zsq.engine.classes import first_deep_layer
 from zsq.engine.memories import FreshNoise, centre_alignment, on_images
 from zsq.engine.objectives import Forward, cross_entropy
-from zsq.errors import MismatchError, OptionError, RunFolderError
+from zsq.generators import create
+from zsq.generators.fdda import NOISE, FDDAOptions, mixed_half, single_half
+from zsq.plan import Plan
 from zsq.shards.reader import ShardDataset
 
 TEACHER = make_teacher(NETWORKS["downsample"])

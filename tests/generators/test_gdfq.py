@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.gdfq import GDFQ, GDFQOptions
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
 from zsq.engine.conditional import NoiseNetwork
 from zsq.engine.latent import BatchNorm
 from zsq.engine.objectives import Forward
 from zsq.engine.statistics import TappedTeacher
+from zsq.generators import create
+from zsq.generators.gdfq import GDFQ, GDFQOptions
+from zsq.plan import Plan
 
 
 def rng(seed=0):

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.genie import GenieOptions
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
 from zsq.engine.invert import Inversion
 from zsq.engine.objectives import Forward
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.swing import SwingConvolution
+from zsq.generators import create
+from zsq.generators.genie import GenieOptions
+from zsq.plan import Plan
 
 
 def losses(inversion, images):

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torchvision import models
 from toys import NETWORKS, conv_bn, head, image_spec, make_teacher
-from zsq.generators import create
 
-from zsq.contract import Plan, Silent, Teacher
+from zsq.contract import Silent, Teacher
+from zsq.core.errors import MismatchError
 from zsq.engine.moments import MomentMode, Rules, SummedGaussians, channel_moments, matched_channels
 from zsq.engine.objectives import mean_zscore, spread_zscore
 from zsq.engine.statistics import layer_sums
 from zsq.engine.weights import WeightTapped, fold_untraced
-from zsq.errors import MismatchError
+from zsq.generators import create
+from zsq.plan import Plan
 
 
 def teacher_of(network, spec=None, outputs=5):

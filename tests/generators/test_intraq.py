@@ -5,15 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from toys import image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.intraq import IntraQOptions
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
 from zsq.engine.classes import ClassCentres, FeatureTap
 from zsq.engine.objectives import Forward, marginal_distance, soft_inception
 from zsq.engine.statistics import TappedTeacher
 from zsq.engine.targets import softened
 from zsq.engine.views import ResizedCrop
+from zsq.generators import create
+from zsq.generators.intraq import IntraQOptions
+from zsq.plan import Plan
 
 
 def rng(seed=0):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 from toys import NETWORKS, head, image_spec, make_teacher
+
+from zsq.contract import Silent
+from zsq.core.errors import MismatchError
+from zsq.engine.conditional import classifier_rows
 from zsq.generators import create
 from zsq.generators.qimera import Qimera, QimeraOptions
-
-from zsq.contract import Plan, Silent
-from zsq.engine.conditional import classifier_rows
-from zsq.errors import MismatchError
+from zsq.plan import Plan
 
 
 def rng(seed=0):

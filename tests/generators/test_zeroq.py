@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from toys import NETWORKS, image_spec, make_teacher
-from zsq.generators import create
-from zsq.generators.zeroq import STARTS, ZeroQOptions
 
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
 from zsq.engine.objectives import Forward
 from zsq.engine.schedules import Plateau
 from zsq.engine.statistics import TappedTeacher
+from zsq.generators import create
+from zsq.generators.zeroq import STARTS, ZeroQOptions
+from zsq.plan import Plan
 
 
 def losses(method, batch, images, tapped=None):

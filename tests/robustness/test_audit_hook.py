@@ -12,7 +12,7 @@ from pathlib import Path
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.generators import METHODS
-from zsq.images import load_images
+from zsq.images.sources import load_images
 
 seen = []
 def watch(event, args):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from zsq.errors import ShardError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import ShardError
+from zsq.core.imagespec import ImageSpec
 from zsq.shards.reader import read_shard
 from zsq.shards.schema import ShardContent, ShardProvenance
 from zsq.shards.verify import verify_shard

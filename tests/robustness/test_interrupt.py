@@ -47,7 +47,7 @@ def test_interrupt_of_a_running_command(tmp_path, capsys):
     assert kept.items() <= hashes(out).items()
 
 
-@pytest.mark.parametrize("where", ["zsq.teacher.load_teacher", "zsq.files.os.fsync"])
+@pytest.mark.parametrize("where", ["zsq.teacher.load_teacher", "zsq.core.files.os.fsync"])
 def test_interrupt_anywhere_is_one_line(where, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt

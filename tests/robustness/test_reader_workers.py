@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardContent, ShardProvenance, shard_name
 from zsq.shards.writer import write_shard

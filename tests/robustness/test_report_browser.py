@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zsq.contract import QuantizedTensor
-from zsq.gap import gaps_from_rows, rows_from_runs
+from zsq.measure.gap import gaps_from_rows, rows_from_runs
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
 

@@ -8,7 +8,7 @@ import torch
 import zsq
 from zsq import bench
 from zsq.config import RuntimeConfig
-from zsq.errors import OptionError, RunFolderError
+from zsq.core.errors import OptionError, RunFolderError
 from zsq.teacher.digits import load_digits_images
 
 DIGITS, RUNTIME = "embedded:digits", RuntimeConfig(threads=1, compile="off")

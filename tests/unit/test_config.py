@@ -19,7 +19,7 @@ from zsq.config import (
     recipe_titles,
     validated,
 )
-from zsq.errors import OptionError, UnknownNameError
+from zsq.core.errors import OptionError, UnknownNameError
 
 RECIPE = """
 title = "Two sources"

@@ -7,10 +7,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zsq.contract import Bits, Generator, Plan, Silent, Teacher
-from zsq.errors import OptionError
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, follows_batch, scales_with_iterations
+from zsq.contract import Bits, Generator, Silent, Teacher
+from zsq.core.errors import OptionError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, follows_batch, scales_with_iterations
+from zsq.plan import Plan
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

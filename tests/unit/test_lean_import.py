@@ -1,18 +1,13 @@
 """What starts fast stays fast, and imports go one way."""
 
-import ast
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from commands import PYTHON, environment, run_python
 
-REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "numpy", "h5py", "sklearn", "scipy", "kornia", "matplotlib", "torchvision", "accelerate")
 
-# The files above the methods in the tree; a method that one of them imported would be a circle.
-BELOW_METHODS = {"synthesize.py", "workflow.py", "bench.py", "catalogue.py", "api.py", "cli.py"}
 
 LOADED = f"""
 import sys
@@ -63,30 +58,6 @@ def test_help_takes_less_than_a_second():
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(3)) < 1
-
-
-def imported_modules(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-
-
-def test_only_what_stands_below_the_methods_imports_them():
-    """import-linter cannot see these imports: their folder is not inside of zsq/ in the repository."""
-    found = {
-        str(path.relative_to(REPOSITORY / "zsq"))
-        for path in (REPOSITORY / "zsq").rglob("*.py")
-        if any(name.startswith("zsq.generators") for name in imported_modules(path))
-    }
-    assert found
-    assert found <= BELOW_METHODS
-
-
-def test_methods_import_their_own_kind_by_the_installed_name():
-    for path in (REPOSITORY / "generators").glob("*.py"):
-        assert not any(name.split(".")[0] == "generators" for name in imported_modules(path))
 
 
 def test_every_public_name_can_be_had():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from zsq.errors import RunFolderError, StorageError
+from zsq.core.errors import RunFolderError, StorageError
 from zsq.runfolder import RUN_FILE, latest_folder, next_folder, open_run
 
 OPTIONS = {"count": 8, "set": {"epsilon": 0.9}, "batch": None, "folders": ("a", "b")}

@@ -13,10 +13,10 @@ from toys import image_spec, make_teacher, without_bn
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, config_sha256
 from zsq.contract import SyntheticBatch
+from zsq.core.errors import NoBatchNormError, RunFolderError, UsageError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import Runtime
 from zsq.engine.statistics import TappedTeacher, image_distances
-from zsq.errors import NoBatchNormError, RunFolderError, UsageError
-from zsq.imagespec import ImageSpec
-from zsq.runtime import Runtime
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run

@@ -10,9 +10,9 @@ from commands import Spoken
 from zsq import bench, synthesize, workflow
 from zsq.config import GenerateConfig, load_recipe, recipe_paths
 from zsq.contract import Bits
-from zsq.errors import RunFolderError, TeacherAccuracyError, UsageError
-from zsq.gap import StudentSpec
-from zsq.runtime import Runtime
+from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
+from zsq.core.runtime import Runtime
+from zsq.measure.gap import StudentSpec
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run

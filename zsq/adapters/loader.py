@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zsq.errors import MismatchError, OptionError
-from zsq.images import ImageSet, load_images
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MismatchError, OptionError
+from zsq.core.imagespec import ImageSpec
+from zsq.images.sources import ImageSet, load_images
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
 

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from torch import Tensor
 
 from zsq.adapters.loader import Batches, Images
-from zsq.errors import MissingExtraError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MissingExtraError
+from zsq.core.imagespec import ImageSpec
 
 
 def representative_data(

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from zsq.adapters.loader import Batches, Images
-from zsq.errors import MissingExtraError, OptionError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MissingExtraError, OptionError
+from zsq.core.imagespec import ImageSpec
 
 
 def nncf_dataset(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from zsq.adapters.loader import CalibrationImages, Images
-from zsq.errors import MismatchError, MissingExtraError, OptionError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MismatchError, MissingExtraError, OptionError
+from zsq.core.imagespec import ImageSpec
 
 try:
     from onnxruntime import InferenceSession

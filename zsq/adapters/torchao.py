@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from zsq.adapters.loader import Batches, Images
-from zsq.errors import MissingExtraError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MissingExtraError
+from zsq.core.imagespec import ImageSpec
 
 
 def calibrate(prepared: nn.Module, images: Images, batch: int = 32, *, spec: ImageSpec | None = None) -> int:

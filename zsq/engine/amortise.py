@@ -10,7 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
+from zsq.contract import Generator, StepLog, SyntheticBatch, Teacher
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options, follows_batch, scales_with_iterations
+from zsq.core.runtime import Runtime
+from zsq.core.seeding import torch_generator
 from zsq.engine.cache import read_tensors, write_tensors
 from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
 from zsq.engine.invert import Inversion, Stage, warn_of_idle_terms
@@ -20,10 +24,7 @@ from zsq.engine.parameterise import ParameterGroup, Parameterisation
 from zsq.engine.schedules import exponential
 from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
 from zsq.engine.targets import class_count
-from zsq.imagespec import ImageSpec
-from zsq.options import Options, follows_batch, scales_with_iterations
-from zsq.runtime import Runtime
-from zsq.seeding import torch_generator
+from zsq.plan import Group
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

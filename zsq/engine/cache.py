@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from zsq.errors import StorageError
-from zsq.files import atomic_write_bytes
+from zsq.core.errors import StorageError
+from zsq.core.files import atomic_write_bytes
 
 DIGEST = "sha256"  # a tensor of the file: the sha256 of all others, saved without it
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zsq.core.errors import MismatchError
 from zsq.engine.statistics import LayerSums, TappedTeacher
-from zsq.errors import MismatchError
 
 
 @dataclass(frozen=True)

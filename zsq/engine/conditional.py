@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsq.contract import Teacher
+from zsq.core.errors import MismatchError
+from zsq.core.imagespec import ImageSpec
 from zsq.engine.latent import SLOPE, BatchNorm, Image, Seed, UpsampledConvolution, initialise
-from zsq.errors import MismatchError
-from zsq.imagespec import ImageSpec
 
 
 class ConditionalNetwork(nn.Module):

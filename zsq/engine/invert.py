@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsq.contract import Generator, Group, StepLog, SyntheticBatch, Teacher
+from zsq.contract import Generator, StepLog, SyntheticBatch, Teacher
+from zsq.core.runtime import Runtime
 from zsq.engine.classes import FeatureTap
 from zsq.engine.memories import Memory
 from zsq.engine.objectives import Forward, Term, weighted
@@ -19,7 +20,7 @@ from zsq.engine.parameterise import Optimised, Parameterisation
 from zsq.engine.statistics import LayerSums, require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.views import View, apply_views, draw_views
-from zsq.runtime import Runtime
+from zsq.plan import Group
 
 # Standard-space images -> the teacher's outputs and its layers' statistics, as `TappedTeacher` gives them.
 Tapped = Callable[[Tensor], tuple[Tensor, list[LayerSums]]]

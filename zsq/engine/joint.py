@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from zsq.contract import StepLog
+from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY, LossHistory, Tapped
 from zsq.engine.objectives import Forward, Term, weighted
 from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
 from zsq.engine.statistics import LayerSums, SetSums, input_sums
 from zsq.engine.views import View, apply_views, draw_views
-from zsq.runtime import Runtime
 
 
 class StoredSums:

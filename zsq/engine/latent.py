@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsq.core.imagespec import ImageSpec
 from zsq.engine.parameterise import ParameterGroup, Parameterisation
 from zsq.engine.schedules import MakeSchedule, Schedule
-from zsq.imagespec import ImageSpec
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zsq.errors import MismatchError
+from zsq.core.errors import MismatchError
 
 # Operations that only move, copy or repeat values.
 MOVES = {

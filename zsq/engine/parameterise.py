@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zsq.core.imagespec import ImageSpec
 from zsq.engine.schedules import MakeSchedule, Schedule
-from zsq.imagespec import ImageSpec
 
 Initialiser = Callable[[Sequence[int], torch.Generator], Tensor]
 

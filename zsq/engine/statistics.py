@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
+from zsq.core.errors import NoBatchNormError
 from zsq.engine.frozen import (
     PLAIN_BATCH_NORMS,
     MaterialisedGradients,
@@ -23,7 +24,6 @@ from zsq.engine.frozen import (
     tap_batch_norm,
 )
 from zsq.engine.fusion import stores_statistics
-from zsq.errors import NoBatchNormError
 
 EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
 

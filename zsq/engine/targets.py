@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.contract import Group, Teacher
-from zsq.errors import MismatchError
+from zsq.contract import Teacher
+from zsq.core.errors import MismatchError
+from zsq.plan import Group
 
 
 def uniform_labels(group: Group, num_classes: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 
 
 class View(Protocol):

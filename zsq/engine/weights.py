@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zsq.contract import Teacher
+from zsq.core.errors import MismatchError
+from zsq.core.imagespec import ImageSpec
 from zsq.engine.fusion import fused
 from zsq.engine.moments import MomentMode, Moments, Rules, channel_moments
 from zsq.engine.statistics import LayerSums, layer_sums
-from zsq.errors import MismatchError
-from zsq.imagespec import ImageSpec
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 

@@ -1,1 +1,1 @@
-"""Shards -> files that other tools read, and back: one file per kind, all listed in `run.py`."""
+"""Shards -> files that other tools read, and back: one file per kind, all listed in `exporting.py`."""

@@ -11,9 +11,9 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from zsq.errors import ExportError
-from zsq.exports.files import Reader, Writer, readable
-from zsq.exports.record import ExportRecord, Layout
+from zsq.core.errors import ExportError
+from zsq.exports.export_json import ExportRecord, Layout
+from zsq.exports.kinds import Reader, Writer, readable
 
 LABELS = np.dtype("<i8")
 ARCHIVE = "images.npz"

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from zsq.errors import ExportError
-from zsq.exports.files import Reader, Writer, listed_files, png_bytes, png_pixels, readable
-from zsq.exports.record import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
-from zsq.photos import MAX_FILE_BYTES, UNLABELLED
+from zsq.core.errors import ExportError
+from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
+from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
+from zsq.images.photos import MAX_FILE_BYTES, UNLABELLED
 
 
 class ImageFolderWriter(Writer):

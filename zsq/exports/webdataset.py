@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from zsq.errors import ExportError, MissingExtraError
-from zsq.exports.files import Reader, Writer, listed_files, png_bytes, png_pixels, readable
-from zsq.exports.record import ExportRecord
-from zsq.photos import MAX_FILE_BYTES
+from zsq.core.errors import ExportError, MissingExtraError
+from zsq.exports.export_json import ExportRecord
+from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
+from zsq.images.photos import MAX_FILE_BYTES
 
 KEY_DIGITS = 8
 

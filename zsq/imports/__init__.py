@@ -1,1 +1,1 @@
-"""Images made elsewhere -> shards: `sources.py` reads them, `run.py` writes the run."""
+"""Images made elsewhere -> shards: `blocks.py` reads them, `importing.py` writes the run."""

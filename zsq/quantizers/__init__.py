@@ -1,1 +1,1 @@
-"""How a tensor becomes integers, and where in a network: grids, observers, tracing, folding, placement."""
+"""How a tensor becomes integers: grids, observers, ranges, learned rounding."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zsq.errors import MismatchError
+from zsq.core.errors import MismatchError
 
 # Per side of zero. After doubling, more than half of the longer side is in use: 32 bins or more per step of
 # an 8-bit grid, so that a search over the histogram sees what a search over the values would.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from zsq.quantizers.grids import FakeQuantizer, Quantizer, affine_grid, integer_range
-from zsq.quantizers.placement import Placement
 
 
 def straight_through(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -92,13 +91,3 @@ class RunningMinMax(RunningRange):
             low, high = x.aminmax()
             self.low.lerp_(low, share)
             self.high.lerp_(high, share)
-
-
-def settle_ranges(placement: Placement) -> None:
-    """Fixed grids in place of quantizers that follow their tensors: those that they stand on now."""
-    for site in placement.sites:
-        quantizer = placement.get(site)
-        if isinstance(quantizer, CurrentMinMax):
-            placement.put(site, quantizer.settled(placement.weight(site)))
-        elif isinstance(quantizer, RunningRange):
-            placement.put(site, quantizer.settled())

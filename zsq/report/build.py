@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from zsq.errors import StorageError
-from zsq.gap import Row
+from zsq.core.errors import StorageError
+from zsq.measure.gap import Row
 from zsq.report import embeddings
 from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from zsq.contract import QuantizedTensor
-from zsq.contrasts import Contrast
-from zsq.gap import NOISE, REAL, Gap, Row
+from zsq.measure.contrasts import Contrast
+from zsq.measure.gap import NOISE, REAL, Gap, Row
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ReportData:
         sheets: source -> uint8 (N, C, H, W) images to show.
         quantized_tensors: "student bits" -> the tensors it quantizes.
         contrasts: of an embedder, each source against real images and noise.
-        roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.verification.ROC_FARS`.
+        roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.measure.verification.ROC_FARS`.
         show_real: whether the owner allows real images in the report; without it they are left out.
     """
 

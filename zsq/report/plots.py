@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from zsq.gap import NOISE, REAL, Interval
+from zsq.measure.gap import NOISE, REAL, Interval
+from zsq.measure.verification import ROC_FARS
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
 from zsq.report.tables import Entry, number, ordered_sources
-from zsq.verification import ROC_FARS
 
 # Noise this many times farther off than everything else would press the rest into one line: it is cut.
 CUT_RATIO = 4.0

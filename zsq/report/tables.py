@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from zsq.contrasts import Contrast
-from zsq.gap import NOISE, REAL, Gap, Interval, Row
+from zsq.measure.contrasts import Contrast
+from zsq.measure.gap import NOISE, REAL, Gap, Interval, Row
 
 MINUS, DASH = "\u2212", "\u2013"
 

@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from zsq.contract import Task, Teacher
-from zsq.errors import ImagesError, ShardError
-from zsq.files import atomic_write_text
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import ImagesError, ShardError
+from zsq.core.files import atomic_write_text
+from zsq.core.imagespec import ImageSpec
 from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
 
 MANIFEST_NAME = "manifest.json"

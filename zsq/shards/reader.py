@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zsq.errors import ImagesError, ShardError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import ImagesError, ShardError
+from zsq.core.imagespec import ImageSpec
 from zsq.shards.manifest import MANIFEST_NAME, find_shards, read_manifest
 from zsq.shards.schema import (
     ARRAYS,

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
-from zsq.errors import OptionError, ShardError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import OptionError, ShardError
+from zsq.core.imagespec import ImageSpec
 
 FORMAT_VERSION = 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsq.errors import ShardError
+from zsq.core.errors import ShardError
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import read_shard
 from zsq.shards.schema import ShardEntry, ShardProvenance, shard_name

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from zsq.files import atomic_write_bytes
+from zsq.core.files import atomic_write_bytes
 from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, check_content
 
 # The first HDF5 version whose metadata carries checksums everywhere; fixed on both sides for equal bytes.

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsq.contract import Student
-from zsq.errors import UnknownNameError
-from zsq.imagespec import ImageSpec
-from zsq.runtime import Runtime
+from zsq.core.errors import UnknownNameError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import Runtime
+from zsq.fitting.passed import Passed
 from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
 from zsq.students.brecq import BRECQ
@@ -17,7 +18,6 @@ from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
 from zsq.students.lsq_kd import LSQKD
-from zsq.students.passed import Passed
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
@@ -50,7 +50,7 @@ def create(
     """The student `name` with `options` over its defaults for images of `spec`.
 
     Args:
-        passes: names of `zsq.quantizers.passes.PASSES`, in order.
+        passes: names of `zsq.passes.PASSES`, in order.
 
     Raises:
         UnknownNameError: no such student.

@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zsq.contract import Facts, Fit, FittedStudent, Student
-from zsq.errors import NoBatchNormError
-from zsq.options import Options
-from zsq.quantizers.correction import adapt_batch_norms
-from zsq.quantizers.placement import place
+from zsq.core.errors import NoBatchNormError
+from zsq.core.options import Options
+from zsq.fitting.calibration import activation_over, norm_batches, observe, weight_quantizer
+from zsq.passes.correction import adapt_batch_norms
+from zsq.placement.sites import place
+from zsq.placement.trace import trace
 from zsq.quantizers.ranges import minmax_range, percentile_range
-from zsq.quantizers.trace import trace
-from zsq.students.calibration import activation_over, norm_batches, observe, weight_quantizer
 
 
 class AACABNOptions(Options):
     """`percentile` 100 is the peak itself; `statistics` of BN are re-estimated by a rule of
-    `zsq.quantizers.correction.adapt_batch_norms`, or stay as stored."""
+    `zsq.passes.correction.adapt_batch_norms`, or stay as stored."""
 
     percentile: float = Field(100.0, gt=50, le=100)
     statistics: Literal["relative", "absolute", "stored"] = "relative"

@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from zsq.contract import Facts
-from zsq.options import Options
-from zsq.students.reconstruction import Group, Phase
-from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
+from zsq.core.options import Options
+from zsq.fitting.reconstruction import Group, Phase
+from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 
 
 class AdaRoundOptions(UnitwiseOptions):

@@ -7,12 +7,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from zsq.contract import Facts, Fit
-from zsq.errors import MismatchError
-from zsq.options import Options
-from zsq.quantizers.units import Unit
-from zsq.students.objectives import rounding_term, unit_error
-from zsq.students.reconstruction import Group, Phase
-from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
+from zsq.core.errors import MismatchError
+from zsq.core.options import Options
+from zsq.fitting.reconstruction import Group, Phase
+from zsq.fitting.unit_losses import rounding_term, unit_error
+from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
+from zsq.placement.units import Unit
 
 
 class BRECQOptions(UnitwiseOptions):

@@ -7,16 +7,16 @@ from typing import ClassVar, Literal
 import torch
 
 from zsq.contract import Bits, Facts, Fit, FittedStudent, Student, Teacher
-from zsq.errors import MismatchError
-from zsq.options import Options
-from zsq.quantizers.branches import merge_branches, split_centres
-from zsq.quantizers.fold import fold_traced
+from zsq.core.errors import MismatchError
+from zsq.core.options import Options
+from zsq.fitting.calibration import observe
+from zsq.placement.branches import merge_branches, split_centres
+from zsq.placement.fold import fold_traced
+from zsq.placement.sites import FLOAT_BITS, Placement, Site, place
+from zsq.placement.trace import trace
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
-from zsq.quantizers.placement import FLOAT_BITS, Placement, Site, place
 from zsq.quantizers.ranges import kl_range, minmax_range
-from zsq.quantizers.trace import trace
-from zsq.students.calibration import observe
 
 
 class CFWSOptions(Options):

@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zsq.contract import Facts, Fit
-from zsq.imagespec import ImageSpec
-from zsq.options import Options
-from zsq.quantizers.placement import Placement
-from zsq.quantizers.running import CurrentMinMax, RunningMinMax, settle_ranges
-from zsq.students.losses import Reduction, distillation, imitation
-from zsq.students.trained import TrainedStudent
-from zsq.students.training import TrainingOptions, shuffled_batches
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
+from zsq.fitting.losses import Reduction, distillation, imitation
+from zsq.fitting.trained import TrainedStudent, settle_ranges
+from zsq.fitting.training import TrainingOptions, shuffled_batches
+from zsq.placement.sites import Placement
+from zsq.quantizers.running import CurrentMinMax, RunningMinMax
 
 
 class GDFQFTOptions(TrainingOptions):

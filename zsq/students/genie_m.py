@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zsq.contract import Facts
-from zsq.options import Options
+from zsq.core.options import Options
+from zsq.fitting.reconstruction import Group, Phase
+from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
-from zsq.students.reconstruction import Group, Phase
-from zsq.students.unitwise import UnitwiseOptions, UnitwiseStudent
 
 
 class GenieMOptions(UnitwiseOptions):

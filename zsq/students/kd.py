@@ -10,15 +10,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zsq.contract import Facts, Fit
-from zsq.errors import OptionError
-from zsq.options import Options
-from zsq.quantizers.placement import Placement
-from zsq.runtime import Runtime
-from zsq.seeding import torch_generator
-from zsq.students.calibration import observe, searched_activation, weight_quantizer
-from zsq.students.losses import distillation, imitation
-from zsq.students.trained import TrainedStudent
-from zsq.students.training import TrainingOptions
+from zsq.core.errors import OptionError
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.core.seeding import torch_generator
+from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
+from zsq.fitting.losses import distillation, imitation
+from zsq.fitting.trained import TrainedStudent
+from zsq.fitting.training import TrainingOptions
+from zsq.placement.sites import Placement
 
 
 class KDOptions(TrainingOptions):

@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zsq.contract import Facts, Fit
-from zsq.options import Options
+from zsq.core.options import Options
+from zsq.fitting.calibration import observe
+from zsq.fitting.losses import distillation, imitation
+from zsq.fitting.trained import TrainedStudent
+from zsq.fitting.training import Course, TrainingOptions
+from zsq.placement.sites import Placement
 from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range, keep_positive
-from zsq.quantizers.placement import Placement
 from zsq.quantizers.ranges import lp_symmetric
-from zsq.students.calibration import observe
-from zsq.students.losses import distillation, imitation
-from zsq.students.trained import TrainedStudent
-from zsq.students.training import Course, TrainingOptions
 
 
 class LSQKDOptions(TrainingOptions):

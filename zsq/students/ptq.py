@@ -8,17 +8,17 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts, Fit, FittedStudent, Student
-from zsq.options import Options
-from zsq.quantizers.grids import FakeQuantizer
-from zsq.quantizers.observers import Histogram
-from zsq.quantizers.placement import Site, place
-from zsq.quantizers.ranges import LP_EXPONENT, kl_range, minmax_range, percentile_range
-from zsq.students.calibration import (
+from zsq.core.options import Options
+from zsq.fitting.calibration import (
     activation_over,
     observe,
     searched_activation,
     weight_quantizer,
 )
+from zsq.placement.sites import Site, place
+from zsq.quantizers.grids import FakeQuantizer
+from zsq.quantizers.observers import Histogram
+from zsq.quantizers.ranges import LP_EXPONENT, kl_range, minmax_range, percentile_range
 
 
 class PTQOptions(Options):

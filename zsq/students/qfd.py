@@ -12,19 +12,19 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 
 from zsq.contract import Facts, Fit, Teacher
-from zsq.errors import MismatchError
-from zsq.options import Options
+from zsq.core.errors import MismatchError
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.fitting.calibration import norm_batches, observe
+from zsq.fitting.losses import distillation, imitation
+from zsq.fitting.trained import TrainedStudent
+from zsq.fitting.training import Course, Training, TrainingOptions
+from zsq.placement.sites import Placement, last_layers
+from zsq.placement.subgraphs import up_to
+from zsq.placement.trace import trace
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
-from zsq.quantizers.placement import Placement, last_layers
-from zsq.quantizers.subgraphs import up_to
-from zsq.quantizers.trace import trace
-from zsq.runtime import Runtime
-from zsq.students.calibration import norm_batches, observe
-from zsq.students.losses import distillation, imitation
-from zsq.students.trained import TrainedStudent
-from zsq.students.training import Course, Training, TrainingOptions
 
 Pair = tuple[Tensor, Tensor]  # logits and pooled feature
 

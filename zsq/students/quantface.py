@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts, Fit, Teacher
-from zsq.errors import MismatchError
-from zsq.options import Options, scales_with_iterations
+from zsq.core.errors import MismatchError
+from zsq.core.options import Options, scales_with_iterations
+from zsq.fitting.calibration import observe, searched_activation
+from zsq.fitting.trained import TrainedStudent, settle_ranges
+from zsq.fitting.training import Course, TrainingOptions
+from zsq.placement.sites import Placement
 from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
-from zsq.quantizers.placement import Placement
-from zsq.quantizers.running import CurrentMinMax, settle_ranges
-from zsq.students.calibration import observe, searched_activation
-from zsq.students.trained import TrainedStudent
-from zsq.students.training import Course, TrainingOptions
+from zsq.quantizers.running import CurrentMinMax
 
 
 class QuantFaceOptions(TrainingOptions):

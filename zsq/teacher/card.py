@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from zsq.config import expand_variables
 from zsq.contract import Teacher
-from zsq.errors import MismatchError, UsageError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MismatchError, UsageError
+from zsq.core.imagespec import ImageSpec
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 _logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 
 DEPTHS = (20, 32, 44, 56, 110)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsq.contract import Teacher
-from zsq.errors import ImagesError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import ImagesError
+from zsq.core.imagespec import ImageSpec
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 Split = Literal["train", "val", "test"]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zsq.errors import MismatchError, WeightsError
+from zsq.core.errors import MismatchError, WeightsError
 
 CONVERSION = (
     "where you trust the file, load it and save its state dict: torch.save(model.state_dict(), 'weights.pt') "

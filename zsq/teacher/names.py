@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zsq.contract import Teacher
-from zsq.errors import OptionError, UnknownNameError, UsageError
+from zsq.core.errors import OptionError, UnknownNameError, UsageError
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 

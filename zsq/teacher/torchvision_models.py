@@ -18,8 +18,8 @@ import torchvision
 from torch import Tensor, nn
 
 from zsq.contract import Teacher
-from zsq.errors import WeightsError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import WeightsError
+from zsq.core.imagespec import ImageSpec
 from zsq.teacher.load import build_without_global_rng, load_weights, read_sha256, read_state_dict
 
 NUM_IMAGENET_CLASSES = 1000

@@ -8,18 +8,19 @@ import torch
 from commands import Spoken
 from safetensors.torch import load_file
 from toys import make_teacher
-from zsq.generators import create
 
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
-from zsq.contract import Plan, Silent
+from zsq.contract import Silent
+from zsq.core.errors import StorageError
+from zsq.core.seeding import torch_generator
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.cache import read_tensors, write_tensors
 from zsq.engine.conditional import NoiseNetwork
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Term
-from zsq.errors import StorageError
-from zsq.seeding import torch_generator
+from zsq.generators import create
+from zsq.plan import Plan
 from zsq.shards.verify import verify_run
 from zsq.synthesize import Processes
 

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from toys import conv_bn, head, image_spec, make_teacher
 
-from zsq.contract import Facts, Plan, Silent
+from zsq.contract import Facts, Silent
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY, Inversion, InversionMethod, LossHistory, Stage
 from zsq.engine.objectives import (
     Term,
@@ -23,8 +25,7 @@ from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Exponential
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.views import Flip, Halve, ResizedCrop, Roll
-from zsq.options import Options
-from zsq.runtime import Runtime
+from zsq.plan import Plan
 
 BATCH = 4
 TEN = (Stage(10),)

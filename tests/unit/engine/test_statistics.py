@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from toys import Downsample, PreActivation, SqueezeExcite, image_spec, make_teacher, without_bn
 
+from zsq.core.errors import NoBatchNormError
 from zsq.engine.statistics import (
     Alignment,
     SetSums,
@@ -19,7 +20,6 @@ from zsq.engine.statistics import (
     mean_gap_and_var,
     set_sums,
 )
-from zsq.errors import NoBatchNormError
 
 NUM = 4
 SHAPES = ((3, 5, 4), (6, 2, 3), (5, 1, 1))  # (C, H, W) of each layer; the last has one position

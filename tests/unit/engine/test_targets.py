@@ -5,9 +5,9 @@ import torch
 from scipy import stats
 from toys import make_teacher
 
-from zsq.contract import Plan
+from zsq.core.errors import MismatchError
 from zsq.engine.targets import balanced_labels, class_count, uniform_labels
-from zsq.errors import MismatchError
+from zsq.plan import Plan
 
 GROUPS = Plan(count=100, batch=7, shard_size=50, seed=3).groups
 

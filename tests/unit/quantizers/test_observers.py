@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zsq.errors import MismatchError
+from zsq.core.errors import MismatchError
 from zsq.quantizers.observers import BINS_PER_SIDE, Observer
 from zsq.quantizers.ranges import kl_range, lp_affine, minmax_range, percentile_range
 

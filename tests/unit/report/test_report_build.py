@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from zsq.errors import StorageError
-from zsq.gap import gaps_from_rows
+from zsq.core.errors import StorageError
+from zsq.measure.gap import gaps_from_rows
 from zsq.report.build import build_report, explanation, html, markdown
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from zsq.gap import Gap, Row, Run
+from zsq.measure.gap import Gap, Row, Run
 from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure
 from zsq.report.sheets import contact_sheet, png_data_uri

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 from zsq.shards.manifest import Manifest, library_versions, write_manifest
 from zsq.shards.schema import ShardContent, ShardProvenance, shard_name
 from zsq.shards.writer import write_shard

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from zsq.errors import ShardError
+from zsq.core.errors import ShardError
 from zsq.shards.reader import read_shard
 from zsq.shards.writer import write_shard
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zsq.contract import Teacher
-from zsq.errors import ImagesError, ShardError
+from zsq.core.errors import ImagesError, ShardError
 from zsq.shards.manifest import TeacherRecord, find_shards, read_manifest, write_manifest
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zsq.errors import ImagesError, ShardError
+from zsq.core.errors import ImagesError, ShardError
 from zsq.shards.reader import MAX_OPEN_FILES, ShardDataset, ShardFile, read_shard
 from zsq.shards.schema import shard_name
 from zsq.shards.writer import write_shard

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zsq.errors import OptionError, ShardError
+from zsq.core.errors import OptionError, ShardError
 from zsq.shards.schema import ShardEntry, ShardProvenance, check_content, shard_name
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from zsq.errors import ImagesError, ShardError
+from zsq.core.errors import ImagesError, ShardError
 from zsq.shards.manifest import read_manifest, write_manifest
 from zsq.shards.schema import shard_name
 from zsq.shards.verify import DamageError, VerifyResult, rebuild_entries, verify_run, verify_shard

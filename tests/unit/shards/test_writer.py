@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from zsq.errors import ShardError, StorageError
-from zsq.files import atomic_write_bytes, atomic_write_text
+from zsq.core.errors import ShardError, StorageError
+from zsq.core.files import atomic_write_bytes, atomic_write_text
 from zsq.shards.reader import read_shard
 from zsq.shards.writer import write_shard
 
@@ -51,7 +51,7 @@ def test_same_content_gives_the_same_bytes_at_another_time_and_place(tmp_path, m
 GOLDEN = """
 import numpy as np, sys
 from pathlib import Path
-from zsq.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec
 from zsq.shards.schema import ShardContent, ShardProvenance
 from zsq.shards.writer import write_shard
 pixels = np.arange(2 * 1 * 4 * 4, dtype=np.uint8).reshape(2, 1, 4, 4)

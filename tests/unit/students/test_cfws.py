@@ -8,11 +8,11 @@ from torch import nn
 
 import zsq
 from zsq.contract import Teacher
-from zsq.errors import MismatchError, OptionError
+from zsq.core.errors import MismatchError, OptionError
+from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
-from zsq.runtime import Runtime
+from zsq.saved.cost import student_cost
 from zsq.students import create
-from zsq.students.cost import student_cost
 
 
 def kernel_teacher(weight, spec):

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from toys import image_spec, make_teacher
 
 from zsq.contract import Bits, Teacher
-from zsq.errors import MismatchError, OptionError
+from zsq.core.errors import MismatchError, OptionError
+from zsq.core.runtime import Runtime
+from zsq.fitting.losses import distillation, imitation
+from zsq.placement.trace import trace
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.intervals import IntervalQuantizer
-from zsq.quantizers.trace import trace
-from zsq.runtime import Runtime
 from zsq.students import create
-from zsq.students.losses import distillation, imitation
 from zsq.students.qfd import quantize_feature, with_feature
 
 TRAINED = ("kd", "gdfq-ft", "qfd")

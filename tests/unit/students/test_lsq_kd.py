@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from zsq.contract import Bits, Teacher
-from zsq.errors import MismatchError
-from zsq.imagespec import ImageSpec
+from zsq.core.errors import MismatchError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
-from zsq.runtime import Runtime
 from zsq.students import create
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from zsq.contract import Bits
-from zsq.errors import MismatchError, OptionError, UnknownNameError
+from zsq.core.errors import MismatchError, OptionError, UnknownNameError
+from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
-from zsq.runtime import Runtime
 from zsq.students import STUDENTS, create
 
 

@@ -11,15 +11,15 @@ from torch import nn
 from toys import conv_bn, image_spec, make_teacher, structured_images
 
 from zsq.contract import Bits, QuantizedTensor
-from zsq.errors import MismatchError
+from zsq.core.errors import MismatchError
+from zsq.core.runtime import Runtime
+from zsq.placement.sites import place
 from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.layers import QuantPReLU
-from zsq.quantizers.placement import place
-from zsq.runtime import Runtime
+from zsq.saved.saving import load_student, save_student
 from zsq.students import create
 from zsq.students.quantface import QuantFaceOptions, embedding_regression
-from zsq.students.saving import load_student, save_student
 
 SPEC = image_spec()
 

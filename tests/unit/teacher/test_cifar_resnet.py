@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zsq.errors import MismatchError, OptionError
+from zsq.core.errors import MismatchError, OptionError
 from zsq.teacher import load_teacher
 from zsq.teacher.cifar_resnet import DEPTHS, CifarResNet, SubsamplingShortcut
 

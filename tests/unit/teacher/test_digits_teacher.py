@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from zsq.errors import ImagesError
+from zsq.core.errors import ImagesError
 from zsq.teacher import load_teacher
 from zsq.teacher.digits import WEIGHTS_PATH, load_digits_images
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from zsq.contract import Teacher
-from zsq.images import load_images
+from zsq.images.sources import load_images
 from zsq.teacher import load_teacher
 
 pytestmark = pytest.mark.data

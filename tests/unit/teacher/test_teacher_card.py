@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from zsq.errors import MismatchError, UsageError, WeightsError
+from zsq.core.errors import MismatchError, UsageError, WeightsError
 from zsq.teacher import load_teacher
 from zsq.teacher.card import read_card
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zsq.errors import MismatchError, WeightsError
+from zsq.core.errors import MismatchError, WeightsError
 from zsq.teacher.load import load_weights, read_sha256, read_state_dict
 
 

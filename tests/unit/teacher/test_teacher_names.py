@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zsq.errors import OptionError, UnknownNameError, UsageError
+from zsq.core.errors import OptionError, UnknownNameError, UsageError
 from zsq.teacher import builtin_teachers, load_teacher
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from zsq.errors import MismatchError, WeightsError
+from zsq.core.errors import MismatchError, WeightsError
 from zsq.teacher import load_teacher
 from zsq.teacher.torchvision_models import _arguments, _default_weights_path, load_torchvision_teacher
 

@@ -1,0 +1,343 @@
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from zsq import students
+from zsq.contract import Bits, Facts, Student, Teacher
+from zsq.core.errors import MismatchError, OptionError, TeacherAccuracyError, UnknownNameError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.measure.gap import (
+    Run,
+    StudentSpec,
+    bootstrap_interval,
+    count_runs,
+    gaps_from_rows,
+    mean_interval,
+    measure_gap,
+    recovery,
+    rows_from_runs,
+    set_means,
+    welch_interval,
+)
+
+REAL_SETS, OWN_SETS = np.array([87.1, 87.6, 86.9]), np.array([86.2, 86.9, 86.0, 86.4])
+
+
+def runs(table):
+    """(sets, seeds) values -> Runs."""
+    return [Run(k, s, float(v)) for k, row in enumerate(table) for s, v in enumerate(row)]
+
+
+def test_mean_interval_is_the_closed_form():
+    half = stats.t.ppf(0.975, 2) * REAL_SETS.std(ddof=1) / math.sqrt(3)
+    np.testing.assert_allclose(mean_interval(REAL_SETS), (REAL_SETS.mean() - half, REAL_SETS.mean() + half))
+
+
+def test_welch_interval_is_the_closed_form():
+    a, b = REAL_SETS.var(ddof=1) / 3, OWN_SETS.var(ddof=1) / 4
+    degrees = (a + b) ** 2 / (a**2 / 2 + b**2 / 3)
+    half = stats.t.ppf(0.975, degrees) * math.sqrt(a + b)
+    gap = REAL_SETS.mean() - OWN_SETS.mean()
+    np.testing.assert_allclose(welch_interval(REAL_SETS, OWN_SETS), (gap - half, gap + half))
+
+
+def test_one_set_has_no_interval():
+    one = np.array([80.0])
+    assert mean_interval(one) is None
+    assert welch_interval(REAL_SETS, one) is None and welch_interval(one, REAL_SETS) is None
+    assert bootstrap_interval(runs([[1.0]]), runs([[2.0], [3.0]])) is None
+    assert recovery(one, REAL_SETS, REAL_SETS - 50) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_spread_an_interval_is_a_point():
+    same, other = np.array([84.4] * 3), np.array([84.1] * 3)
+    gap = 84.4 - 84.1
+    assert mean_interval(same) == (84.4, 84.4)
+    assert welch_interval(same, other) == (gap, gap)
+    assert welch_interval(same, same) == (0.0, 0.0)
+    low, high = bootstrap_interval(runs([[84.4, 84.3]] * 3), runs([[84.4, 84.3]] * 3))
+    assert (low, high) == (0.0, 0.0) and math.copysign(1, low) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_constant_arm_leaves_the_other_arms_spread():
+    half = stats.t.ppf(0.975, 2) * REAL_SETS.std(ddof=1) / math.sqrt(3)
+    gap = REAL_SETS.mean() - 80
+    np.testing.assert_allclose(welch_interval(REAL_SETS, np.array([80.0] * 3)), (gap - half, gap + half))
+
+
+def test_bootstrap_is_the_two_level_resampling_written_out():
+    random = np.random.default_rng(5)
+    real, own = random.normal(80, 1, (5, 3)), random.normal(77, 2, (4, 3))
+    gaps = []
+    for _ in range(10_000):
+        seeds = random.integers(3, size=3)
+        a = real[random.integers(5, size=5)][:, seeds]
+        b = own[random.integers(4, size=4)][:, seeds]
+        gaps.append(a.mean() - b.mean())
+    expected = np.percentile(gaps, [2.5, 97.5])
+    np.testing.assert_allclose(bootstrap_interval(runs(real), runs(own)), expected, atol=0.08)
+
+
+def test_bootstrap_of_one_seed_is_scipys():
+    random = np.random.default_rng(6)
+    real, own = random.normal(80, 1, 6), random.normal(77, 2, 5)
+    expected = stats.bootstrap(
+        (real, own),
+        lambda a, b, axis: a.mean(axis) - b.mean(axis),
+        method="percentile",
+        vectorized=True,
+        n_resamples=10_000,
+        rng=random,
+    ).confidence_interval
+    measured = bootstrap_interval(runs(real[:, None]), runs(own[:, None]))
+    np.testing.assert_allclose(measured, (expected.low, expected.high), atol=0.1)
+
+
+def test_bootstrap_resamples_seeds_jointly():
+    seed_effect = np.array([-3.0, 0.0, 4.0])
+    interval = bootstrap_interval(runs([80 + seed_effect] * 3), runs([79 + seed_effect] * 3))
+    np.testing.assert_allclose(interval, (1.0, 1.0), atol=1e-9)
+
+
+def test_bootstrap_refuses_a_table_with_holes_and_repeats_itself():
+    whole = runs(np.arange(6.0).reshape(3, 2))
+    assert bootstrap_interval(whole, whole[:-1]) is None
+    assert bootstrap_interval(whole, [run for run in whole if run.seed == 0]) is None
+    assert bootstrap_interval(whole, whole) == bootstrap_interval(whole, whole)
+
+
+def test_recovery_needs_three_standard_errors():
+    noise = np.array([9.0, 11.0])
+    error = math.sqrt(1.0 / 2 + 2.0 / 2)
+
+    def real_at(distance):
+        middle = 10.0 + distance * error
+        return np.array([middle - math.sqrt(0.5), middle + math.sqrt(0.5)])
+
+    own = np.array([11.0, 13.0])
+    assert recovery(real_at(2.99), own, noise) is None
+    assert recovery(real_at(3.01), own, noise) == pytest.approx(2.0 / (3.01 * error))
+    assert recovery(real_at(-9.0), own, noise) is None
+
+
+def record(source, shard_set, seed, accuracy, **changes):
+    base = {
+        "source": source,
+        "shard_set": shard_set,
+        "seed": seed,
+        "student": "ptq",
+        "bits": "W4A4",
+        "first_last": 8,
+        "options": {},
+        "num_images": 256,
+        "metrics": {"accuracy": accuracy, "agreement": accuracy + 5},
+        "seconds": 2.0 + seed,
+    }
+    return base | changes
+
+
+def test_rows_average_seeds_within_a_set_first():
+    rows = rows_from_runs([record("dsg", 0, 0, 80.0), record("dsg", 0, 1, 90.0), record("dsg", 1, 0, 70.0)])
+    accuracy, agreement = rows
+    assert (accuracy.metric, agreement.metric) == ("accuracy", "agreement")
+    np.testing.assert_array_equal(set_means(accuracy.runs), [85.0, 70.0])
+    assert accuracy.mean == 77.5 and agreement.mean == 82.5
+    assert accuracy.seconds == pytest.approx(7 / 3)
+    assert accuracy.runs[1] == Run(0, 1, 90.0)
+
+
+def test_gaps_are_real_minus_source_of_the_same_student():
+    records = [record("real", k, 0, 88.0 + k) for k in range(3)]
+    records += [record("noise", k, 0, 10.0 + k) for k in range(3)]
+    records += [record("dsg", k, 0, 80.0 + k) for k in range(3)]
+    records += [record("dsg", k, 0, 70.0, bits="W2A4") for k in range(3)]
+    gaps = gaps_from_rows(rows_from_runs(records))
+    assert [(g.source, g.bits, g.metric) for g in gaps] == [
+        ("noise", "W4A4", "accuracy"),
+        ("noise", "W4A4", "agreement"),
+        ("dsg", "W4A4", "accuracy"),
+        ("dsg", "W4A4", "agreement"),
+    ]
+    noise, dsg = gaps[0], gaps[2]
+    assert noise.gap == 78.0 and noise.recovery == 0.0
+    assert dsg.gap == 8.0 and dsg.recovery == pytest.approx(70 / 78)
+    assert dsg.ci95[0] < 8.0 < dsg.ci95[1] and dsg.bootstrap95[0] < 8.0 < dsg.bootstrap95[1]
+
+
+def test_without_noise_there_is_no_recovery():
+    records = [record(source, k, 0, 50.0 + k) for source in ("real", "dsg") for k in range(2)]
+    assert [gap.recovery for gap in gaps_from_rows(rows_from_runs(records))] == [None, None]
+
+
+SPEC = ImageSpec(channels=1, size=(4, 4), mean=(0.5,), std=(0.25,))
+
+
+@dataclass
+class Images:
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
+def conv_teacher(expected_accuracy=None):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    return Teacher("conv", network, SPEC, 3, "0" * 64, expected_accuracy=expected_accuracy)
+
+
+def pixels(count, seed):
+    return torch.randint(0, 256, (count, 1, 4, 4), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+EVAL = Images(pixels(30, 99), torch.arange(30) % 3)
+ARMS = {
+    "real": [pixels(6, 1), pixels(6, 2)],
+    "dsg": [pixels(6, 3), pixels(6, 4)],
+    "noise": [pixels(6, 5)],
+}
+
+
+class ScaleOptions(Options):
+    scale: float = 1.0
+
+
+class Fake(Student):
+    """Turns the teacher's last bias by the images' mean, the seed and an option; remembers its calls."""
+
+    name = "fake"
+    facts = Facts(paper="none", summary="a stand-in")
+    options_class = ScaleOptions
+    calls: list = []  # noqa: RUF012
+
+    def run(self, fit):
+        brightness = fit.pixels_NCHW.float().mean()
+        Fake.calls.append((float(brightness), str(fit.bits), fit.first_last, fit.seed))
+        shift = torch.tensor([brightness / 255, 0.0, 0.1 * fit.seed]) * self.options.scale
+        return self.result(fit, nn.Sequential(fit.teacher.network, Shift(shift)).eval(), ())
+
+
+class Shift(nn.Module):
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, logits):
+        return logits + self.shift
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setitem(students.STUDENTS, "fake", Fake)
+    monkeypatch.setattr(Fake, "calls", [])
+    return StudentSpec("fake", Bits(4, 4), {"scale": 2.0}, first_last=8)
+
+
+def measure(specs, arms=ARMS, seeds=2, teacher=None, **keywords):
+    return measure_gap(teacher or conv_teacher(), arms, EVAL, specs, seeds, Runtime(), **keywords)
+
+
+def test_every_set_seed_and_student_is_fitted_and_scored(fake):
+    low = StudentSpec("fake", Bits(2, 8))
+    records = measure([fake, low])
+    assert len(records) == count_runs(ARMS, [fake, low], 2) == (2 + 2 + 1) * 2 * 2
+    assert len(Fake.calls) == 20
+    first = records[0]
+    assert {k: v for k, v in first.items() if k not in ("metrics", "seconds")} == {
+        "source": "real",
+        "shard_set": 0,
+        "seed": 0,
+        "student": "fake",
+        "bits": "W4A4",
+        "first_last": 8,
+        "options": {"scale": 2.0},
+        "num_images": 6,
+    }
+    teacher = conv_teacher()
+    logits = teacher.network((EVAL.pixels.float() / 255 - 0.5) / 0.25).detach()
+    shifted = logits + 2 * torch.tensor([ARMS["real"][0].float().mean() / 255, 0.0, 0.0])
+    assert first["metrics"] == {
+        "accuracy": pytest.approx(100 * (shifted.argmax(1) == EVAL.labels).double().mean().item()),
+        "agreement": pytest.approx(100 * (shifted.argmax(1) == logits.argmax(1)).double().mean().item()),
+    }
+    assert Fake.calls[0] == (float(ARMS["real"][0].float().mean()), "W4A4", 8, 0)
+
+
+def test_a_student_may_take_fewer_sets_than_there_are(fake):
+    arms = {source: [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)] * 3 for source in ("real", "noise")}
+    fewer = replace(fake, shard_sets=2)
+    assert count_runs(arms, [fake], 2) == 12 and count_runs(arms, [fewer], 2) == 8
+    assert count_runs(arms, [fake, fewer], 1) == 10
+    assert count_runs(arms, [replace(fake, shard_sets=9)], 1) == 6
+
+
+def test_a_stopped_run_leaves_whole_comparisons_and_resumes(fake):
+    stored = []
+    partial = measure(
+        [fake], on_run=lambda record, fitted: stored.append(record), should_stop=lambda: len(stored) == 6
+    )
+    assert partial == stored and len(stored) == 6
+    assert {r["shard_set"] for r in partial} == {0}
+    assert [r["source"] for r in partial] == ["real", "dsg", "noise"] * 2
+    loaded = json.loads(json.dumps(stored))
+    rest = []
+    records = measure([fake], done=loaded, on_run=lambda record, fitted: rest.append(fitted))
+    assert len(records) == 10 and records[:6] == stored and len(Fake.calls) == 10
+    assert [fitted.student for fitted in rest] == ["fake"] * 4
+    assert measure([fake], done=records[3:], should_stop=lambda: True) == records[3:]
+
+
+def test_a_finished_run_is_not_repeated_and_other_options_are(fake):
+    done = measure([fake])
+    Fake.calls.clear()
+    assert measure([fake], done=done) == done and not Fake.calls
+    measure([StudentSpec("fake", Bits(4, 4), {"scale": 3.0}, 8)], done=done)
+    assert len(Fake.calls) == 10
+
+
+@pytest.mark.parametrize(
+    "arms, error, text",
+    [
+        (
+            {"real": [pixels(6, 1)], "dsg": [pixels(5, 1)]},
+            MismatchError,
+            "6 images in real set 0 and 5 images",
+        ),
+        ({"real": [pixels(6, 1)[:, :, :3]]}, MismatchError, "images of real set 0 of 1x3x4"),
+        ({"real": [], "dsg": [pixels(5, 1)]}, OptionError, "'real' has no shard set"),
+        ({}, MismatchError, "no arms"),
+    ],
+)
+def test_unequal_arms_are_refused_in_one_line(fake, arms, error, text):
+    with pytest.raises(error, match=text) as caught:
+        measure([fake], arms)
+    assert "\n" not in str(caught.value) and not Fake.calls
+
+
+def test_wrong_protocols_are_refused_before_any_fit(fake):
+    with pytest.raises(OptionError, match="--seeds 0"):
+        measure([fake], seeds=0)
+    with pytest.raises(OptionError, match="fake W4A4 is named 2 times"):
+        measure([fake, fake])
+    with pytest.raises(TeacherAccuracyError):
+        measure([fake], teacher=conv_teacher(expected_accuracy=99.9))
+    with pytest.raises(UnknownNameError, match="'fakke'"):
+        measure([fake, StudentSpec("fakke", Bits(4, 4))])
+    with pytest.raises(OptionError, match="no option 'size'"):
+        measure([fake, StudentSpec("ptq", Bits(4, 4), {"size": 1})])
+    assert not Fake.calls
+
+
+def test_a_weight_only_student_has_no_gap_at_all():
+    spec = StudentSpec("ptq", Bits(4, 32), {"weight_observer": "minmax"})
+    gaps = gaps_from_rows(rows_from_runs(measure([spec], seeds=1)))
+    assert gaps and all(gap.gap == 0.0 for gap in gaps)
+    assert [gap.ci95 for gap in gaps if gap.source == "dsg"] == [(0.0, 0.0), (0.0, 0.0)]

@@ -1,0 +1,344 @@
+"""What is quantized where, on toys whose right answer is known by hand, and on the torchvision families."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from zsq.contract import Bits, QuantizedTensor, Teacher
+from zsq.core.errors import OptionError, UntraceableError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import Runtime
+from zsq.placement.sites import place
+from zsq.placement.trace import trace
+from zsq.quantizers.grids import FakeQuantizer
+from zsq.students import create
+
+
+class Residual(nn.Module):
+    """Stem, one residual block with a projection, pooled head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv1 = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.project = nn.Conv2d(4, 8, 1)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        y = F.relu(y + self.project(x))
+        return self.head(self.dropout(F.adaptive_avg_pool2d(y, 1).flatten(1)))
+
+
+def randomised(network):
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.randn(module.num_features, generator=generator))
+    return network.eval()
+
+
+def rows(placement):
+    return {(site.name, site.bits) for site in placement.sites}
+
+
+def test_every_weight_and_every_distinct_input_once():
+    placement = place(Residual(), Bits(4, 3), fold=True)
+    assert rows(placement) == {
+        *((f"{name}.weight", 4) for name in ("stem", "conv1", "conv2", "project", "head")),
+        *((f"{name}.input", 3) for name in ("conv1", "conv2", "head")),
+    }
+    # `project` reads what `conv1` reads: one quantizer call in the graph.
+    calls = [
+        n.target for n in placement.network.graph.nodes if str(n.target).startswith("conv1.input_quantizer")
+    ]
+    assert calls == ["conv1.input_quantizer"]
+    conv1, project = (
+        next(n for n in placement.network.graph.nodes if n.target == name) for name in ("conv1", "project")
+    )
+    assert conv1.args == project.args and conv1.args[0].target == "conv1.input_quantizer"
+
+
+def test_the_residual_stream_stays_float():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return x + self.conv(x)
+
+    placement = place(Block(), Bits(32, 2), fold=True)
+    (addition,) = (n for n in placement.network.graph.nodes if n.op == "call_function")
+    assert addition.args[0].target == "stem"
+
+
+def test_first_and_last_take_their_own_bits():
+    assert rows(place(Residual(), Bits(2, 4), first_last=8, fold=True)) == {
+        ("stem.weight", 8), ("head.weight", 8), ("head.input", 8),
+        ("conv1.weight", 2), ("conv2.weight", 2), ("project.weight", 2),
+        ("conv1.input", 4), ("conv2.input", 4),
+    }  # fmt: skip
+
+
+def test_first_and_last_in_float():
+    names = {name for name, _ in rows(place(Residual(), Bits(2, 4), first_last=32, fold=True))}
+    assert names == {"conv1.weight", "conv2.weight", "project.weight", "conv1.input", "conv2.input"}
+
+
+def test_first_last_leaves_alone_what_the_bits_leave_in_float():
+    assert not [
+        s for s in place(Residual(), Bits(4, 32), first_last=8, fold=True).sites if s.kind == "activation"
+    ]
+    assert not [
+        s for s in place(Residual(), Bits(32, 4), first_last=8, fold=True).sites if s.kind == "weight"
+    ]
+    assert not place(Residual(), Bits(32, 32), first_last=8, fold=True).sites
+
+
+@pytest.mark.parametrize("first_last", [1, 9, 16, -1])
+def test_wrong_first_last_bits_are_refused(first_last):
+    with pytest.raises(OptionError, match=r"--first-last .*2\.\.8, or 32"):
+        place(Residual(), Bits(4, 4), first_last=first_last, fold=True)
+
+
+def test_several_stems_are_all_first():
+    class TwoStems(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = (x - 0.5) * 2
+            return self.c(self.a(x) + self.b(x)).mean((2, 3))
+
+    assert rows(place(TwoStems(), Bits(4, 4), first_last=8, fold=True)) == {
+        ("a.weight", 8), ("b.weight", 8), ("c.weight", 8), ("c.input", 8),
+    }  # fmt: skip
+
+
+def test_a_layer_called_twice_has_one_weight_and_two_inputs():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            x = self.conv(self.stem(x))
+            return self.norm(self.conv(torch.sigmoid(x)))
+
+    placement = place(Twice(), Bits(4, 4), fold=True)
+    assert rows(placement) == {("stem.weight", 4), ("conv.weight", 4), ("conv.input", 4), ("conv.input1", 4)}
+    assert any(node.target == "norm" for node in placement.network.graph.nodes), (
+        "must not fold into a shared conv"
+    )
+
+
+def test_views_share_a_quantizer():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Linear(4 * 16, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.conv(x).flatten(1).sum(1, keepdim=True) + self.head(torch.flatten(x, 1))
+
+    placement = place(Views(), Bits(32, 8), fold=True)
+    assert [site.name for site in placement.sites] == ["conv.input"]
+    calls = [n for n in placement.network.graph.nodes if n.target == "conv.input_quantizer"]
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_empty_sites_compute_the_network_itself(fold):
+    network = randomised(Residual())
+    before = copy.deepcopy(network.state_dict())
+    placement = place(network, Bits(4, 4), first_last=8, fold=fold)
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(placement.network(x), network(x), rtol=1e-4, atol=1e-5)
+    norms = [module for module in placement.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == (0 if fold else 3)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    assert own.isdisjoint(parameter.data_ptr() for parameter in placement.network.parameters())
+
+
+def test_folds_a_linear_and_keeps_a_norm_that_is_not_alone():
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm1 = nn.Linear(6, 4), nn.BatchNorm1d(4)
+            self.shared, self.norm2 = nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.free = nn.BatchNorm1d(4, track_running_stats=False)
+
+        def forward(self, x):
+            x = self.norm1(self.linear(x))
+            y = self.shared(x)
+            return self.free(self.norm2(y) + y)
+
+    network = Norms().eval()
+    network.norm1.running_mean.fill_(0.3)
+    placement = place(network, Bits(8, 8), fold=True)
+    kept = {name for name, module in placement.network.named_modules() if isinstance(module, nn.BatchNorm1d)}
+    assert kept == {"norm2", "free"}
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(placement.network(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_table_lists_what_stands_at_the_sites():
+    placement = place(Residual(), Bits(4, 8), fold=True)
+    assert placement.table() == ()
+    first = next(placement.of_kind("weight"))
+    assert placement.weight(first) is placement.network.get_submodule("stem").weight
+    placement.put(first, FakeQuantizer(torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1), -8, 7, "weight"))
+    assert placement.table() == (QuantizedTensor("stem.weight", "weight", 4, 4, True),)
+
+
+def mystery(x, weight):
+    return x * weight
+
+
+torch.fx.wrap("mystery")
+
+
+class Functional(nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, 1, 1))
+        self.operation = operation
+        self.inner = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.operation(self.inner(x), self.weight)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (F.conv2d, "conv2d"),
+        (torch.matmul, "matmul"),
+        (lambda x, w: mystery(x, w), "mystery"),
+        (lambda x, w: x @ w[:, :, 0, 0], "matmul"),
+        (lambda x, w: x.matmul(w[:, :, 0, 0]), "matmul"),
+        (lambda x, w: F.linear(x, w[:, :, 0, 0]), "linear"),
+        (lambda x, w: torch.einsum("nchw,kcij->nkhw", x, w), "einsum"),
+    ],
+)
+def test_products_outside_of_layers_are_refused_by_name(operation, named):
+    with pytest.raises(UntraceableError) as caught:
+        trace(Wrapper(Functional(operation)))
+    message = str(caught.value)
+    assert f"no quantizer for {named}" in message and "in 'inner'" in message and "\n" not in message
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            Branching(),
+            r"cannot be traced at test_placement.py:\d+ `return x if x.sum\(\) > 0 else -x`.*control flow",
+        ),
+        (TwoOutputs(), "returns a tuple; expected one tensor"),
+        (Wrapper(nn.ConvTranspose2d(3, 3, 2)), r"no quantizer for ConvTranspose2d \('inner'\)"),
+        (
+            Wrapper(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))),
+            "'inner' is computed from others",
+        ),
+        (Attention(), r"no quantizer for MultiheadAttention \('attention'\)"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused_in_one_line(network, message):
+    with pytest.raises(UntraceableError, match=message) as caught:
+        place(network, Bits(8, 8), fold=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_conv_subclass_with_the_parents_forward_is_a_layer():
+    class MyConv(nn.Conv2d):
+        pass
+
+    assert rows(place(Wrapper(MyConv(3, 2, 1)), Bits(4, 4), fold=True)) == {("inner.weight", 4)}
+
+
+FAMILIES = [
+    "resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "efficientnet_b0",
+    "regnet_x_400mf", "mnasnet0_5", "googlenet", "squeezenet1_0", "convnext_tiny",
+]  # fmt: skip
+SPEC = ImageSpec(size=(64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def random_teacher(name):
+    arguments = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torchvision.models.get_model(name, weights=None, num_classes=10, **arguments)
+    return Teacher(name, network, SPEC, 10, "0" * 64)
+
+
+def smooth_images(count):
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator) * torch.rand(count, 1, 1, 1, generator=generator)
+    coarse = coarse + torch.rand(count, 3, 1, 1, generator=generator)
+    return F.interpolate(coarse, SPEC.size, mode="bicubic").mul(128).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_w8a8_of_each_torchvision_family_is_close_to_float(name):
+    """Measure: signal-to-quantization-noise ratio of the logits about their mean over the images, in dB.
+
+    About the mean, because the logits of an untrained network are mostly the same for all images.
+    """
+    teacher, pixels = random_teacher(name), smooth_images(8)
+    student = create("ptq", SPEC, {"observer": "minmax"}, Runtime()).fit(teacher, pixels, Bits(8, 8))
+    standard = SPEC.pixels_to_standard(pixels)
+    with torch.no_grad():
+        expected, actual = teacher.logits(standard).double(), student.logits(standard).double()
+    signal, noise = (expected - expected.mean(dim=0)).square().sum(), (actual - expected).square().sum()
+    assert 10 * torch.log10(signal / noise) > 15
+
+    layers = [n for n, m in teacher.network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = [row.name for row in student.tensors if row.kind == "weight"]
+    assert sorted(weights) == sorted(f"{layer}.weight" for layer in layers)

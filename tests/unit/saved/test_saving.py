@@ -1,0 +1,376 @@
+"""Saved students: the same outputs bit by bit, and one line for every file that is not one."""
+
+import copy
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import call
+from safetensors.torch import load_file, save_file
+from tiny_students import fit, outputs
+from torch import nn
+from toys import NETWORKS, image_spec, make_teacher, structured_images
+
+import zsq
+from zsq.contract import Bits, Teacher
+from zsq.core.errors import OptionError, StudentFileError, UntraceableError
+from zsq.core.runtime import Runtime
+from zsq.quantizers.grids import FakeQuantizer
+from zsq.saved.cost import student_cost
+from zsq.saved.saving import check_saveable
+from zsq.students import STUDENTS, create
+
+
+@pytest.mark.parametrize(
+    "name, bits", [*((name, "W4A4") for name in STUDENTS), ("ptq", "W32A32"), ("lsq-kd", "W32A32")]
+)
+def test_every_student_comes_back_with_the_same_outputs(digits, images, tmp_path, name, bits):
+    fitted = fit(name, digits, images[:48], bits)
+    zsq.save_student(fitted, digits, tmp_path / "a" / "net.safetensors")
+    loaded = zsq.load_student(tmp_path / "a" / "net.json")
+    assert torch.equal(outputs(loaded, images), outputs(fitted, images))
+    for fact in ("student", "bits", "first_last", "spec", "tensors", "task"):
+        assert getattr(loaded, fact) == getattr(fitted, fact), fact
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["net.json", "net.safetensors"]
+    assert bits == "W32A32" or integers_make_the_weights(tmp_path / "a" / "net", fitted)
+
+
+def integers_make_the_weights(stem, fitted):
+    """The files alone, in float64, against the fitted student."""
+    stored = load_file(stem.with_suffix(".safetensors"))
+    grids = json.loads(stem.with_suffix(".json").read_text())["grids"]
+    weights = [grid for grid in grids if grid["kind"] == "weight"]
+    for grid in weights:
+        layer = fitted.network.get_submodule(grid["name"].removesuffix(".weight"))
+        expected = layer.weight_quantizer(layer.weight).detach().numpy()
+        integers = stored[grid["name"]].numpy()
+        assert integers.dtype in (np.int8, np.uint8)
+        assert np.ptp(integers.astype(int)) < 2 ** grid["bits"]
+        parts = {key: stored[f"{grid['path']}.{key}"].double().numpy() for key in PARTS[grid["form"]]}
+        values = VALUES[grid["form"]](integers.astype(float), grid, **parts)
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+    return len(weights)
+
+
+PARTS = {"affine": ("step", "zero_point"), "interval": ("scale",)}
+VALUES = {
+    "affine": lambda integers, grid, step, zero_point: step * (integers - zero_point),
+    "interval": lambda integers, grid, scale: scale * (2 * integers / (2 ** grid["bits"] - 1) - 1),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("name", ["ptq", "lsq-kd"])
+def test_every_kind_of_network_comes_back(tmp_path, kind, name):
+    teacher = make_teacher(NETWORKS[kind])
+    pixels = teacher.spec.standard_to_pixels(structured_images((16, *teacher.spec.shape)))
+    fitted = fit(name, teacher, pixels)
+    zsq.save_student(fitted, teacher, tmp_path)
+    assert torch.equal(outputs(zsq.load_student(tmp_path), pixels), outputs(fitted, pixels))
+
+
+def test_a_student_between_passes_comes_back(tmp_path):
+    def capped(channels, outputs):
+        layers = [nn.Conv2d(channels, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3)]
+        return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))
+
+    teacher = make_teacher(capped)
+    pixels = teacher.spec.standard_to_pixels(structured_images((16, *teacher.spec.shape)))
+    student = create("ptq", teacher.spec, {}, Runtime(), passes=["fold", "equalize", "correct-bias"])
+    fitted = student.fit(teacher, pixels, Bits(8, 4))
+    zsq.save_student(fitted, teacher, tmp_path)
+    assert torch.equal(outputs(zsq.load_student(tmp_path), pixels), outputs(fitted, pixels))
+
+
+def test_quantized_slopes_come_back(tmp_path):
+    def sloped(channels, outputs):
+        layers = [nn.Conv2d(channels, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 8, 3)]
+        pooled = [nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs)]
+        return nn.Sequential(*layers, *pooled)
+
+    teacher = make_teacher(sloped, task="embed")
+    pixels = teacher.spec.standard_to_pixels(structured_images((16, *teacher.spec.shape)))
+    fitted = fit("quantface", teacher, pixels, "W4A4")
+    assert {"2.weight", "4.weight"} <= {row.name for row in fitted.tensors}
+    zsq.save_student(fitted, teacher, tmp_path)
+    loaded = zsq.load_student(tmp_path)
+    assert torch.equal(outputs(loaded, pixels), outputs(fitted, pixels)) and loaded.task == "embed"
+    assert load_file(tmp_path / "student.safetensors")["2.weight"].dtype == torch.uint8
+
+
+class Unusual(nn.Module):
+    """Values and calls of every form that a graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4, 1, 1), 0.5))
+        self.conv = nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect")
+        self.prelu, self.pool = nn.PReLU(4), nn.AdaptiveMaxPool2d((None, 4))
+        self.norm = nn.GroupNorm(2, 4)
+        self.deep = nn.ModuleDict({"block1-0": nn.Linear(16, 5, bias=False)})
+
+    def forward(self, x):
+        x = self.norm(self.prelu(self.conv(x)) * self.scale)
+        x = self.pool(F.pad(x, (1, 1, 0, 0), value=float("-inf")).clamp(min=-1e3))
+        left, right = x[..., ::2, :].chunk(2, dim=1)
+        x = torch.cat([left + right.mean((2, 3), keepdim=True), right.float()], 1)
+        return self.deep["block1-0"](F.avg_pool2d(x, (2, 2)).reshape(x.shape[0], -1)) / 2
+
+
+def test_a_graph_of_every_form_comes_back_without_the_code_of_its_network(tmp_path):
+    teacher = Teacher("unusual", Unusual(), image_spec(size=(8, 8)), 5, "0" * 64)
+    pixels = teacher.spec.standard_to_pixels(structured_images((4, *teacher.spec.shape)))
+    fitted = fit("ptq", teacher, pixels, "W8A8")
+    zsq.save_student(fitted, teacher, tmp_path)
+    assert "Unusual" not in (tmp_path / "student.json").read_text()
+    assert torch.equal(outputs(zsq.load_student(tmp_path), pixels), outputs(fitted, pixels))
+
+
+def test_what_cannot_be_saved_is_refused_before_and_after_the_fit(digits, tmp_path):
+    class Own(nn.ReLU):
+        def forward(self, x):
+            return torch.erf(x)
+
+    teacher = Teacher("own", nn.Sequential(nn.Conv2d(1, 4, 3), Own(), nn.Flatten()), digits.spec, 4, "0" * 64)
+    with pytest.raises(UntraceableError, match=r"the operation erf \(node 'erf'\) cannot be saved"):
+        check_saveable(teacher)
+
+    class Quantizer(FakeQuantizer):
+        pass
+
+    fitted = fit("ptq", digits, torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
+    network = copy.deepcopy(fitted.network)
+    network.conv1.weight_quantizer.__class__ = Quantizer
+    with pytest.raises(UntraceableError, match=r"the module QuantConv2d \('conv1'\) cannot be saved"):
+        zsq.save_student(type(fitted)(**{**vars(fitted), "network": network}), digits, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_hides_something_is_not_written(digits, saved, tmp_path):
+    fitted = zsq.load_student(saved)
+    fitted.network.relu.register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(StudentFileError, match="does not give the outputs of the fitted one"):
+        zsq.save_student(fitted, digits, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_student_is_not_written_over(digits, saved):
+    before = [path.read_bytes() for path in sorted(saved.iterdir())]
+    student = zsq.load_student(saved)
+    with pytest.raises(OptionError, match=r"a student is at .*student\.json already; expected a new --out"):
+        zsq.save_student(student, digits, saved)
+    assert before == [path.read_bytes() for path in sorted(saved.iterdir())]
+
+
+def test_a_kill_between_the_files_leaves_no_student(digits, images, saved, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zsq.saved.saving.atomic_write_text", killed)
+    fitted, new = zsq.load_student(saved), tmp_path / "new"
+    with pytest.raises(KeyboardInterrupt):
+        zsq.save_student(fitted, digits, new)
+    with pytest.raises(StudentFileError, match=r"student.json: No such file.*quantize again"):
+        zsq.load_student(new)
+    monkeypatch.undo()
+    zsq.save_student(fitted, digits, new)
+    assert torch.equal(outputs(zsq.load_student(new), images), outputs(fitted, images))
+
+
+def test_from_the_command_line(capsys, tmp_path, images):
+    called = ["quantize", "--teacher", "embedded:digits", "--images", "embedded:digits:train", "--count", 16]
+    called += ["--student", "cfws", "--bits", "W8A8", "--out"]
+    outcome = call(capsys, *called, tmp_path / "new" / "a.safetensors")
+    assert outcome.status == 0, outcome.err
+    *table, cost, tensors, record, last = outcome.out.splitlines()
+    loaded = zsq.load_student(record)
+    assert len(table) == len(loaded.tensors) and table[0] == "conv1.weight: weight, 8 bits, 16 scales"
+    assert cost == student_cost(loaded).summary() and last == "cfws W8A8"
+    assert [tensors, record] == [str(tmp_path / "new" / f"a.{end}") for end in ("safetensors", "json")]
+    stored = json.loads((tmp_path / "new" / "a.json").read_text())
+    assert stored["cost"]["bit_operations"] == student_cost(loaded).bit_operations
+    assert stored["teacher"]["name"] == "embedded:digits"
+
+    again = call(capsys, *called, tmp_path / "new" / "a.json")
+    assert again.status == 2 and "already; expected a new --out" in again.complaint()
+    (tmp_path / "file").touch()
+    blocked = call(capsys, *called, tmp_path / "file")
+    assert blocked.status == 2 and "is a file; expected a folder" in blocked.complaint()
+
+
+@pytest.fixture(scope="module")
+def original(digits, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original")
+    zsq.save_student(fit("ptq", digits, images[:8]), digits, folder)
+    return folder
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "saved")
+
+
+def forge(folder, edit_record=None, edit_tensors=None):
+    """A student by somebody who keeps the hash right."""
+    tensors = load_file(folder / "student.safetensors")
+    if edit_tensors:
+        edit_tensors(tensors)
+    save_file(tensors, folder / "student.safetensors")
+    record = json.loads((folder / "student.json").read_text())
+    record["tensors_sha256"] = hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
+    if edit_record:
+        edit_record(record)
+    (folder / "student.json").write_text(json.dumps(record))
+
+
+def complaint(folder):
+    with pytest.raises(StudentFileError) as caught:
+        zsq.load_student(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "bit", "folder"])
+def test_damaged_files(saved, name, damage):
+    path = saved / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        flipped = data[:200] + bytes([data[200] ^ 128]) + data[201:]
+        path.write_bytes({"empty": b"", "truncated": data[:-9], "bit": flipped}[damage])
+    assert name.rpartition(".")[2] in complaint(saved)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", "[" * 100_000, '{"format": "zsq student"}', "\0", "1e999"]
+)
+def test_json_of_something_else(saved, text):
+    (saved / "student.json").write_text(text)
+    assert "expected a student's JSON" in complaint(saved)
+
+
+def test_a_huge_json_is_not_read(saved, monkeypatch):
+    monkeypatch.setattr("zsq.saved.saving.MAX_RECORD_BYTES", 100)
+    assert "bytes; expected a student's JSON" in complaint(saved)
+
+
+def node(record, op):
+    return next(each for each in record["graph"]["nodes"] if each["op"] == op)
+
+
+def grid(record, kind):
+    return next(each for each in record["grids"] if each["kind"] == kind)
+
+
+RECORDS = {
+    "unknown key": lambda r: r.update(pickle="x"),
+    "other format": lambda r: r.update(format="other"),
+    "other version": lambda r: r.update(format_version=2),
+    "bits": lambda r: r.update(bits="W9A4"),
+    "levels": lambda r: grid(r, "weight").update(hi=4000),
+    "levels beyond bits": lambda r: grid(r, "weight").update(bits=2),
+    "levels narrowed": lambda r: grid(r, "weight").update(lo=0, hi=1, bits=2),
+    "signed container": lambda r: grid(r, "weight").update(lo=-128, hi=127),
+    "steps": lambda r: grid(r, "weight").update(num_scales=3),
+    "name": lambda r: grid(r, "weight").update(name="linear.weight"),
+    "other form": lambda r: grid(r, "weight").update(form="interval"),
+    "grid left out": lambda r: r["grids"].pop(),
+    "grid elsewhere": lambda r: grid(r, "activation").update(path="x.input_quantizer", name="x.input"),
+    "outputs": lambda r: r["teacher"].update(num_outputs=11),
+    "image": lambda r: r["image"].update(channels=3),
+    "image shape": lambda r: r["image"].update(channels=2, mean=[0, 0], std=[1, 1]),
+    "channels": lambda r: r["graph"]["modules"]["conv1"]["arguments"].update(out_channels=17),
+    "huge channels": lambda r: r["graph"]["modules"]["conv1"]["arguments"].update(out_channels=10**12),
+    "argument": lambda r: r["graph"]["modules"]["conv1"]["arguments"].update(device="cuda"),
+    "module": lambda r: r["graph"]["modules"]["conv1"].update(kind="Module"),
+    "module left out": lambda r: r["graph"]["modules"].pop("conv1"),
+    "value": lambda r: r["graph"]["modules"]["conv1"]["arguments"].update(stride={"code": [1]}),
+    "two values": lambda r: r["graph"]["modules"]["conv1"]["arguments"].update(stride={"tuple": [], "a": 1}),
+    "layout": lambda r: r["channels_last"].append("nothing"),
+    "function": lambda r: node(r, "call_function").update(target="os.system"),
+    "builtin": lambda r: node(r, "call_function").update(target="builtins.eval"),
+    "attribute": lambda r: node(r, "call_function").update(
+        target="builtins.getattr", args=[{"node": "relu"}, "__class__"]
+    ),
+    "method": lambda r: node(r, "call_function").update(op="call_method", target="__reduce__"),
+    "get_attr": lambda r: node(r, "call_function").update(op="get_attr", target="forward"),
+    "unknown node": lambda r: node(r, "output").update(args=[{"node": "nowhere"}]),
+    "no output": lambda r: r["graph"]["nodes"].pop(),
+    "no nodes": lambda r: r["graph"].update(nodes=[]),
+    "injected name": lambda r: node(r, "placeholder").update(target="x=print(1)"),
+    "injected keyword": lambda r: node(r, "call_function").update(kwargs={"a=print(1), b": 1}),
+    "injected name of dashes": lambda r: node(r, "placeholder").update(target="x-1"),
+    "injected path": lambda r: node(r, "call_module").update(target='a"+print(1)+"'),
+    "keyword as argument": lambda r: node(r, "placeholder").update(target="import"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_foreign_record_is_one_line(saved, case, capsys):
+    forge(saved, RECORDS[case])
+    assert complaint(saved).startswith(f"student {saved}/student.json: ")
+    assert capsys.readouterr().out == ""
+
+
+def replace(name, change):
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    "case, changes",
+    [
+        ("ends the wrong way round", {"low": lambda end: end + 100}),
+        ("no scale", {"scale": lambda scale: scale * torch.nan}),
+        ("a row of ends", {"low": lambda end: end[None]}),
+    ],
+)
+def test_foreign_intervals_are_one_line(digits, images, tmp_path, case, changes):
+    zsq.save_student(fit("qfd", digits, images[:16]), digits, tmp_path)
+
+    def edit(tensors):
+        for part, change in changes.items():
+            tensors[f"conv1.weight_quantizer.{part}"] = change(tensors[f"conv1.weight_quantizer.{part}"])
+
+    forge(tmp_path, edit_tensors=edit)
+    assert "'conv1.weight_quantizer' has " in complaint(tmp_path)
+
+
+TENSORS = {
+    "missing": lambda t: t.pop("conv1.weight"),
+    "too many": lambda t: t.update(extra=torch.zeros(1)),
+    "levels of 4 bits": replace("block1.conv1.weight", lambda w: w + 1),
+    "float weight": replace("conv1.weight", torch.Tensor.float),
+    "shape": replace("conv1.weight", lambda w: w[:, :, :2].contiguous()),
+    "rows": replace("conv1.weight", lambda w: w[:3].contiguous()),
+    "NaN": replace("conv1.bias", lambda b: b * torch.nan),
+    "zero step": replace("conv1.weight_quantizer.step", torch.zeros_like),
+    "negative step": replace("conv1.weight_quantizer.step", torch.neg),
+    "infinite step": replace("conv1.weight_quantizer.step", lambda s: s * torch.inf),
+    "shape of steps": replace("conv1.weight_quantizer.step", lambda s: s.flatten()),
+    "double step": replace("conv1.weight_quantizer.step", torch.Tensor.double),
+    "zero point": replace("conv1.weight_quantizer.zero_point", lambda z: z + 0.5),
+    "far zero point": replace("conv1.weight_quantizer.zero_point", lambda z: z + 1000),
+    "empty": lambda t: t.clear(),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_foreign_tensors_are_one_line(saved, case):
+    forge(saved, edit_tensors=TENSORS[case])
+    assert "its parts make no network: " in complaint(saved)
+
+
+def test_no_pickle_is_read(saved, tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, saved / "student.safetensors")
+    record = json.loads((saved / "student.json").read_text())
+    record["tensors_sha256"] = hashlib.sha256((saved / "student.safetensors").read_bytes()).hexdigest()
+    (saved / "student.json").write_text(json.dumps(record))
+    assert "its parts make no network" in complaint(saved)

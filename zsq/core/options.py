@@ -1,0 +1,98 @@
+"""Options of methods and students: constants with published values as defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zsq.core.errors import OptionError
+from zsq.core.imagespec import ImageSpec
+
+
+def scales_with_iterations(default: int, **constraints: Any) -> Any:
+    """Field of an option counted in iterations: `--iterations` stretches it with the run."""
+    return Field(default, json_schema_extra={"scales": True}, **constraints)
+
+
+def follows_batch(default: int, **constraints: Any) -> Any:
+    """Field of an option that is the run's batch, `--batch` or at most `--count`; `default` where none is."""
+    return Field(default, json_schema_extra={"batch": True}, **constraints)
+
+
+class Options(BaseModel):
+    """Options of one method or student: its constants, with published values as defaults.
+
+    `iterations`, where a subclass has it, is the published length; fields made by `scales_with_iterations`
+    are tied to it, fields made by `follows_batch` to the run's batch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def published(cls, spec: ImageSpec) -> dict[str, Any]:
+        """Published values that depend on the image size, over the class's defaults."""
+        return {}
+
+    @classmethod
+    def ours(cls, spec: ImageSpec) -> dict[str, Any]:
+        """Values of our own, over the published ones, for images where those would take too long."""
+        return {}
+
+    def declared_ours(self, spec: ImageSpec) -> dict[str, tuple[Any, Any]]:
+        """Option -> (value, published value) where a value is one of `ours` and not the published one."""
+        published = type(self)(**self.published(spec))
+        pairs = {name: (getattr(self, name), getattr(published, name)) for name in self.ours(spec)}
+        return {
+            name: pair
+            for name, pair in pairs.items()
+            if pair[0] == self.ours(spec)[name] and pair[0] != pair[1]
+        }
+
+    @classmethod
+    def resolve(
+        cls,
+        owner: str,
+        spec: ImageSpec,
+        overrides: Mapping[str, Any],
+        iterations: int | None = None,
+        batch: int | None = None,
+    ) -> Self:
+        """Defaults for `spec`, shortened or stretched to `iterations`, for a run in batches of `batch`, then
+        `overrides` on top.
+
+        Raises:
+            OptionError: an unknown key, a value of the wrong kind or range, or iterations below 1.
+        """
+        unknown = set(overrides) - set(cls.model_fields)
+        if unknown:
+            known = ", ".join(sorted(cls.model_fields)) or "none"
+            raise OptionError(f"{owner} has no option '{sorted(unknown)[0]}'", f"one of: {known}")
+        if iterations is not None and iterations < 1:
+            raise OptionError(f"--iterations {iterations}", "at least 1")
+        try:
+            options = cls(**(cls.published(spec) | cls.ours(spec)))
+            published_iterations = getattr(options, "iterations", None)
+            if iterations is not None and published_iterations:
+                stretched = _stretched(options, iterations / published_iterations)
+                options = cls(**(stretched | {"iterations": iterations}))
+            batches = dict.fromkeys(cls._marked("batch"), batch) if batch is not None else {}
+            return cls(**(options.model_dump() | batches | dict(overrides)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise OptionError(f"{owner}: {key}={first.get('input')!r}: {first['msg']}") from None
+
+    @classmethod
+    def _marked(cls, mark: str) -> list[str]:
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return [name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)]
+
+
+def _stretched(options: Options, ratio: float) -> dict[str, Any]:
+    values = options.model_dump(exclude={"iterations"})
+    for name in options._marked("scales"):
+        if values[name]:
+            values[name] = max(1, round(values[name] * ratio))
+    return values

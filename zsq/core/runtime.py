@@ -1,0 +1,206 @@
+"""Where and how tensors are computed: device, threads, precision, compilation. Static rules only, so that
+the same options give the same bytes: nothing here is measured at run time."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any, Literal
+
+import torch
+
+from zsq.core.errors import OptionError
+
+Precision = Literal["fp32", "bf16"]
+
+# Forward GFLOPs of a whole job from which compiling pays: about a minute of cold compilation over what each
+# GFLOP then saves (one thread, AVX-512: eager float32 24 a second, compiled 35, compiled bfloat16 70).
+BREAK_EVEN_GFLOPS = {"bf16": 2300.0, "fp32": 4600.0}
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 convolutions are faster than float32 ones: never so where they are emulated.
+
+    CUDA from compute capability 8; x86 with AMX or AVX512-BF16, unless torch was told to leave AVX-512 alone
+    (ATEN_CPU_CAPABILITY). Without those they are 12 times slower.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Resolved runtime of one job; recorded in manifests and compared by `--resume`."""
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    compile: bool = False
+    threads: int | None = None
+    failures: list[str] = field(default_factory=list, compare=False, repr=False)  # to compile
+
+    @classmethod
+    def resolve(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: str = "auto",
+        threads: int | None = None,
+        total_gflops: float = 0.0,
+    ) -> Runtime:
+        """Turn the command line's `auto` into values.
+
+        A long job is compiled, and computes its convolutions in bfloat16 where that is fast; a short one runs
+        as it is, in float32.
+
+        Args:
+            total_gflops: forward cost of the whole job, from which `compile="auto"` decides.
+
+        Raises:
+            OptionError: a value outside its choices, a device that is not there, or `compile="on"` without a
+                C++ compiler.
+        """
+        for option, value, choices in (
+            ("--precision", precision, ("auto", "fp32", "bf16")),
+            ("--compile", compile, ("auto", "on", "off")),
+        ):
+            if value not in choices:
+                raise OptionError(f"{option} {value}", f"one of {', '.join(choices)}")
+        if threads is not None and threads < 1:
+            raise OptionError(f"--threads {threads}", "at least 1")
+        device = _device(device)
+        fastest: Precision = "bf16" if precision != "fp32" and fast_bf16(device) else "fp32"
+        compiled = compile == "on" or (compile == "auto" and total_gflops > BREAK_EVEN_GFLOPS[fastest])
+        if compiled and device == "cpu" and not has_cpp_compiler():
+            if compile == "on":
+                raise OptionError("--compile on", "a C++ compiler such as g++", "install one or leave it out")
+            warnings.warn("no C++ compiler found: running uncompiled, several times slower", stacklevel=2)
+            compiled = False
+        chosen = precision if precision != "auto" else fastest if compiled else "fp32"
+        return cls(device, "bf16" if chosen == "bf16" else "fp32", compiled, threads)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 convolutions where asked for; statistics and losses stay fp32 in any case."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as one compiled graph where this runtime compiles, else unchanged."""
+        return Compiled(function, self) if self.compile else function
+
+    def sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A CPU tensor on this runtime's device, without waiting for the copy."""
+        if self.device == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    @contextmanager
+    def threads_set(self) -> Iterator[None]:
+        """Run with the chosen number of intra-op threads and restore the old number."""
+        before = torch.get_num_threads()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        _keep_freed_memory()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def record(self) -> dict[str, Any]:
+        """As stored in `run.json` and manifests; `threads` is the number in force."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "compile": self.compile,
+            "threads": self.threads or torch.get_num_threads(),
+        }
+
+
+class Compiled:
+    """A function compiled at its first call; where torch cannot, it says so once and runs it as it is."""
+
+    def __init__(self, function: Callable[..., Any], runtime: Runtime) -> None:
+        """Keep the compiler's results in the user's cache folder: the next process starts in seconds."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zsq" / "compiled"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        mode = "reduce-overhead" if torch.device(runtime.device).type == "cuda" else None
+        self.function, self.failures = function, runtime.failures
+        self.compiled = torch.compile(_with_own_code(function), dynamic=False, mode=mode)
+
+    def __call__(self, *args: Any) -> Any:
+        """What `function` returns."""
+        from torch._dynamo.exc import TorchDynamoException
+
+        if self.failures:
+            return self.function(*args)
+        try:
+            return self.compiled(*args)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).strip().splitlines()[:2])
+            warnings.warn(f"torch cannot compile this: running uncompiled ({reason})", stacklevel=2)
+            self.failures.append(reason)
+            return self.function(*args)
+
+
+def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function on a copy of its code: torch counts what it compiled by code, and past a limit runs
+    the rest uncompiled, so that one method's step would stand in the way of the next one's."""
+    if isinstance(function, MethodType):
+        return MethodType(_with_own_code(function.__func__), function.__self__)
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__,
+        function.__closure__,
+    )  # fmt: skip
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise OptionError(f"--device {device}", "cpu, cuda or cuda:N") from None
+    if kind not in ("cpu", "cuda"):
+        raise OptionError(f"--device {device}", "cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {device}", "a CUDA device that torch can use", "use --device cpu")
+    return device
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks: an optimisation step frees and asks for the same hundreds of megabytes
+    each time, and fresh pages are slow. Elsewhere nothing happens."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**30)
+    mallopt(m_top_pad, 2**26)

@@ -1,0 +1,235 @@
+"""`zsq export` and `zsq verify --against`: a finished run as files for other tools, and the check that these
+show the same pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+from zsq.contract import Teacher
+from zsq.core.errors import ExportError, MismatchError, OptionError
+from zsq.core.files import atomic_write_text
+from zsq.core.version import __version__
+from zsq.exports.arrays import ArrayReader, NpyWriter, NpzWriter, RawWriter
+from zsq.exports.export_json import (
+    RECORD_NAME,
+    ExportRecord,
+    Range,
+    SourceRecord,
+    applied,
+    read_record,
+)
+from zsq.exports.imagefolder import ImageFolderReader, ImageFolderWriter
+from zsq.exports.kinds import Reader, Writer
+from zsq.exports.webdataset import WebDatasetReader, WebDatasetWriter
+from zsq.runfolder import whole_folder
+from zsq.shards.manifest import Manifest, find_shards, read_manifest
+from zsq.shards.reader import ShardDataset, read_shard
+from zsq.shards.schema import ShardContent
+from zsq.shards.verify import verify_shard
+
+LOGIT_TOLERANCE = 1e-3
+
+
+class Kind(NamedTuple):
+    """How one kind of export is written and read."""
+
+    writer: type[Writer]
+    reader: type[Reader]
+
+
+FORMATS: dict[str, Kind] = {
+    "imagefolder": Kind(ImageFolderWriter, ImageFolderReader),
+    "npy": Kind(NpyWriter, ArrayReader),
+    "npz": Kind(NpzWriter, ArrayReader),
+    "raw": Kind(RawWriter, ArrayReader),
+    "webdataset": Kind(WebDatasetWriter, WebDatasetReader),
+}
+
+
+def export_run(
+    folder: Path, to: str, out: Path, layout: str | None = None, range: str = "uint8"
+) -> ExportRecord:
+    """Write a finished run as files for other tools; `out` is complete or absent.
+
+    Args:
+        to: a key of FORMATS.
+        layout: `nchw` or `nhwc` where the format stores arrays; the format's own if None.
+        range: `uint8` 0..255, `unit` 0..1 or `norm` (normalised as the teacher takes it), float32.
+
+    Raises:
+        OptionError: an option that this format cannot take.
+        ShardError, ImagesError: no finished run, or a damaged one.
+        RunFolderError, StorageError: `out` is in the way, or the disk refused.
+        MissingExtraError: the format needs a package that is not installed.
+    """
+    dataset, manifest = ShardDataset(folder), read_manifest(folder)
+    if to not in FORMATS:
+        raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")
+    writer_class = FORMATS[to].writer
+    values = _resolved(to, writer_class, layout, range, dataset)
+    labels = dataset.labels()
+    plan = ExportRecord.model_construct(
+        zsq_version=__version__,
+        applied=applied(dataset.spec, values["layout"], values["range"]),
+        image=dataset.spec,
+        num_images=manifest.num_images,
+        num_labelled=int((labels >= 0).sum()),
+        num_shards=len(manifest.shards),
+        source=_source(manifest),
+        **values,
+    )
+    with whole_folder(out) as staged:
+        writer = writer_class(staged, plan)
+        first_image = 0
+        for content in _contents(folder, manifest):
+            writer.add(content.pixels, content.labels, first_image)
+            first_image += content.num_images
+        record = ExportRecord(**vars(plan), use=writer.use(plan), sums_sha256=writer.close())
+        atomic_write_text(staged / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _resolved(
+    to: str, writer: type[Writer], layout: str | None, range: str, dataset: ShardDataset
+) -> dict[str, Any]:
+    if range not in get_args(Range):
+        raise OptionError(f"--range {range}", f"one of {', '.join(get_args(Range))}")
+    if range not in writer.ranges:
+        raise OptionError(f"--to {to} --range {range}", f"--range {' or '.join(writer.ranges)}")
+    own = "png" if to == "webdataset" and range == "uint8" else writer.default_layout
+    if layout is not None and own == "png":
+        raise OptionError(f"--layout {layout}", f"none: {to} stores PNG files", "leave it out")
+    if layout not in (None, "nchw", "nhwc"):
+        raise OptionError(f"--layout {layout}", "nchw or nhwc")
+    if own == "png" and dataset.spec.channels not in (1, 3):
+        raise OptionError(f"--to {to} with {dataset.spec.channels} channels", "1 or 3", "use --to npy")
+    dtype = "uint8" if range == "uint8" else "float32"
+    return {"to": to, "layout": layout or own, "range": range, "dtype": dtype}
+
+
+def _source(manifest: Manifest) -> SourceRecord:
+    digests = "".join(entry.sha256 for entry in manifest.shards)
+    return SourceRecord(
+        method=manifest.method.name,
+        seed=manifest.seed,
+        teacher=manifest.teacher.name if manifest.teacher else None,
+        teacher_sha256=manifest.teacher.weights_sha256 if manifest.teacher else None,
+        shards_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+    )
+
+
+def _contents(folder: Path, manifest: Manifest) -> Iterator[ShardContent]:
+    """One shard at a time, checked against the manifest."""
+    shards = find_shards(folder).shards
+    for entry in manifest.shards:
+        verify_shard(shards / entry.file, entry.sha256)
+        yield read_shard(shards / entry.file)[0]
+
+
+def open_export(folder: Path) -> Reader:
+    """A reader of an export's images, in the order of the run.
+
+    Raises:
+        ExportError: no export, or a damaged one.
+    """
+    record = read_record(folder)
+    return FORMATS[record.to].reader(folder, record)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared; `logit_difference` is the largest found, None without a teacher."""
+
+    num_images: int
+    to: str
+    logit_difference: float | None
+
+
+def verify_export(
+    folder: Path, export: Path, teacher: Teacher | None = None, tolerance: float = LOGIT_TOLERANCE
+) -> Comparison:
+    """Undo what EXPORT.json states, and compare every pixel and label with the run's.
+
+    Args:
+        teacher: its logits of the exported images are compared with the stored ones too.
+        tolerance: largest allowed difference of a logit.
+
+    Raises:
+        ExportError: damaged, or the first image that differs.
+        MismatchError: the stored logits are of other weights, or there are none.
+    """
+    manifest = read_manifest(folder)
+    _check_teacher(manifest, teacher)
+    with open_export(export) as reader:
+        _check_facts(reader.record, manifest, ShardDataset(folder), export)
+        first_image, difference = 0, 0.0
+        for content in _contents(folder, manifest):
+            pixels, labels = reader.take(content.num_images)
+            _compare(pixels, labels, content, first_image, export)
+            if teacher is not None:
+                difference = max(difference, _logit_difference(teacher, pixels, content))
+            first_image += content.num_images
+        reader.check_end()
+        to = reader.record.to
+    # The comparison is written so that NaN fails it.
+    if not difference <= tolerance:
+        raise ExportError(
+            f"logits of {export} differ by {difference:.3g}", f"{tolerance:g} at most", "see --tolerance"
+        )
+    return Comparison(manifest.num_images, to, None if teacher is None else difference)
+
+
+def _check_teacher(manifest: Manifest, teacher: Teacher | None) -> None:
+    if teacher is None:
+        return
+    stored = manifest.teacher and manifest.teacher.weights_sha256
+    if stored != teacher.weights_sha256:
+        found = f"weights {teacher.weights_sha256[:16]}... of {teacher.name}"
+        raise MismatchError(found, f"{(stored or 'no teacher')[:16]} as the run says", "pass its --weights")
+
+
+def _check_facts(record: ExportRecord, manifest: Manifest, dataset: ShardDataset, export: Path) -> None:
+    if record.num_images != manifest.num_images:
+        raise ExportError(
+            f"{export} states {record.num_images} images", f"the {manifest.num_images} of the run"
+        )
+    if record.image.shape != dataset.spec.shape:
+        raise ExportError(
+            f"{export} states images of {record.image.shape}", f"{dataset.spec.shape} of the run"
+        )
+
+
+def _compare(
+    pixels: np.ndarray, labels: np.ndarray, content: ShardContent, first_image: int, export: Path
+) -> None:
+    wrong = np.flatnonzero((pixels != content.pixels).any(axis=(1, 2, 3)))
+    if wrong.size:
+        index = int(wrong[0])
+        where = tuple(int(axis[0]) for axis in np.nonzero(pixels[index] != content.pixels[index]))
+        found, expected = int(pixels[index][where]), int(content.pixels[index][where])
+        raise ExportError(
+            f"{export}: image {first_image + index} has {found} at channel, row, column {where}",
+            f"{expected} as in the run",
+        )
+    wrong = np.flatnonzero(labels != content.labels)
+    if wrong.size:
+        index = int(wrong[0])
+        what = f"{export}: image {first_image + index} has label {labels[index]}"
+        raise ExportError(what, f"{content.labels[index]} as in the run")
+
+
+def _logit_difference(teacher: Teacher, pixels: np.ndarray, content: ShardContent) -> float:
+    if content.logits is None:
+        raise MismatchError("shards without logits", "shards with logits", "leave --teacher out")
+    device = next(teacher.network.parameters()).device
+    with torch.inference_mode():
+        standard = teacher.spec.pixels_to_standard(torch.from_numpy(pixels).to(device))
+        logits = teacher.logits(standard).float().cpu().numpy()
+    return float(np.abs(logits - content.logits).max())

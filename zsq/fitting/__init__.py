@@ -1,0 +1,1 @@
+"""What students share: calibration, training, reconstruction, losses."""

@@ -1,0 +1,97 @@
+"""What students do before any training: check the teacher, see what each tensor looks like on the
+images, and set affine grids from that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from zsq.contract import Teacher
+from zsq.core.errors import MismatchError
+from zsq.core.imagespec import ImageSpec
+from zsq.placement.sites import Placement, Site
+from zsq.quantizers.grids import FakeQuantizer, affine_grid, integer_range
+from zsq.quantizers.observers import Histogram, Observer
+from zsq.quantizers.ranges import LP_EXPONENT, lp_affine
+
+BATCH = 64
+
+
+def norm_batches(
+    spec: ImageSpec, pixels_NCHW: Tensor, device: str | torch.device, batch: int = BATCH
+) -> Iterator[Tensor]:
+    """What a network takes, channels_last on `device`, `batch` images at a time."""
+    for pixels in pixels_NCHW.split(batch):
+        yield spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def check_classifier(teacher: Teacher) -> None:
+    """Refuse a teacher without classes.
+
+    Raises:
+        MismatchError: it embeds.
+    """
+    if teacher.task != "classify":
+        raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")
+
+
+def weight_quantizer(
+    weight: Tensor,
+    bits: int,
+    search: bool,
+    exponent: float = LP_EXPONENT,
+    per_channel: bool = True,
+    each_end: bool = False,
+) -> FakeQuantizer:
+    """Affine grid per output channel, or one: of the least Lp error where `search`, else min-max.
+
+    `each_end`: the search clips each end by a ratio of its own too.
+    """
+    rows_CM = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
+    if search:
+        step, zero = lp_affine(rows_CM, bits, p=exponent, each_end=each_end)
+    else:
+        step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits)
+    shape = (-1, *[1] * (weight.dim() - 1))
+    return FakeQuantizer(step.view(shape), zero.view(shape), *integer_range(bits, False), "weight")
+
+
+def searched_activation(
+    histogram: Histogram, bits: int, exponent: float = LP_EXPONENT, learned: bool = False
+) -> FakeQuantizer:
+    """Affine grid per tensor with the least Lp error over the histogram."""
+    values, counts = histogram.occupied()
+    step, zero = lp_affine(values[None], bits, counts, exponent, each_end=True)
+    return _activation(step.squeeze(0), zero.squeeze(0), bits, learned)
+
+
+def activation_over(low: float, high: float, bits: int) -> FakeQuantizer:
+    """Affine grid per tensor over [low, high], stretched to hold 0."""
+    return _activation(*affine_grid(torch.tensor(low), torch.tensor(high), bits), bits)
+
+
+def _activation(step: Tensor, zero: Tensor, bits: int, learned: bool = False) -> FakeQuantizer:
+    grid = integer_range(bits, signed=False)
+    return FakeQuantizer(step.float(), zero.float(), *grid, "activation", learned)
+
+
+@torch.no_grad()
+def observe(
+    placement: Placement, spec: ImageSpec, pixels_NCHW: Tensor, device: str, batch: int = BATCH
+) -> dict[Site, Histogram]:
+    """Histogram of each activation site's tensor, with everything still float; the sites are left empty.
+
+    In fp32 whatever the runtime's precision: ranges are statistics.
+    """
+    observers = {site: Observer(site.name) for site in placement.of_kind("activation")}
+    if not observers:
+        return {}
+    for site, observer in observers.items():
+        placement.put(site, observer)
+    for norm in norm_batches(spec, pixels_NCHW, device, batch):
+        placement.network(norm)
+    for site in observers:
+        placement.put(site, nn.Identity())
+    return {site: observer.histogram() for site, observer in observers.items()}

@@ -1,0 +1,60 @@
+"""Any student between analytic passes: some change the float network first, some the fitted student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx, nn
+
+from zsq.contract import Fit, FittedStudent, Student, Teacher
+from zsq.core.errors import OptionError
+from zsq.fitting.calibration import norm_batches
+from zsq.passes import Fitted, Prepared, check_passes, finish, prepare
+
+
+class Passed(Student):
+    """`student` fitted to what the passes make of its teacher; options and name are the student's own."""
+
+    def __init__(self, student: Student, passes: Sequence[str]) -> None:
+        """Check the passes.
+
+        Raises:
+            OptionError: passes that do not exist, that cannot follow each other or that the student refuses.
+        """
+        super().__init__(student.options, student.runtime)
+        check_passes(passes)
+        refused = dict(student.refused_passes)
+        if student.folds_batch_norm:
+            refused["adapt-bn"] = "it folds batch norms away"
+        for name in passes:
+            if name in refused:
+                raise OptionError(f"student {student.name} takes no pass {name}: {refused[name]}")
+        self.student, self.passes = student, tuple(passes)
+        self._prepared: tuple[nn.Module, Prepared] | None = None
+
+    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+        """As the student's."""
+        return self.student.images_trained(teacher, num_images)
+
+    def run(self, fit: Fit) -> FittedStudent:
+        """The passes before the student's own fit, it, and those after it.
+
+        Raises:
+            MismatchError: also for a pass that finds nothing to do in the network.
+        """
+        prepared = self._prepare(fit.teacher.network)
+        changed = replace(fit.teacher, network=prepared.network)
+        own = replace(fit, teacher=changed)
+        self.student.check(own)
+        fitted = self.student.run(own)
+        assert isinstance(fitted.network, fx.GraphModule)
+        batches = list(norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device))
+        finish(self.passes, Fitted(fitted.network, prepared, batches))
+        return fitted
+
+    def _prepare(self, network: nn.Module) -> Prepared:
+        """Once per teacher: what a student compiles belongs to one float network."""
+        if self._prepared is None or self._prepared[0] is not network:
+            self._prepared = network, prepare(self.passes, network)
+        return self._prepared[1]

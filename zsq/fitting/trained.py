@@ -1,0 +1,91 @@
+"""Students that train: quantizers are put, a course runs, grids are settled."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zsq.contract import Bits, Fit, FittedStudent, Student, Teacher
+from zsq.core.runtime import Runtime
+from zsq.fitting.calibration import check_classifier
+from zsq.fitting.training import Course, Training
+from zsq.placement.sites import FLOAT_BITS, Placement, place
+from zsq.quantizers.running import CurrentMinMax, RunningRange
+
+
+class TrainedStudent(Student):
+    """A student that is a course of the training loop; a subclass says which quantizers and which course.
+
+    `trains_floats`: it trains at W32A32 too. `quantizes_slopes`: of PReLU layers.
+    """
+
+    trains_floats: ClassVar[bool] = False
+    quantizes_slopes: ClassVar[bool] = False
+
+    def __init__(self, options: Any, runtime: Runtime) -> None:
+        """Prepare the training; its loss is compiled once for all fits."""
+        super().__init__(options, runtime)
+        self._training = Training(self.name, options, runtime, self.loss)
+
+    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+        """See `Student.images_trained`."""
+        return self.options.steps(num_images) * self.options.batch
+
+    def check(self, fit: Fit) -> None:
+        """See `Student.check`; a classifier, unless a subclass learns from something else."""
+        super().check(fit)
+        self.check_teacher(fit.teacher)
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Refuse a teacher that there is nothing to learn from."""
+        check_classifier(teacher)
+
+    def start(self, fit: Fit) -> nn.Module:
+        """The float network that becomes the student."""
+        return fit.teacher.network
+
+    @abstractmethod
+    def loss(self, student: Any, teacher: Any) -> Tensor:
+        """Of the outputs of both networks on a batch."""
+
+    @abstractmethod
+    def put_quantizers(self, placement: Placement, fit: Fit) -> None:
+        """Quantizers as they are before the first step; the network is on the runtime's device."""
+
+    def course(self, placement: Placement, fit: Fit) -> Course:
+        """What is trained, towards what: all parameters, towards the teacher's outputs."""
+        network = placement.network
+        structure = (fit.teacher.network, fit.bits, placement.sites)
+        return Course(network, fit.teacher.network, [{"params": list(network.parameters())}], structure)
+
+    def settle(self, placement: Placement) -> None:
+        """Called after the training: fixed grids in place of those that follow something."""
+
+    def run(self, fit: Fit) -> FittedStudent:
+        """Without quantizers the network stays the teacher's, unless the student trains floats."""
+        teacher, device = fit.teacher, self.runtime.device
+        placement = place(
+            self.start(fit), fit.bits, first_last=fit.first_last, fold=False, slopes=self.quantizes_slopes
+        )
+        network = placement.network.to(device).to(memory_format=torch.channels_last)
+        self.put_quantizers(placement, fit)
+        network.to(device)
+        if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):
+            course = self.course(placement, fit)
+            self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+        network.eval().requires_grad_(False)
+        self.settle(placement)
+        return self.result(fit, network, placement.table())
+
+
+def settle_ranges(placement: Placement) -> None:
+    """Fixed grids in place of quantizers that follow their tensors: those that they stand on now."""
+    for site in placement.sites:
+        quantizer = placement.get(site)
+        if isinstance(quantizer, CurrentMinMax):
+            placement.put(site, quantizer.settled(placement.weight(site)))
+        elif isinstance(quantizer, RunningRange):
+            placement.put(site, quantizer.settled())

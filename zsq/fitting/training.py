@@ -1,0 +1,205 @@
+"""The training loop of quantization-aware students: shuffled views of the images, a target from the teacher,
+a loss, an optimizer. It knows neither classes nor quantizers; what a student is stands in its own file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+
+from zsq.contract import StepLog
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.core.seeding import torch_generator
+from zsq.fitting.augmentation import shift_and_flip
+
+LOG_EVERY = 20
+# With 256 images, what 160 steps of 128 images are.
+PASSES = 80
+
+Outputs = Tensor | tuple[Tensor, ...]
+Loss = Callable[[Any, Any], Tensor]
+
+
+class TrainingOptions(Options):
+    """What every trained student has; a student states its own defaults.
+
+    `iterations` are optimiser steps; None is `PASSES` over the images.
+    """
+
+    iterations: int | None = Field(160, ge=0)
+    batch: int = Field(128, ge=1)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    # At 1e-3 students of four bits leave their start too fast, and on poor images for good.
+    learning_rate: float = Field(5e-4, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "step"] = "cosine"
+    # Of the schedule `step`: the learning rate falls tenfold after every so many steps.
+    decay_every: int = Field(100, ge=1)
+    clip_norm: float | None = Field(None, gt=0)
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    shift: int = Field(3, ge=0)
+    flip: bool = True
+
+    def steps(self, num_images: int) -> int:
+        """Optimiser steps of a fit on so many images."""
+        if self.iterations is not None:
+            return self.iterations
+        return math.ceil(PASSES * num_images / self.batch)
+
+
+@dataclass(frozen=True)
+class Course:
+    """One network to train.
+
+    Attributes:
+        network: trained in place; on the runtime's device.
+        target: what it follows, frozen. Both take norm images and return a tensor or a tuple of tensors.
+        groups: the optimiser's parameter groups; a learning rate or weight decay in a group stands before the
+            options'.
+        structure: equal for networks that differ in their tensors alone; the next of them is not compiled
+            again.
+        taught: the network's twin that the loss sees, where it should return more than the network does; its
+            parameters and buffers have the network's names and are replaced by the network's.
+        target_structure: as `structure`, for a target that is another network in each course.
+        before_step: called with the number of the step, from 1.
+        after_step: called after each optimiser step, without gradients.
+    """
+
+    network: nn.Module
+    target: nn.Module
+    groups: Sequence[dict[str, Any]]
+    structure: Hashable
+    taught: nn.Module | None = None
+    target_structure: Hashable | None = None
+    before_step: Callable[[int], None] = lambda step: None
+    after_step: Callable[[], None] = lambda: None
+
+
+class Training:
+    """Runs courses that share one loss. What is compiled takes a network of the same structure and a course's
+    tensors, so that the next course of that structure finds it compiled."""
+
+    def __init__(self, name: str, options: TrainingOptions, runtime: Runtime, loss: Loss) -> None:
+        """`name` keeps the random streams of students apart; `loss` takes outputs and target, in float32."""
+        self.name, self.options, self.runtime, self.loss = name, options, runtime, loss
+        self._twins: dict[Hashable, tuple[nn.Module, Callable[..., Any]]] = {}
+
+    def run(self, course: Course, spec: ImageSpec, pixels_NCHW: Tensor, seed: int, log: StepLog) -> None:
+        """Train for the options' steps and leave the network in eval mode, frozen.
+
+        Args:
+            pixels_NCHW: uint8 images of the spec.
+            log: advances in images, with the loss.
+        """
+        options, network = self.options, course.network
+        template, loss_of = self._twin(course.structure, course.taught or network, self._losses)
+        target_template, target_of, target_tensors = self._target(course)
+        for module in (template, network):
+            set_modes(module, options.batch_norm)
+        tensors = tensors_of(network)
+        optimizer = make_optimizer(options, course.groups)
+        num_steps = options.steps(len(pixels_NCHW))
+        schedule = make_schedule(options, optimizer, num_steps)
+        batches = shuffled_batches(len(pixels_NCHW), options.batch, num_steps, seed, self.name)
+        views = torch_generator(seed, 0, f"{self.name} views")
+        for step, batch in enumerate(batches, start=1):
+            course.before_step(step)
+            norm = self._view(spec, pixels_NCHW[batch], views)
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.no_grad():
+                target = _cloned(target_of(target_template, target_tensors, norm))
+            optimizer.zero_grad()
+            loss = loss_of(template, tensors, norm, target)
+            loss.backward()
+            if options.clip_norm is not None:
+                nn.utils.clip_grad_norm_([p for g in course.groups for p in g["params"]], options.clip_norm)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                course.after_step()
+            if step % LOG_EVERY == 0 or step == len(batches):
+                log.advance(len(batch) * ((step - 1) % LOG_EVERY + 1), loss=loss.item())
+        network.eval().requires_grad_(False)
+
+    def _view(self, spec: ImageSpec, pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
+        standard = spec.pixels_to_standard(pixels_NCHW.to(self.runtime.device))
+        return spec.standard_to_norm(
+            shift_and_flip(standard, self.options.shift, self.options.flip, generator)
+        )
+
+    def _outputs(self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor) -> Outputs:
+        with self.runtime.autocast():
+            images = norm_NCHW.contiguous(memory_format=torch.channels_last)
+            outputs = torch.func.functional_call(network, tensors, (images,))
+        return outputs.float() if isinstance(outputs, Tensor) else tuple(part.float() for part in outputs)
+
+    def _losses(
+        self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor, target: Outputs
+    ) -> Tensor:
+        return self.loss(self._outputs(network, tensors, norm_NCHW), target)
+
+    def _twin(
+        self, structure: Hashable, network: nn.Module, function: Callable[..., Any]
+    ) -> tuple[nn.Module, Callable[..., Any]]:
+        """A copy of the first network of this structure, and the function compiled for it."""
+        if structure not in self._twins:
+            self._twins[structure] = copy.deepcopy(network), self.runtime.compiled(function)
+        return self._twins[structure]
+
+    def _target(self, course: Course) -> tuple[nn.Module, Callable[..., Any], dict[str, Tensor]]:
+        # Without a structure the target is one network that never changes: its twin has its tensors.
+        structure = course.target if course.target_structure is None else course.target_structure
+        template, target_of = self._twin(("target", structure), course.target, self._outputs)
+        return template, target_of, {} if course.target_structure is None else tensors_of(course.target)
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as `functional_call` takes them."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+def _cloned(outputs: Outputs) -> Outputs:
+    return outputs.clone() if isinstance(outputs, Tensor) else tuple(part.clone() for part in outputs)
+
+
+def set_modes(network: nn.Module, batch_norm: Literal["frozen", "train"]) -> None:
+    """Everything in eval mode and trainable; batch norms in train mode where they shall follow the images."""
+    network.eval().requires_grad_(True)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(batch_norm == "train")
+
+
+def make_optimizer(options: TrainingOptions, groups: Sequence[dict[str, Any]]) -> Optimizer:
+    """Adam or SGD over `groups`."""
+    shared: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer == "adam":
+        return torch.optim.Adam(groups, **shared)
+    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
+
+
+def make_schedule(options: TrainingOptions, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+    """Cosine to 0 over all steps, or tenfold down after every `decay_every` steps."""
+    if options.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, max(num_steps, 1))
+    return StepLR(optimizer, options.decay_every, gamma=0.1)
+
+
+def shuffled_batches(num_images: int, batch: int, steps: int, seed: int, name: str) -> Tensor:
+    """(steps, batch) image indices: one shuffled pass after another, whatever the number of images."""
+    generator = torch_generator(seed, 0, f"{name} batches")
+    num_passes = max(1, math.ceil(steps * batch / num_images))
+    passes = [torch.randperm(num_images, generator=generator) for _ in range(num_passes)]
+    return torch.cat(passes)[: steps * batch].view(steps, batch)

@@ -1,0 +1,257 @@
+"""Students that are fitted unit by unit: what AdaRound, BRECQ, QDrop and GENIE-M share around the engine."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import fx, nn
+
+from zsq.contract import Fit, FittedStudent, StepLog, Student, Teacher
+from zsq.core.imagespec import SMALL_IMAGE, ImageSpec
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
+from zsq.fitting.reconstruction import Annealing, Engine, Group, Inputs, Phase
+from zsq.fitting.unit_losses import rounding_term, unit_error
+from zsq.fitting.unitdata import Images, gather
+from zsq.placement.policies import quantize_residuals, with_second_input
+from zsq.placement.sites import Placement, Site, place
+from zsq.placement.subgraphs import unit_network
+from zsq.placement.units import Granularity, Unit, partition
+from zsq.quantizers.grids import FakeQuantizer
+from zsq.quantizers.observers import Histogram
+from zsq.quantizers.rounding import Dropped, SoftRounding
+
+SMALL_INPUT_ITERATIONS = 2000
+
+
+class UnitwiseOptions(Options):
+    """What all of them have; `iterations` are optimiser steps per unit.
+
+    `learning_rate` is that of the rounding at the published iterations. With fewer, `rounding_rate` is as
+    many times larger: between the ends of h, V moves by 5, and 1e-3 a step is 2 in 2,000 steps.
+    """
+
+    iterations: int = Field(20_000, ge=0)
+    batch: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    rounding_weight: float = Field(0.01, ge=0)
+    beta_start: float = Field(20.0, gt=0)
+    beta_end: float = Field(2.0, gt=0)
+    warm_up: float = Field(0.2, ge=0, lt=1)
+    # Where --first-last does not say; None: as --bits.
+    first_last: int | None = 8
+    # Bits of the inputs of the layers after the first ones; None: as all others.
+    second_input: int | None = Field(None, ge=2, le=8)
+    residual_stream: Literal["float", "quantized"] = "float"
+
+    @property
+    def rounding_rate(self) -> float:
+        """Adam's learning rate for V."""
+        published = type(self).model_fields["iterations"].default
+        return self.learning_rate * max(1.0, published / max(self.iterations, 1))
+
+    @classmethod
+    def ours(cls, spec: ImageSpec) -> dict[str, Any]:
+        """A tenth of the published iterations for networks that take small images."""
+        small = max(spec.input_size or spec.size) <= SMALL_IMAGE
+        return {"iterations": SMALL_INPUT_ITERATIONS} if small else {}
+
+
+@dataclass
+class _State:
+    """One fit under way."""
+
+    images: Images
+    placement: Placement
+    full: fx.GraphModule
+    histograms: dict[Site, Histogram]
+    units: tuple[Unit, ...]
+    seed: int
+    log: StepLog
+
+    @property
+    def network(self) -> fx.GraphModule:
+        """The student as it is so far."""
+        return self.placement.network
+
+
+class Share:
+    """A StepLog that counts images of a unit as parts of an image of the whole network."""
+
+    def __init__(self, log: StepLog, num_units: int) -> None:
+        """`num_units` of them make a whole."""
+        self.log, self.num_units, self.rest = log, num_units, 0
+
+    def advance(self, amount: int, **values: float) -> None:
+        """See `StepLog`."""
+        whole, self.rest = divmod(self.rest + amount, self.num_units)
+        self.log.advance(whole, **values)
+
+
+class UnitwiseStudent(Student):
+    """A student whose quantizers are learned by reconstructing the float network's output unit by unit."""
+
+    options: UnitwiseOptions
+    granularity: ClassVar[Granularity] = "block"
+    folds_batch_norm: ClassVar[bool] = True
+    clips_each_end: ClassVar[bool] = False
+
+    def __init__(self, options: UnitwiseOptions, runtime: Runtime) -> None:
+        """The engine keeps compiled steps from one fit to the next."""
+        super().__init__(options, runtime)
+        self._engine = Engine(runtime, options.batch)
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """What is learned, in which order."""
+
+    def single_phase(
+        self, name: str, groups: tuple[Group, ...], inputs: Inputs, keep: float = 1.0
+    ) -> tuple[Phase, ...]:
+        """Weights and activations in one phase, with the unit's error and the rounding penalty."""
+        options = self.options
+        return (
+            Phase(
+                name=name,
+                kinds=("weight", "activation"),
+                groups=groups,
+                inputs=inputs,
+                terms=(unit_error(), rounding_term(options.rounding_weight)),
+                iterations=options.iterations,
+                annealing=self.annealing,
+                keep=keep,
+            ),
+        )
+
+    def fixes(self, unit: Unit, index: int) -> bool:
+        """Whether a unit is rounded to nearest instead of reconstructed."""
+        return False
+
+    def activation_quantizer(self, histogram: Histogram, bits: int) -> FakeQuantizer:
+        """Per tensor, affine, with the least L2.4 error; the step may be learned, the zero point stays."""
+        return searched_activation(histogram, bits, learned=True)
+
+    @property
+    def annealing(self) -> Annealing:
+        """As the options say."""
+        return Annealing(self.options.beta_start, self.options.beta_end, self.options.warm_up)
+
+    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+        """See `Student.images_trained`: the units of one iteration each make one pass together."""
+        return sum(phase.iterations for phase in self.phases()) * self.options.batch
+
+    def run(self, fit: Fit) -> FittedStudent:
+        """With the option's `first_last` where none is asked for."""
+        teacher, device = fit.teacher, self.runtime.device
+        if fit.first_last is None:
+            fit = replace(fit, first_last=self.options.first_last)
+        placement = self._placed(fit)
+        network = placement.network.to(device).to(memory_format=torch.channels_last)
+        network.requires_grad_(False)
+        images = Images(teacher.spec, fit.pixels_NCHW, self.runtime)
+        _, norm = next(images.batches())
+        state = _State(
+            images,
+            placement,
+            full=copy.deepcopy(network),
+            histograms=observe(placement, teacher.spec, fit.pixels_NCHW, device),
+            units=partition(placement, self.granularity, norm[:1]),
+            seed=fit.seed,
+            log=fit.log,
+        )
+        for phase in self.phases():
+            learned = [self._learns(phase, unit, index) for index, unit in enumerate(state.units)]
+            state.log = Share(fit.log, sum(learned))
+            for index, unit in enumerate(state.units):
+                self._reconstruct(state, phase, unit, index)
+        network.eval().requires_grad_(False)
+        return self.result(fit, network, placement.table())
+
+    def _placed(self, fit: Fit) -> Placement:
+        placement = place(
+            fit.teacher.network, fit.bits, first_last=fit.first_last, fold=self.folds_batch_norm
+        )
+        if self.options.second_input is not None:
+            placement = with_second_input(placement, self.options.second_input)
+        if self.options.residual_stream == "quantized":
+            quantize_residuals(placement)
+        return placement
+
+    def _reconstruct(self, state: _State, phase: Phase, unit: Unit, index: int) -> None:
+        sites = _sites(phase, unit)
+        self._put_quantizers(state, sites)
+        if self._learns(phase, unit, index):
+            data = gather(
+                state.full,
+                state.network,
+                unit,
+                state.images,
+                sees_student=phase.effective_inputs != "float",
+                weighted=phase.weighted,
+            )
+            self._soften(state, sites, phase)
+            network = self._unit_network(state, phase, unit)
+            before = self._engine.error(network, phase, data)
+            self._engine.run(network, phase, data, state.seed, f"{self.name} {phase.name} {index}", state.log)
+            after = self._engine.error(network, phase, data)
+            state.log.advance(0, unit=index, before=before, after=after)
+        self._harden(state, sites)
+
+    def _learns(self, phase: Phase, unit: Unit, index: int) -> bool:
+        return bool(_sites(phase, unit)) and phase.iterations > 0 and not self.fixes(unit, index)
+
+    def _put_quantizers(self, state: _State, sites: list[Site]) -> None:
+        """Rounding to nearest: what a unit would be without learning."""
+        for site in sites:
+            if site.kind == "weight":
+                weight = state.placement.weight(site)
+                quantizer = weight_quantizer(weight, site.bits, True, each_end=self.clips_each_end)
+            else:
+                quantizer = self.activation_quantizer(state.histograms[site], site.bits)
+            state.placement.put(site, quantizer.to(self.runtime.device).requires_grad_(False))
+
+    def _soften(self, state: _State, sites: list[Site], phase: Phase) -> None:
+        """Learned rounding in place of nearest, and gradients for what the phase trains."""
+        roles = {group.role for group in phase.groups}
+        for site in sites:
+            quantizer = state.placement.get(site)
+            assert isinstance(quantizer, FakeQuantizer)
+            if site.kind == "activation":
+                quantizer.requires_grad_("activation step" in roles)
+                continue
+            weight = state.placement.weight(site)
+            soft = SoftRounding(weight, quantizer.step, quantizer.zero_point, quantizer.lo, quantizer.hi)
+            soft.variables.requires_grad_("rounding" in roles)
+            soft.step.requires_grad_("weight step" in roles)
+            state.placement.put(site, soft)
+
+    @torch.no_grad()
+    def _harden(self, state: _State, sites: list[Site]) -> None:
+        for site in sites:
+            quantizer = state.placement.get(site)
+            quantizer.requires_grad_(False)
+            if isinstance(quantizer, SoftRounding):
+                weight, grid = quantizer.hardened()
+                state.placement.weight(site).copy_(weight)
+                state.placement.put(site, grid)
+
+    def _unit_network(self, state: _State, phase: Phase, unit: Unit) -> fx.GraphModule:
+        paths = {site.path for site in state.placement.of_kind("activation")}
+
+        def wrapped(node: fx.Node, module: nn.Module) -> nn.Module:
+            # Identities stand where no quantizer has been put yet.
+            if str(node.target) not in paths or phase.keep == 1 or not isinstance(module, FakeQuantizer):
+                return module
+            return Dropped(module, phase.keep, tuple(node.meta["tensor_meta"].shape[1:]))
+
+        return unit_network(state.network, unit, wrapped).to(self.runtime.device)
+
+
+def _sites(phase: Phase, unit: Unit) -> list[Site]:
+    return [site for site in unit.sites if site.kind in phase.kinds]

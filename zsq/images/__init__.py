@@ -1,0 +1,1 @@
+"""Real images in: any source as uint8 pixels and labels."""

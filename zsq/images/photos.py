@@ -1,0 +1,211 @@
+"""Photos in: class folders or an archive of them, decoded to uint8 pixels and labels.
+
+Class folders with numeric names are class indices, others count by the rank of the sorted name; `unlabelled/`
+reads as -1. Nothing is resized here: an image of another size is refused. Foreign files are never unpacked to
+disk, and are checked for their size before they are decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePath, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zsq.core.errors import ImagesError, MismatchError
+from zsq.core.imagespec import ImageSpec
+
+UNLABELLED = "unlabelled"
+
+# Pillow's parsers for what people store photos in; its others start programs or are rarely tested.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+# Conversion from more than 8 bits clips instead of scaling.
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+MAX_SIDE = 16_384
+MAX_FILE_BYTES = 256 * 2**20
+MAX_SET_BYTES = 64 * 2**30
+
+# What Pillow, zipfile, numpy and torchvision raise on files that are damaged or not theirs.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    ImportError,
+    MemoryError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+# Pillow lets go of the interpreter while it decodes; tasks of one small image each would cost more than that.
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+IMAGES_PER_TASK = 64
+
+
+def read_folders(
+    folder: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool
+) -> tuple[Tensor, Tensor]:
+    """Pixels uint8 (N, C, H, W) and labels int64 (N,) of a folder of class folders; see `load_images`."""
+    files = (path.relative_to(folder) for path in folder.glob("*/*"))
+    names = [path.as_posix() for path in files if _is_image(path)]
+    classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
+    names, labels = _chosen(str(folder), names, classes, limit, one_per_class)
+    pixels = decoded(names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), spec)
+    return pixels, labels
+
+
+def read_archive(
+    path: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool
+) -> tuple[Tensor, Tensor]:
+    """As `read_folders`, of a .zip of class folders."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .zip") from None
+
+    def member(index: int) -> Image.Image:
+        info = members[names[index]]
+        if info.file_size > MAX_FILE_BYTES:
+            raise ValueError(f"{info.file_size} bytes unpacked, more than a photo")
+        return Image.open(io.BytesIO(archive.read(info)), formats=IMAGE_FORMATS)
+
+    with archive:
+        entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
+        members = {str(entry): info for entry, info in entries if _is_image(entry)}
+        classes = {PurePosixPath(name).parent.name for name in members}
+        names, labels = _chosen(str(path), list(members), classes, limit, one_per_class)
+        return decoded(names, member, spec), labels
+
+
+def decoded(
+    names: Sequence[str],
+    open_image: Callable[[int], Image.Image],
+    spec: ImageSpec | None,
+    num_threads: int = DECODING_THREADS,
+) -> Tensor:
+    """uint8 (N, C, H, W) of the images that `open_image` opens (the decoding itself happens here)."""
+    channels = spec.channels if spec else 3
+    if channels not in (1, 3):
+        raise MismatchError(f"photos for a teacher of {channels} channels", "1 or 3 channels")
+
+    def load(index: int) -> np.ndarray:
+        with open_image(index) as image:
+            height, width = size
+            if (image.height, image.width) != size:
+                found = f"{names[index]} is {image.width}x{image.height} px (WxH)"
+                whose = "as the teacher takes" if spec else "as the first image"
+                raise MismatchError(found, f"{width}x{height} {whose}", "resize the images first")
+            if image.mode in DEEP_MODES:
+                raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
+            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        return array.reshape(height, width, channels).transpose(2, 0, 1)
+
+    def fill(first: int) -> None:
+        for index in range(first, min(first + IMAGES_PER_TASK, len(names))):
+            with _named(names[index]):
+                pixels[index] = load(index)
+
+    with _named(names[0]), open_image(0) as first:
+        size = spec.size if spec else (first.height, first.width)
+    check_memory(names[0], len(names), (channels, *size))
+    pixels = np.empty((len(names), channels, *size), np.uint8)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(fill, range(0, len(names), IMAGES_PER_TASK)):
+            pass
+    return torch.from_numpy(pixels)
+
+
+def check_memory(source: str, count: int, shape: Sequence[int]) -> None:
+    """Refuse `count` images of `shape` that no machine should be asked to hold.
+
+    Raises:
+        ImagesError: too many, or too large.
+    """
+    if max(shape) > MAX_SIDE or count * math.prod(shape) > MAX_SET_BYTES:
+        found = f"{source} holds {count} images of {'x'.join(map(str, shape))}"
+        raise ImagesError(found, f"at most {MAX_SIDE} px a side and {MAX_SET_BYTES >> 30} GiB in all")
+
+
+def spread(total: int, limit: int | None) -> np.ndarray:
+    """Indices of at most `limit` of `total` images, evenly spread over their order."""
+    count = total if limit is None else min(limit, total)
+    return np.arange(count) * total // max(count, 1)
+
+
+def first_of_each(labels: Sequence[int]) -> list[int]:
+    """Index of the first of each label, in order of the labels; -1 is none."""
+    first = {label: index for index, label in reversed(list(enumerate(labels)))}
+    return [first[label] for label in sorted(first) if label >= 0]
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in path.parts)
+
+
+def _is_image(path: PurePath) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path)
+
+
+def _chosen(
+    source: str, names: Sequence[str], classes: Collection[str], limit: int | None, one_per_class: bool
+) -> tuple[list[str], Tensor]:
+    """`limit` of the sorted names or the first of each class, and their labels by their folders' names."""
+    folders = {PurePosixPath(name).parent for name in names}
+    if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
+        raise ImagesError(
+            f"{source} holds {'images outside of class folders' if folders else 'no images'}",
+            f"<class>/<image>, all class folders side by side; images without a class in {UNLABELLED}/",
+        )
+    names = sorted(names)
+    names = [names[index] for index in spread(len(names), limit)]
+    index_of = _class_indices(source, set(classes))
+    labels = [index_of[PurePosixPath(name).parent.name] for name in names]
+    if one_per_class:
+        # Before anything is decoded: no other image is read.
+        chosen = first_of_each(labels) or [0]
+        names, labels = [names[index] for index in chosen], [labels[index] for index in chosen]
+    return names, torch.tensor(labels)
+
+
+def _class_indices(source: str, classes: set[str]) -> dict[str, int]:
+    named = sorted(classes - {UNLABELLED})
+    numeric = [name for name in named if re.fullmatch("[0-9]{1,9}", name)]
+    if numeric and len(numeric) < len(named):
+        other = min(set(named) - set(numeric))
+        raise ImagesError(
+            f"{source} has class folders '{numeric[0]}' and '{other}'", "all numbers or all names"
+        )
+    indices = {name: int(name) if numeric else rank for rank, name in enumerate(named)}
+    return indices | {UNLABELLED: -1}
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ImagesError(f"{name} cannot be read ({first_line(error)})", "an intact image") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

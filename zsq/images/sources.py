@@ -1,0 +1,254 @@
+"""Images in: whatever SRC names becomes one set of uint8 pixels and labels in memory. Nothing is resized
+here: an image of another size is refused."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zsq.core.errors import ImagesError, MismatchError, OptionError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.seeding import numpy_generator
+from zsq.core.selection import MARK, split_source
+from zsq.images.photos import (
+    MAX_SET_BYTES,
+    UNREADABLE,
+    check_memory,
+    decoded,
+    first_line,
+    first_of_each,
+    read_archive,
+    read_folders,
+    spread,
+)
+from zsq.shards.manifest import SHARDS_FOLDER
+from zsq.shards.reader import ShardDataset
+from zsq.shards.schema import SHARD_PATTERN, ShardProvenance
+
+SOURCES = (
+    "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
+    "or torchvision:NAME:ROOT[:SPLIT]; each may end in #labels=FIRST-LAST"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
+
+    `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    source: str
+    provenance: ShardProvenance | None = None
+
+    @property
+    def is_shards(self) -> bool:
+        """Whether the images came from a shard folder."""
+        return self.provenance is not None
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.pixels)
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """A copy of the images at `indices`, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(self.pixels[chosen], self.labels[chosen], self.source, self.provenance)
+
+    def disjoint_sets(self, num_sets: int, count: int, seed: int) -> list[ImageSet]:
+        """`num_sets` random sets of `count` images with no image in common.
+
+        Raises:
+            ImagesError: not enough images.
+        """
+        wanted = num_sets * count
+        if wanted > len(self):
+            raise ImagesError(
+                f"{self.source} holds {len(self)} images",
+                f"{wanted} for {num_sets} disjoint sets of {count}",
+                "lower --count or give more images",
+            )
+        order = torch.from_numpy(numpy_generator(seed, 0, "disjoint sets").permutation(len(self)))
+        return [self.subset(part) for part in order[:wanted].split(count)]
+
+
+def load_images(
+    source: str | Path, spec: ImageSpec | None = None, limit: int | None = None, one_per_class: bool = False
+) -> ImageSet:
+    """Read SRC.
+
+    Args:
+        spec: of the teacher the images are for; fixes channels and size. Without it photos are read as RGB
+            and the first one's size holds for all.
+        limit: read that many at most, evenly spread over the order of the source.
+        one_per_class: give the first image of each class alone; of shards, where none is real, all.
+
+    Raises:
+        ImagesError: missing, empty, unreadable, or not a source.
+        MismatchError: images of another shape than the spec's, or photos of several sizes.
+        ShardError: a damaged shard.
+    """
+    source = str(source)
+    if limit is not None and limit < 1:
+        raise OptionError(f"{limit} images", "at least 1")
+    source, wanted = split_source(source)
+    images = _loaded(source, spec, limit if wanted is None else None, one_per_class)
+    if wanted is not None:
+        images = _with_labels(images, wanted, limit)
+    if one_per_class and not images.is_shards:
+        return images.subset(first_of_each(images.labels.tolist()))
+    return images
+
+
+def _with_labels(images: ImageSet, wanted: range, limit: int | None) -> ImageSet:
+    chosen = np.flatnonzero(np.isin(images.labels.numpy(), wanted))
+    if len(chosen) == 0:
+        found = f"{images.source} holds no image of a label {wanted[0]} to {wanted[-1]}"
+        raise ImagesError(found, "at least one")
+    kept = images.subset(chosen[spread(len(chosen), limit)])
+    return replace(kept, source=f"{images.source}{MARK}{wanted[0]}-{wanted[-1]}")
+
+
+def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
+    path = Path(source)
+    if source.startswith("embedded:"):
+        return _embedded(source, spec, limit)
+    if source.startswith("torchvision:"):
+        return _torchvision(source, spec, limit)
+    if path.is_dir():
+        if _holds_shards(path):
+            return _shards(path, spec, limit)
+        return ImageSet(*read_folders(path, spec, limit, one_per_class), str(path))
+    if path.suffix == ".npz" and path.is_file():
+        return _npz(path, spec, limit)
+    if path.suffix == ".zip" and path.is_file():
+        return ImageSet(*read_archive(path, spec, limit, one_per_class), str(path))
+    what = "is no source of images" if path.exists() else "does not exist"
+    raise ImagesError(f"{source} {what}", SOURCES)
+
+
+def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:
+    if spec is not None and tuple(shape) != spec.shape:
+        found, expected = ("x".join(map(str, each)) for each in (shape, spec.shape))
+        raise MismatchError(f"{source} holds {found} images", f"{expected} as the teacher takes (CxHxW)")
+
+
+def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    from zsq.teacher.digits import Split, load_digits_images
+
+    name, _, split = source.removeprefix("embedded:").partition(":")
+    if name != "digits":
+        raise ImagesError(f"unknown images '{source}'", "embedded:digits[:train|val|test]")
+    pixels, labels = load_digits_images(cast(Split, split or "train"))
+    _check_shape(source, pixels.shape[1:], spec)
+    return ImageSet(pixels, labels, source).subset(torch.from_numpy(spread(len(pixels), limit)))
+
+
+def _holds_shards(folder: Path) -> bool:
+    nested = folder / SHARDS_FOLDER
+    candidates = nested if nested.is_dir() else folder
+    try:
+        return any(re.fullmatch(SHARD_PATTERN, path.name) for path in candidates.iterdir())
+    except OSError as error:
+        raise ImagesError(f"{folder} cannot be read: {error.strerror}", "a readable folder") from None
+
+
+def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    images = ShardDataset(folder)
+    _check_shape(str(folder), images.spec.shape, spec)
+    chosen = spread(images.num_images, limit)
+    check_memory(str(folder), len(chosen), images.spec.shape)
+    return ImageSet(images.pixels(chosen), images.labels(chosen), str(folder), images.provenance)
+
+
+def npz_arrays(path: Path) -> dict[str, np.ndarray]:
+    """`images` and `labels` of an .npz, where they are there; objects are refused.
+
+    Raises:
+        ImagesError: damaged, too large, or in need of pickle.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            too_large = sum(info.file_size for info in archive.infolist()) > MAX_SET_BYTES
+        if too_large:
+            raise ImagesError(f"{path} unpacks to too much", f"at most {MAX_SET_BYTES >> 30} GiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
+    except UNREADABLE as error:
+        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .npz") from None
+
+
+def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    found = npz_arrays(path)
+    images = found.get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        what = "no `images`" if images is None else f"`images` {images.dtype} {images.shape}"
+        raise ImagesError(f"{path} holds {what}", "`images` uint8 (N, H, W, C)")
+    labels = found.get("labels", np.full(len(images), -1))
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ImagesError(
+            f"{path} holds `labels` {labels.dtype} {labels.shape}", f"integers ({len(images)},)"
+        )
+    _check_shape(str(path), (images.shape[3], *images.shape[1:3]), spec)
+    chosen = spread(len(images), limit)
+    pixels = np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2))
+    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), str(path))
+
+
+def _torchvision(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    dataset = _torchvision_dataset(source)
+    chosen = spread(len(dataset), limit)
+    if len(chosen) == 0:
+        raise ImagesError(f"{source} holds no images", "at least one")
+    labels = np.empty(len(chosen), np.int64)
+
+    def item(index: int) -> Image.Image:
+        image, labels[index] = dataset[int(chosen[index])]
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"a {type(image).__name__} instead of an image")
+        return image
+
+    names = [f"{source} item {index}" for index in chosen]
+    return ImageSet(decoded(names, item, spec, num_threads=1), torch.from_numpy(labels), source)
+
+
+def _torchvision_dataset(source: str) -> Any:
+    """Open the data set without downloading; SPLIT becomes its `train` or `split` argument."""
+    from torchvision import datasets
+
+    match = re.fullmatch(r"torchvision:(\w+):(.+?)(?::(\w+))?", source)
+    if match is None:
+        raise ImagesError(f"'{source}'", "torchvision:NAME:ROOT[:SPLIT]")
+    name, root, split = match.groups()
+    kind = getattr(datasets, name) if name in datasets.__all__ else None
+    parameters = inspect.signature(kind).parameters if kind else {}
+    if kind is None or "root" not in parameters:
+        near = ", ".join(difflib.get_close_matches(name, datasets.__all__)) or "CIFAR10"
+        raise ImagesError(f"torchvision has no data set '{name}' with a root folder", f"such as {near}")
+    arguments: dict[str, Any] = {"root": root}
+    if "download" in parameters:
+        arguments["download"] = False
+    if split and "train" in parameters and split in ("train", "test"):
+        arguments["train"] = split == "train"
+    elif split and "split" in parameters:
+        arguments["split"] = split
+    elif split:
+        raise ImagesError(f"{source}: {name} has no split '{split}'", "train or test, where it has them")
+    try:
+        return kind(**arguments)
+    except UNREADABLE as error:
+        remedy = "zsq downloads no images: put the data set there first"
+        raise ImagesError(f"{source} cannot be read ({first_line(error)})", remedy=remedy) from None

@@ -1,0 +1,205 @@
+"""What `zsq import` reads, as blocks of uint8 pixels. Only data is read, and nothing is guessed about values.
+
+uint8 is 0..255 and floats need their mean and std. Tensor suffixes: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zsq.core.errors import ImagesError, OptionError
+from zsq.core.imagespec import ImageSpec
+from zsq.exports.export_json import RECORD_NAME
+from zsq.exports.exporting import open_export
+from zsq.images.photos import MAX_SET_BYTES, MAX_SIDE
+from zsq.images.sources import load_images, npz_arrays
+from zsq.teacher.load import read_content
+
+BLOCK = 256
+TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
+CHANNELS = (1, 3)
+
+# Wrong moments put most values outside of 0..255; images of a synthesiser that never clamps, a few of them.
+MOST_CLAMPED = 0.5
+
+Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images to import: `blocks()` gives pixels uint8 (n, C, H, W) and labels int64 (n,).
+
+    `clamped` is the share of values that were outside of 0..255; `spec` has the stated moments, 0 and 1
+    (unit space) for pixels.
+    """
+
+    blocks: Callable[[], Blocks]
+    spec: ImageSpec
+    clamped: float = 0.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What was done to the values: value * std + mean is 0..1; one number each, or one per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def spec(self, channels: int, size: tuple[int, int]) -> ImageSpec:
+        """With one value per channel.
+
+        Raises:
+            OptionError: another number of values.
+        """
+        for option, given in (("mean", self.mean), ("std", self.std)):
+            if len(given) not in (1, channels):
+                raise OptionError(
+                    f"--{option} with {len(given)} values", f"1, or {channels} for the channels"
+                )
+        mean, std = (given if len(given) == channels else given * channels for given in (self.mean, self.std))
+        return ImageSpec(channels=channels, size=size, mean=mean, std=std)
+
+
+def open_source(source: str, moments: Moments | None, layout: str | None) -> Source:
+    """Find out what `source` is and read its head.
+
+    Raises:
+        OptionError: an option that is missing or has no effect.
+        ImagesError, WeightsError, ExportError, ShardError: a source that cannot be read.
+    """
+    path = Path(source)
+    if path.suffix in TENSOR_SUFFIXES and path.is_file():
+        return _arrays(source, *_tensor_file(path), moments, layout or "nchw")
+    if path.suffix == ".npz" and path.is_file():
+        found = npz_arrays(path)
+        return _arrays(source, found.get("images"), found.get("labels"), moments, layout or "nhwc")
+    _refuse(moments, layout, f"{source} states what its values are")
+    return _export(path) if (path / RECORD_NAME).is_file() else _pixels(source)
+
+
+def _refuse(moments: Moments | None, layout: str | None, why: str) -> None:
+    for option, value in (("--mean and --std", moments), ("--layout", layout)):
+        if value is not None:
+            raise OptionError(option, f"none: {why}")
+
+
+def _pixels(source: str) -> Source:
+    images = load_images(source)
+    channels, *size = images.pixels.shape[1:]
+    spec = Moments((0.0,), (1.0,)).spec(channels, (size[0], size[1]))
+
+    def blocks() -> Blocks:
+        for pixels, labels in zip(images.pixels.split(BLOCK), images.labels.split(BLOCK), strict=True):
+            yield pixels.numpy(), labels.numpy()
+
+    return Source(blocks, spec)
+
+
+def _export(folder: Path) -> Source:
+    def blocks() -> Blocks:
+        with open_export(folder) as reader:
+            for first in range(0, num_images, BLOCK):
+                yield reader.take(min(BLOCK, num_images - first))
+            reader.check_end()
+
+    with open_export(folder) as opened:
+        num_images, spec = opened.record.num_images, opened.record.image
+    return Source(blocks, spec)
+
+
+def _tensor_file(path: Path) -> tuple[Any, Any]:
+    """Images and labels: of a dict, or images alone."""
+    content = read_content(path)
+    parts = content if isinstance(content, Mapping) else {"images": content}
+    content, labels = parts.get("images"), parts.get("labels")
+    if isinstance(content, Sequence) and content and all(isinstance(part, Tensor) for part in content):
+        content = [part if part.ndim == 4 else part[None] for part in content]
+        if len({part.shape[1:] for part in content}) != 1:
+            raise ImagesError(f"{path} holds a list of tensors of several shapes", "images of one shape")
+        content = torch.cat(content)
+    if not isinstance(content, Tensor):
+        raise ImagesError(f"{path} holds no `images`", "a tensor, a list of tensors, or a dict with `images`")
+    return content, labels
+
+
+def _arrays(source: str, images: Any, labels: Any, moments: Moments | None, layout: str) -> Source:
+    """Of a numpy array or a tensor."""
+    if layout not in ("nchw", "nhwc"):
+        raise OptionError(f"--layout {layout}", "nchw or nhwc")
+    if images is None:
+        raise ImagesError(f"{source} holds no `images`", "an array `images`")
+    values = torch.as_tensor(images).detach()
+    if values.ndim != 4 or 0 in values.shape:
+        raise ImagesError(f"{source} holds images of shape {tuple(values.shape)}", "4 axes and no empty one")
+    values = values if layout == "nchw" else values.permute(0, 3, 1, 2)
+    count, channels, height, width = values.shape
+    if channels not in CHANNELS:
+        other = "nhwc" if layout == "nchw" else "nchw"
+        found = f"{source} holds {channels} channels in the layout {layout}"
+        raise ImagesError(found, "1 or 3", f"if it is the other one, pass --layout {other}")
+    if max(height, width) > MAX_SIDE or math.prod(values.shape) > MAX_SET_BYTES:
+        raise ImagesError(
+            f"{source} holds {count} images of {height}x{width}", f"{MAX_SET_BYTES >> 30} GiB at most"
+        )
+    numbers = _labels(source, labels, count)
+    if values.dtype == torch.uint8:
+        _refuse(moments, None, f"{source} holds uint8, which is 0..255")
+        spec, clamped = Moments((0.0,), (1.0,)).spec(channels, (height, width)), 0.0
+    else:
+        spec = _float_spec(source, values, moments)
+        clamped = _share_clamped(source, values, spec)
+
+    def blocks() -> Blocks:
+        for part, label in zip(
+            values.split(BLOCK), np.split(numbers, range(BLOCK, count, BLOCK)), strict=True
+        ):
+            pixels = part if part.dtype == torch.uint8 else _levels(part, spec).clamp(0, 255).to(torch.uint8)
+            yield pixels.contiguous().numpy(), label
+
+    return Source(blocks, spec, clamped)
+
+
+def _labels(source: str, labels: Any, count: int) -> np.ndarray:
+    if labels is None:
+        return np.full(count, -1, np.int64)
+    found = np.asarray(labels)
+    if found.dtype.kind not in "iu" or found.shape != (count,) or found.min() < -1:
+        raise ImagesError(
+            f"{source} holds `labels` {found.dtype} {found.shape}", f"classes or -1, ({count},)"
+        )
+    return found.astype(np.int64)
+
+
+def _float_spec(source: str, values: Tensor, moments: Moments | None) -> ImageSpec:
+    if not values.is_floating_point():
+        raise ImagesError(f"{source} holds {values.dtype}", "uint8 pixels, or floats")
+    if moments is None:
+        remedy = "pass --mean 0 --std 1 for values of 0..1, or what the images were normalised with"
+        raise OptionError(f"{source} holds floats and no --mean and --std are given", "both", remedy)
+    return moments.spec(values.shape[1], (values.shape[2], values.shape[3]))
+
+
+def _levels(values: Tensor, spec: ImageSpec) -> Tensor:
+    return (spec.norm_to_unit(values.float()) * 255).round()
+
+
+def _share_clamped(source: str, values: Tensor, spec: ImageSpec) -> float:
+    outside = 0
+    for part in values.split(BLOCK):
+        if not bool(torch.isfinite(part).all()):
+            raise ImagesError(f"{source} holds NaN or infinity", "finite values")
+        levels = _levels(part, spec)
+        outside += int(((levels < 0) | (levels > 255)).sum())
+    share = outside / values.numel()
+    if share > MOST_CLAMPED:
+        found = f"{share:.0%} of the values of {source} fall outside of 0..255 under this --mean and --std"
+        raise ImagesError(found, "the ones that the images were normalised with")
+    return share

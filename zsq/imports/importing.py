@@ -1,0 +1,126 @@
+"""`zsq import`: images made elsewhere become a shard set; any synthesiser can then stand in a gap table."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zsq.config import config_json, config_sha256
+from zsq.core.errors import OptionError
+from zsq.core.files import atomic_write_text
+from zsq.core.version import __version__
+from zsq.imports.blocks import Blocks, Moments, open_source
+from zsq.runfolder import RUN_FILE, whole_folder
+from zsq.shards.manifest import SHARDS_FOLDER, Manifest, MethodRecord, library_versions, write_manifest
+from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_name
+from zsq.shards.writer import write_shard
+
+DATA_READ = "unknown: images made elsewhere"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a source; `clamped` is the share of values outside of 0..255, which were clamped."""
+
+    num_images: int
+    num_labelled: int
+    clamped: float
+
+
+def import_images(
+    source: str,
+    out: Path,
+    name: str = "imported",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: str | None = None,
+) -> Imported:
+    """Write the images of `source` as a run folder without a teacher; complete or absent.
+
+    Args:
+        source: what `zsq.images` reads, the folder of an export, or uint8 or float images as an `.npz`
+            (`images`, `labels`), `.safetensors` or `.pt` (a tensor, a list of tensors, or a dict with
+            `images` and perhaps `labels`).
+        name: of the source in a gap table.
+        mean, std: one value or one per channel, such that value * std + mean lies in 0..1; for floats only.
+        layout: `nchw` or `nhwc`; by default nhwc in an `.npz` and nchw in tensors.
+
+    Raises:
+        OptionError: an option that is missing or has no effect.
+        ImagesError, WeightsError, ExportError, ShardError: a source that cannot be read.
+        RunFolderError, StorageError: `out` is in the way, or the disk refused.
+    """
+    start = time.perf_counter()
+    if not NAME.fullmatch(name) or name == "real":
+        raise OptionError(f"--name '{name}'", "letters, digits, '.', '_', '+', '-'; 'real' is taken")
+    opened = open_source(source, _moments(mean, std), layout)
+    moments = {} if mean is None else {"mean": list(opened.spec.mean), "std": list(opened.spec.std)}
+    config = {"command": "import", "source": source, "name": name, "layout": layout, "set": moments}
+    provenance = ShardProvenance(
+        teacher=None,
+        teacher_sha256=None,
+        spec=opened.spec,
+        method=name,
+        options=moments,
+        seed=0,
+        groups=(),
+        first_image=0,
+        data_read=DATA_READ,
+    )
+    with whole_folder(out) as staged:
+        atomic_write_text(staged / RUN_FILE, config_json(config) + "\n")
+        entries, num_labelled = _write_shards(staged / SHARDS_FOLDER, opened.blocks(), provenance)
+        manifest = _manifest(provenance, config, entries, time.perf_counter() - start)
+        write_manifest(staged, manifest)
+    return Imported(manifest.num_images, num_labelled, opened.clamped)
+
+
+def _moments(mean: Sequence[float] | None, std: Sequence[float] | None) -> Moments | None:
+    if (mean is None) != (std is None):
+        raise OptionError("--mean without --std" if std is None else "--std without --mean", "both or none")
+    if mean is None or std is None:
+        return None
+    if not np.isfinite([*mean, *std]).all() or min(std, default=0) <= 0:
+        raise OptionError(f"--mean {list(mean)} --std {list(std)}", "finite numbers, --std above 0")
+    return Moments(tuple(mean), tuple(std))
+
+
+def _write_shards(folder: Path, blocks: Blocks, provenance: ShardProvenance) -> tuple[list[ShardEntry], int]:
+    entries: list[ShardEntry] = []
+    first_image = num_labelled = 0
+    for index, (pixels, labels) in enumerate(blocks):
+        distance = np.full(len(pixels), np.nan, np.float32)
+        content = ShardContent(pixels=pixels, labels=labels, logits=None, bn_distance=distance)
+        own = replace(provenance, groups=(index,), first_image=first_image)
+        entries.append(write_shard(folder / shard_name(index), content, own))
+        first_image += len(pixels)
+        num_labelled += int((labels >= 0).sum())
+    return entries, num_labelled
+
+
+def _manifest(
+    provenance: ShardProvenance, config: dict[str, Any], entries: list[ShardEntry], seconds: float
+) -> Manifest:
+    return Manifest(
+        zsq_version=__version__,
+        libraries=library_versions(),
+        device="cpu",
+        runtime={},
+        config=config,
+        config_sha256=config_sha256(config),
+        teacher=None,
+        method=MethodRecord(name=provenance.method, options=provenance.options, data_read=DATA_READ),
+        seed=provenance.seed,
+        num_images=sum(entry.num_images for entry in entries),
+        shards=tuple(entries),
+        seconds=round(seconds, 3),
+        image_iterations_per_second=0.0,
+        data_read=DATA_READ,
+    )

@@ -1,0 +1,288 @@
+"""What a synthetic set may reveal of its owner's images: is it nearer to those the network was trained on?
+
+Images are compared in pixels and in the teacher's features. A control puts planted copies to the same test,
+so that a silent audit is known to be one that could have spoken. Only figures and indices leave this module.
+
+Suffixes: S synthetic images, T training images, H held-out images, N any, D dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from zsq.contract import Teacher
+from zsq.core.errors import MismatchError
+from zsq.core.runtime import Runtime
+from zsq.core.seeding import numpy_generator
+from zsq.measure.confidence import Interval, percentile_interval
+from zsq.measure.evaluate import check_shapes
+from zsq.measure.verification import Curve, area, normalised
+
+BATCH = 128
+# The ratio of an image: its distance to the nearest training image, as a part of that one's distance to any
+# other image of the owner. Suspects have at most half the ratio that 1 % of held-out images are below.
+COPY_RATIO = 0.5
+NULL_QUANTILE = 0.01
+SAME = 1e-3  # distances below are of equal images, in the arithmetic of squared differences
+NUM_PLANTED = 5
+ALTERATION = 4.0  # grey levels of noise on the second round of planted copies
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A synthetic image and the training image that it may copy: indices, the space where it shows, their
+    distance, and that as a part of the training image's distance to the nearest other image of the owner."""
+
+    synthetic: int
+    train: int
+    space: str
+    distance: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """Figures of one space. Distances are (least, median, largest): of each synthetic image to the nearest
+    training and held-out image, and as a yardstick of each held-out image to the nearest training image.
+
+    `largest_ratio` is a suspect's. `membership_auc`, 0..100, is the chance that a training image is nearer to
+    the synthetic set than a held-out one; 50 says nothing, and so does an interval that holds it. The
+    bootstrap is over images, or over identities where they are known: images of a person are alike.
+    """
+
+    synthetic_to_train: tuple[float, float, float]
+    synthetic_to_holdout: tuple[float, float, float]
+    holdout_to_train: tuple[float, float, float]
+    largest_ratio: float
+    membership_auc: float
+    membership_ci95: Interval
+
+
+@dataclass(frozen=True)
+class Control:
+    """How many of `planted` copies the audit named, exact ones and such with noise of `ALTERATION` levels."""
+
+    planted: int
+    named_exact: int
+    named_altered: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All figures. Spaces are `pixels`, with the root mean square difference in levels of 0..255, and
+    `features`, with the distance of rows of length 1."""
+
+    num_synthetic: int
+    num_train: int
+    num_holdout: int
+    resampled: Literal["images", "identities"]
+    spaces: Mapping[str, Space]
+    suspects: Sequence[Suspect]
+    control: Control
+
+    @property
+    def named(self) -> list[int]:
+        """Synthetic images under suspicion in any space."""
+        return sorted({suspect.synthetic for suspect in self.suspects})
+
+
+def audit_images(
+    teacher: Teacher,
+    synthetic: Tensor,
+    train: Tensor,
+    holdout: Tensor,
+    runtime: Runtime,
+    identities: tuple[Tensor, Tensor] | None = None,
+) -> Audit:
+    """Compare uint8 (N, C, H, W) images; the teacher is on the runtime's device.
+
+    Args:
+        identities: int64 (N,) of the training and of the held-out images, where known.
+
+    Raises:
+        MismatchError: images of another shape than the teacher's, or fewer than 2 training or held-out ones.
+    """
+    for name, pixels in (("synthetic", synthetic), ("training", train), ("held-out", holdout)):
+        check_shapes(pixels, teacher.spec, f"{name} images")
+        if len(pixels) < 2:
+            raise MismatchError(f"{len(pixels)} {name} image", "at least 2")
+    embed = _Embedder(teacher, runtime)
+    owners = [_Owners(*pair) for pair in zip(embed.spaces(train), embed.spaces(holdout), strict=True)]
+    own = embed.spaces(synthetic)
+    labels = identities or (torch.arange(len(train)), torch.arange(len(holdout)))
+    groups = tuple(np.unique(each.numpy(), return_inverse=True)[1] for each in labels)
+    return Audit(
+        len(synthetic),
+        len(train),
+        len(holdout),
+        "identities" if identities else "images",
+        {space: owner.figures(rows, *groups) for space, owner, rows in zip(SPACES, owners, own, strict=True)},
+        _suspects(owners, own),
+        _control(owners, embed, train),
+    )
+
+
+SPACES = ("pixels", "features")
+
+
+class _Embedder:
+    """Rows of images in both spaces, from a private copy of the teacher's network."""
+
+    def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
+        self.teacher, self.runtime = teacher, runtime
+        self.network = copy.deepcopy(teacher.network)
+        self._entering: list[Tensor] = []
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._entering[:] = args[:1]
+
+    def spaces(self, pixels_NCHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels scaled so that distances are root mean squares, and features, float64 (N, D) each."""
+        levels = pixels_NCHW.flatten(1).numpy().astype(np.float64)
+        with self.runtime.threads_set(), torch.inference_mode():
+            parts = [self._features(part) for part in pixels_NCHW.split(BATCH)]
+        return levels / np.sqrt(levels.shape[1]), normalised(torch.cat(parts).numpy())
+
+    def _features(self, pixels_NCHW: Tensor) -> Tensor:
+        """Embeddings; of a classifier what enters its last layer, mean over positions."""
+        outputs = self.network(self.teacher.spec.pixels_to_norm(pixels_NCHW.to(self.runtime.device)))
+        if self.teacher.task == "classify" and self._entering:
+            outputs = self._entering[0]
+        return (outputs.mean(dim=(2, 3)) if outputs.dim() == 4 else outputs.flatten(1)).float().cpu()
+
+
+class _Owners:
+    """The owner's images in one space."""
+
+    def __init__(self, train_TD: np.ndarray, holdout_HD: np.ndarray) -> None:
+        self.train_TD, self.holdout_HD = train_TD, holdout_HD
+        self.train, self.holdout = _index(train_TD), _index(holdout_HD)
+
+    def ratios(
+        self, rows_ND: np.ndarray, held_out: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distance to the nearest training image, its index, and the ratio, (N,) each.
+
+        Args:
+            held_out: the rows are the held-out images; none is a yardstick for itself.
+        """
+        distance_N, index_N = _nearest(self.train, rows_ND)
+        neighbours_ND = self.train_TD[index_N]
+        others_N2 = self.train.kneighbors(neighbours_ND, 2)[0]  # the first is the image itself
+        holdout_N2, holdout_index_N2 = self.holdout.kneighbors(neighbours_ND, 2)
+        is_itself_N = held_out & (holdout_index_N2[:, 0] == np.arange(len(rows_ND)))
+        yardstick_N = np.minimum(others_N2[:, 1], np.where(is_itself_N, holdout_N2[:, 1], holdout_N2[:, 0]))
+        return distance_N, index_N, distance_N / np.maximum(yardstick_N, SAME)
+
+    @cached_property
+    def threshold(self) -> float:
+        """Largest ratio of a suspect."""
+        null = np.quantile(self.ratios(self.holdout_HD, held_out=True)[2], NULL_QUANTILE)
+        return COPY_RATIO * min(1.0, float(null))
+
+    def figures(self, rows_SD: np.ndarray, groups_T: np.ndarray, groups_H: np.ndarray) -> Space:
+        """All of a synthetic set."""
+        synthetic = _index(rows_SD)
+        train_T, holdout_H = (_nearest(synthetic, rows)[0] for rows in (self.train_TD, self.holdout_HD))
+        return Space(
+            _spread(_nearest(self.train, rows_SD)[0]),
+            _spread(_nearest(self.holdout, rows_SD)[0]),
+            _spread(_nearest(self.train, self.holdout_HD)[0]),
+            self.threshold,
+            *membership(train_T, holdout_H, groups_T, groups_H),
+        )
+
+
+def membership(
+    train_T: np.ndarray, holdout_H: np.ndarray, groups_T: np.ndarray, groups_H: np.ndarray
+) -> tuple[float, Interval]:
+    """AUC, 0..100, of telling training from held-out images by their distance to the synthetic set, and its
+    95 % bootstrap interval over groups of images, which count from 0 on each side."""
+    is_train = np.arange(len(train_T) + len(holdout_H)) < len(train_T)
+    curve = Curve(-np.concatenate([train_T, holdout_H]), is_train)
+    random = numpy_generator(0, 0, "audit bootstrap")
+    draws = []
+    for _ in range(DRAWS):
+        times = [_times(groups, random) for groups in (groups_T, groups_H)]
+        draws.append(100 * area(*curve.rates(np.concatenate(times))))
+    interval = percentile_interval(np.array(draws))
+    assert interval is not None
+    return 100 * area(*curve.rates()), interval
+
+
+def _times(groups_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(N,): how often each image is there when as many groups are drawn, with replacement, as there are."""
+    size = int(groups_N.max()) + 1
+    return random.multinomial(size, np.full(size, 1 / size))[groups_N]
+
+
+def _suspects(owners: Sequence[_Owners], spaces: Sequence[np.ndarray]) -> list[Suspect]:
+    found = []
+    for space, owner, rows in zip(SPACES, owners, spaces, strict=True):
+        distance_S, index_S, ratio_S = owner.ratios(rows)
+        for s in np.flatnonzero((ratio_S <= owner.threshold) | (distance_S < SAME)).tolist():
+            found.append(Suspect(s, int(index_S[s]), space, float(distance_S[s]), float(ratio_S[s])))
+    return found
+
+
+def _control(owners: Sequence[_Owners], embed: _Embedder, train: Tensor) -> Control:
+    """Put copies of training images to the test, as they are and with noise; each image is judged alone."""
+    random = numpy_generator(0, 0, "audit control")
+    planted = train[torch.from_numpy(random.permutation(len(train))[:NUM_PLANTED])]
+    noise = torch.from_numpy(random.normal(0, ALTERATION, planted.shape))
+    named = []
+    for copies in (planted, (planted + noise).round().clamp(0, 255).to(torch.uint8)):
+        suspects = _suspects(owners, embed.spaces(copies))
+        named.append(len({suspect.synthetic for suspect in suspects}))
+    return Control(len(planted), *named)
+
+
+def _index(rows_ND: np.ndarray) -> NearestNeighbors:
+    return NearestNeighbors(n_neighbors=1, algorithm="brute").fit(rows_ND)
+
+
+def _nearest(index: NearestNeighbors, rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to and index of the nearest indexed row, (N,) each."""
+    distance, nearest = index.kneighbors(rows_ND)
+    return distance[:, 0], nearest[:, 0]
+
+
+def _spread(distances_N: np.ndarray) -> tuple[float, float, float]:
+    return float(distances_N.min()), float(np.median(distances_N)), float(distances_N.max())
+
+
+def audit_lines(audit: Audit) -> list[str]:
+    """The audit in sentences."""
+    control = audit.control
+    lines = [
+        f"control: of {control.planted} planted copies {control.named_exact} named, with noise "
+        f"{control.named_altered}",
+        f"{len(audit.named)} of {audit.num_synthetic} synthetic images are suspects"
+        + (f": {', '.join(map(str, audit.named))}" if audit.named else ""),
+    ]
+    for space, figures in audit.spaces.items():
+        low, high = figures.membership_ci95
+        lines.append(
+            f"{space}: nearest training image at {figures.synthetic_to_train[1]:.3g} (median), held-out at "
+            f"{figures.synthetic_to_holdout[1]:.3g}; membership AUC {figures.membership_auc:.1f} "
+            f"[{low:.1f}, {high:.1f}] over {audit.resampled}"
+        )
+    return lines
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """The audit as JSON holds it."""
+    return {**asdict(audit), "named": audit.named, "alteration": ALTERATION}

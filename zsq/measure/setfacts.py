@@ -1,0 +1,75 @@
+"""What whole sets of images are like to a teacher: figures beside the accuracy of students fitted on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsq.contract import Teacher
+from zsq.core.errors import NoBatchNormError
+from zsq.core.runtime import Runtime
+from zsq.engine.classes import FeatureTap
+from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
+
+CHUNK = 128  # images at once
+
+
+def bn_distances(
+    teacher: Teacher, arms: Mapping[str, Tensor], runtime: Runtime
+) -> tuple[list[str], dict[str, list[float]]]:
+    """Per BN layer and source, mean_c[(m - M)^2 + (s - S)^2] over the whole set; empty without BN."""
+    try:
+        tapped = TappedTeacher(teacher)
+    except NoBatchNormError:
+        return [], {}
+    alignment = Alignment("set")
+    return tapped.names, {
+        source: [alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, tapped, runtime))]
+        for source, pixels in arms.items()
+    }
+
+
+@torch.no_grad()
+def intra_class_distances(teacher: Teacher, arms: Mapping[str, Tensor], runtime: Runtime) -> dict[str, float]:
+    """Source -> mean over classes of the mean cosine distance between two different images of the class.
+
+    Of what enters the last weighted layer, an image's class being the teacher's own: how much variety a set
+    has inside its classes (Zhong et al., IntraQ, CVPR 2022). NaN where no class has two images; empty for a
+    teacher without BN or without classes.
+    """
+    if teacher.task != "classify":
+        return {}
+    try:
+        tapped = TappedTeacher(teacher)
+    except NoBatchNormError:
+        return {}
+    features = FeatureTap(tapped)
+    distances = {}
+    for source, pixels in arms.items():
+        found = [
+            (tapped(chunk)[0].argmax(1), F.normalize(features.take()))
+            for chunk in _chunks(pixels, tapped, runtime)
+        ]
+        classes_N, features_NF = (torch.cat(part) for part in zip(*found, strict=True))
+        distances[source] = _spread(classes_N, features_NF)
+    return distances
+
+
+def _spread(classes_N: Tensor, features_NF: Tensor) -> float:
+    means = []
+    for label in classes_N.unique():
+        rows = features_NF[classes_N == label]
+        count = len(rows)
+        if count > 1:
+            # The sum over all pairs is |sum of the rows|^2; `count` of them are a row with itself.
+            cosines = (rows.sum(0).square().sum() - count) / (count * (count - 1))
+            means.append(1 - cosines.item())
+    return sum(means) / len(means) if means else math.nan
+
+
+def _chunks(pixels: Tensor, tapped: TappedTeacher, runtime: Runtime) -> Iterator[Tensor]:
+    return (tapped.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(CHUNK))

@@ -1,0 +1,163 @@
+"""Analytic passes by name: on the float network before a fit, or on the fitted student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx, nn
+
+from zsq.core.errors import MismatchError, OptionError
+from zsq.engine.fusion import stores_statistics
+from zsq.passes.correction import (
+    adapt_batch_norms,
+    correct_bias,
+    correct_bias_analytically,
+)
+from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
+from zsq.passes.expectations import expected_inputs
+from zsq.placement.fold import Gaussian, fold_traced
+from zsq.placement.pairs import pairs_of
+from zsq.placement.trace import trace
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A traced copy of a float network under passes; `outputs` are distributions of its folded layers."""
+
+    network: fx.GraphModule
+    outputs: Mapping[str, Gaussian]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A quantized network beside the float one it stands for, and the images that it was fitted on."""
+
+    network: fx.GraphModule
+    prepared: Prepared
+    norm_batches: Sequence[Tensor]
+
+    def reference(self) -> fx.GraphModule:
+        """A copy of the float network whose layers correspond: folded where the student folded its BNs."""
+        reference = trace(self.prepared.network)
+        if _num_norms(self.network) < _num_norms(reference):
+            fold_traced(reference)
+        return reference
+
+
+def _num_norms(network: nn.Module) -> int:
+    return sum(stores_statistics(module) for module in network.modules())
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One of `before` and `after`; `needs` and `excludes` are names of passes that come before it."""
+
+    summary: str
+    before: Callable[[Prepared], Prepared] | None = None
+    after: Callable[[Fitted], None] | None = None
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+
+
+def _fold(prepared: Prepared) -> Prepared:
+    return Prepared(prepared.network, {**prepared.outputs, **fold_traced(prepared.network)})
+
+
+def _relu6_to_relu(prepared: Prepared) -> Prepared:
+    relu6_to_relu(prepared.network)
+    return prepared
+
+
+def _equalize(prepared: Prepared) -> Prepared:
+    if not pairs_of(prepared.network):
+        raise MismatchError("no two layers of this network can be equalized", "", "leave out pass equalize")
+    return replace(prepared, outputs=equalize(prepared.network, dict(prepared.outputs)))
+
+
+def _absorb_bias(prepared: Prepared) -> Prepared:
+    if not prepared.outputs:
+        raise MismatchError("pass absorb-bias on a network without batch norm", "statistics of activations")
+    return replace(prepared, outputs=absorb_bias(prepared.network, dict(prepared.outputs)))
+
+
+def _correct_bias(fitted: Fitted) -> None:
+    correct_bias(fitted.network, fitted.reference(), fitted.norm_batches)
+
+
+def _correct_bias_analytic(fitted: Fitted) -> None:
+    folded, outputs = trace(fitted.prepared.network), dict(fitted.prepared.outputs)
+    outputs.update(fold_traced(folded))
+    inputs = expected_inputs(folded, outputs)
+    if not inputs:
+        raise MismatchError("no layer of this network follows a batch norm", "", "use pass correct-bias")
+    correct_bias_analytically(fitted.network, fitted.reference(), inputs)
+
+
+def _adapt_bn(fitted: Fitted) -> None:
+    if not adapt_batch_norms(fitted.network, fitted.reference(), fitted.norm_batches):
+        raise MismatchError("this student has no batch norm to adapt", "", "leave out pass adapt-bn")
+
+
+PASSES: dict[str, Pass] = {
+    "fold": Pass("batch norm into the layers before it", before=_fold),
+    "relu6-to-relu": Pass("ReLU6 loses its cap, as DFQ has it before equalize", before=_relu6_to_relu),
+    "equalize": Pass("cross-layer equalization (DFQ)", before=_equalize, needs=("fold",)),
+    "absorb-bias": Pass("high biases into the next layer (DFQ)", before=_absorb_bias, needs=("fold",)),
+    "correct-bias": Pass("means of layers' outputs as in float, on the images (DFQ)", after=_correct_bias),
+    "correct-bias-analytic": Pass("the same from batch norm alone (DFQ)", after=_correct_bias_analytic),
+    "adapt-bn": Pass(
+        "BN statistics through the shift of quantization (ABN)", after=_adapt_bn, excludes=("fold",)
+    ),
+}
+
+
+def check_passes(names: Sequence[str]) -> None:
+    """Pass a list of passes that can follow each other.
+
+    Raises:
+        OptionError: an unknown name, one named twice, or an order that cannot be.
+    """
+    for index, name in enumerate(names):
+        earlier = names[:index]
+        if name not in PASSES:
+            raise OptionError(f"unknown pass '{name}'", f"one of {', '.join(PASSES)}")
+        if name in earlier:
+            raise OptionError(f"pass {name} is named twice", "once")
+        for needed in PASSES[name].needs:
+            if needed not in earlier:
+                raise OptionError(f"pass {name} without pass {needed} before it", f"{needed},{name}")
+        for excluded in PASSES[name].excludes:
+            if excluded in earlier:
+                raise OptionError(f"pass {name} after pass {excluded}", "one of the two")
+        late = [one for one in earlier if PASSES[one].after is not None]
+        if PASSES[name].before is not None and late:
+            found = f"pass {name}, on the float network, after pass {late[0]}, on the student"
+            raise OptionError(found, "passes on the float network first")
+
+
+def prepare(names: Sequence[str], network: nn.Module) -> Prepared:
+    """A traced copy of a float network with the passes that come before a fit.
+
+    Raises:
+        UntraceableError: as `trace`. MismatchError: a pass that finds nothing to do.
+    """
+    prepared = Prepared(trace(network), {})
+    for name in names:
+        before = PASSES[name].before
+        prepared = prepared if before is None else before(prepared)
+    prepared.network.requires_grad_(False)
+    return prepared
+
+
+def finish(names: Sequence[str], fitted: Fitted) -> None:
+    """The passes that come after a fit, on the fitted network, in place.
+
+    Raises:
+        MismatchError: a pass that finds nothing to do.
+    """
+    for name in names:
+        after = PASSES[name].after
+        if after is not None:
+            after(fitted)
+    fitted.network.eval().requires_grad_(False)

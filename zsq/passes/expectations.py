@@ -1,0 +1,96 @@
+"""The mean of each layer's input as it follows from batch norm, without images (Nagel et al. 2019, DFQ)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from zsq.engine.fusion import stores_statistics
+from zsq.placement.fold import Gaussian, distribution
+from zsq.placement.pairs import (
+    PASSING_CALLS,
+    PASSING_MODULES,
+    RELU6_CALLS,
+    RELU6_MODULES,
+    RELU_CALLS,
+    RELU_MODULES,
+    CappedReLU,
+)
+from zsq.placement.trace import LAYERS, calls_module
+from zsq.placement.units import is_addition
+
+AVERAGES: set[Any] = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten, "flatten"}
+AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
+
+
+def expected_inputs(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[str, Gaussian]:
+    """Layer -> distribution of each channel of what it reads, for the layers where it is known.
+
+    Known are outputs of folded layers (`outputs`) and of remaining BNs, and through ReLU, ReLU6, averages and
+    sums of independent Gaussians what follows from them. In a sum, a rectified value counts as a Gaussian of
+    its mean and variance.
+    """
+    known: dict[fx.Node, Gaussian] = {}
+    inputs: dict[str, Gaussian] = {}
+    for node in network.graph.nodes:
+        sources = [known.get(source) for source in node.all_input_nodes]
+        if calls_module(network, node, LAYERS):
+            if sources[0] is not None:
+                inputs.setdefault(str(node.target), sources[0])
+            if str(node.target) in outputs:
+                known[node] = outputs[str(node.target)]
+            continue
+        result = _through(network, node, sources)
+        if result is not None:
+            known[node] = result
+    return inputs
+
+
+def _through(network: fx.GraphModule, node: fx.Node, sources: list[Gaussian | None]) -> Gaussian | None:
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if module is not None and stores_statistics(module):
+        return distribution(module)
+    given = [source for source in sources if source is not None]
+    if not given or len(given) != len(sources):
+        return None
+    first = given[0]
+    called = node.target if module is None else None
+    if isinstance(module, RELU_MODULES) or called in RELU_CALLS:
+        return clipped(first, math.inf)
+    if isinstance(module, CappedReLU):
+        return clipped(first, module.cap.flatten())
+    if isinstance(module, RELU6_MODULES) or called in RELU6_CALLS:
+        return clipped(first, 6.0)
+    if isinstance(module, (*PASSING_MODULES, *AVERAGE_MODULES)) or called in PASSING_CALLS | AVERAGES:
+        return first
+    if is_addition(node) and len(given) == 2 and given[0].mean_C.shape == given[1].mean_C.shape:
+        variance = given[0].std_C.square() + given[1].std_C.square()
+        return Gaussian(given[0].mean_C + given[1].mean_C, variance.sqrt())
+    return None
+
+
+def clipped(x: Gaussian, cap: float | Tensor) -> Gaussian:
+    """Mean and std of min(max(x, 0), cap) for Gaussian x: gamma phi(-beta / gamma) + beta (1 - Phi(-beta /
+    gamma)) and its like, in float64."""
+    mean, std = x.mean_C.double(), x.std_C.double().clamp(min=1e-12)
+
+    def above(threshold: float | Tensor) -> tuple[Tensor, Tensor]:
+        # First and second moment of max(x - threshold, 0).
+        shifted = mean - threshold
+        ratio = shifted / std
+        density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
+        share = torch.special.ndtr(ratio)
+        first = std * density + shifted * share
+        return first, (shifted.square() + std.square()) * share + shifted * std * density
+
+    first, second = above(0.0)
+    if isinstance(cap, Tensor) or cap != math.inf:
+        # min(max(x, 0), c) = max(x, 0) - max(x - c, 0), and of squares p^2 - q^2 - 2 c q with q the excess.
+        excess, excess2 = above(cap)
+        first, second = first - excess, second - excess2 - 2 * cap * excess
+    variance = (second - first.square()).clamp(min=0)
+    return Gaussian(first.to(x.mean_C.dtype), variance.sqrt().to(x.mean_C.dtype))

@@ -1,0 +1,1 @@
+"""Where a network is quantized: its graph, sites, units and pairs of layers."""

@@ -1,0 +1,62 @@
+"""Settings of published students that go beyond the width of the first and last layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from zsq.placement.sites import VIEW_MODULES, Placement
+from zsq.placement.trace import LAYERS, calls_module
+from zsq.placement.units import is_addition, quantizer_calls
+
+
+def with_second_input(placement: Placement, bits: int) -> Placement:
+    """With `bits` for the inputs of the layers that come right after the first ones (the setting A2-8)."""
+    second = {str(node.target) for node in quantizer_calls(placement) if _follows_first(placement, node)}
+    sites = (replace(site, bits=bits) if site.path in second else site for site in placement.sites)
+    return Placement(placement.network, tuple(sites))
+
+
+def quantize_residuals(placement: Placement) -> None:
+    """Let every addition that takes a layer's input, or a view of it, take it quantized, in place."""
+    for call in list(quantizer_calls(placement)):
+        source = call.all_input_nodes[0]
+        for user in list(source.users):
+            if user is not call and _reaches_addition(placement, user):
+                user.replace_input_with(source, call)
+                # The quantizer comes right after its input, so before any user.
+                source.append(call)
+    placement.network.graph.lint()
+    placement.network.recompile()
+
+
+def _follows_first(placement: Placement, node: fx.Node) -> bool:
+    before = _nearest_layers(placement, node)
+    return bool(before) and not any(_nearest_layers(placement, layer) for layer in before)
+
+
+def _nearest_layers(placement: Placement, node: fx.Node) -> set[fx.Node]:
+    layers: set[fx.Node] = set()
+    pending, seen = list(node.all_input_nodes), set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if calls_module(placement.network, current, LAYERS):
+            layers.add(current)
+        else:
+            pending += current.all_input_nodes
+    return layers
+
+
+def _reaches_addition(placement: Placement, node: fx.Node) -> bool:
+    """Whether nothing but slices and paddings lies between `node` and an addition."""
+    while not is_addition(node):
+        is_view = calls_module(placement.network, node, VIEW_MODULES)
+        moves = is_view or node.op in ("call_function", "call_method")
+        if not moves or len(node.users) != 1 or len(node.all_input_nodes) != 1:
+            return False
+        (node,) = node.users
+    return True

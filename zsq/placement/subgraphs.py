@@ -1,0 +1,93 @@
+"""Parts of a traced network as networks of their own, over the same modules and tensors."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Hashable, Sequence
+
+from torch import fx, nn
+
+from zsq.placement.trace import LAYERS
+from zsq.placement.units import Unit
+
+
+def up_to(network: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """From the network's input to the values of the nodes `names`, a tuple; nothing else is computed."""
+    wanted = [node for node in network.graph.nodes if node.name in names]
+    needed, pending = set(wanted), list(wanted)
+    while pending:
+        sources = set(pending.pop().all_input_nodes) - needed
+        needed |= sources
+        pending += sources
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in network.graph.nodes:
+        # The input stays even where a constant is asked for: every part is called alike.
+        if node in needed or node.op == "placeholder":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    by_name = {node.name: copies[node] for node in wanted}
+    graph.output(tuple(by_name[name] for name in names))
+    return fx.GraphModule(network, graph)
+
+
+def unit_network(
+    network: fx.GraphModule, unit: Unit, wrapped: Callable[[fx.Node, nn.Module], nn.Module]
+) -> fx.GraphModule:
+    """From the unit's input to its output; modules are named by their order, so that units of one structure
+    are alike.
+
+    Args:
+        wrapped: (node that calls it, module) -> what stands there in the result.
+    """
+    nodes = {node.name: node for node in network.graph.nodes}
+    graph, root = fx.Graph(), nn.Module()
+    copies = {nodes[unit.input]: graph.placeholder("x")}
+    targets: dict[str, str] = {}
+    for node in (nodes[name] for name in unit.nodes):
+        target = node.target
+        if node.op in ("call_module", "get_attr"):
+            path = str(target)
+            if path not in targets:
+                targets[path] = f"part{len(targets)}"
+                _attach(root, targets[path], network, node, wrapped)
+            target = targets[path]
+        arguments = (fx.map_arg(part, copies.__getitem__) for part in (node.args, node.kwargs))
+        copies[node] = graph.create_node(node.op, target, *arguments)
+    graph.output(copies[nodes[unit.output]])
+    return fx.GraphModule(root, graph).train(False)
+
+
+def _attach(
+    root: nn.Module,
+    name: str,
+    network: fx.GraphModule,
+    node: fx.Node,
+    wrapped: Callable[[fx.Node, nn.Module], nn.Module],
+) -> None:
+    path = str(node.target)
+    if node.op == "call_module":
+        root.add_module(name, wrapped(node, _alone(network.get_submodule(path))))
+        return
+    value = operator.attrgetter(path)(network)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(name, value)
+    else:
+        root.register_buffer(name, value)
+
+
+def _alone(module: nn.Module) -> nn.Module:
+    """A layer without the quantizers of its inputs, which are modules below it but steps of their own."""
+    if not isinstance(module, LAYERS):
+        return module
+    layer = copy.copy(module)
+    kept = {key: part for key, part in module._modules.items() if not key.startswith("input_quantizer")}
+    layer._modules = kept
+    return layer
+
+
+def structure(network: fx.GraphModule) -> Hashable:
+    """Equal for networks that compute the same with other tensors."""
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    shapes = tuple((name, tuple(t.shape), t.dtype, t.requires_grad) for name, t in tensors.items())
+    return network.code, repr(dict(network.named_children())), shapes

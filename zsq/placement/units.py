@@ -1,0 +1,213 @@
+"""Which parts of a network are reconstructed together: a partition into units, as data, read from the graph.
+
+A unit has one tensor that enters and one that leaves. It is a layer, or the branches between a tensor and the
+addition (or gate) where they meet again, and in both cases what follows without changing the shape: BN,
+activation. What lies between units (pooling, flattening, concatenation) belongs to none.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from zsq.placement.sites import Placement, Site
+from zsq.placement.trace import LAYERS, calls_module
+
+Granularity = Literal["layer", "block"]
+
+ADDITIONS = {operator.add, operator.iadd, torch.add}
+GATES = {operator.mul, operator.imul, torch.mul}
+_ADDING_METHODS, _GATING_METHODS = {"add", "add_"}, {"mul", "mul_"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Names of graph nodes in order of execution, the nodes whose values enter and leave, the layers, and the
+    quantizer sites that no earlier unit has; `input_shape` and `output_shape` without the image dimension."""
+
+    name: str
+    nodes: tuple[str, ...]
+    input: str
+    output: str
+    layers: tuple[str, ...]
+    sites: tuple[Site, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+def partition(placement: Placement, granularity: Granularity, norm_NCHW: Tensor) -> tuple[Unit, ...]:
+    """Units of `placement.network` in order of execution; every layer is in one.
+
+    Args:
+        norm_NCHW: an image, from which shapes are taken.
+    """
+    return _Partition(placement, norm_NCHW).units(granularity)
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether a node adds two tensors that depend on the image."""
+    return _joins(node, ADDITIONS, _ADDING_METHODS)
+
+
+def _joins(node: fx.Node, functions: set, methods: set[str]) -> bool:
+    known = node.target in (functions if node.op == "call_function" else methods)
+    return node.op in ("call_function", "call_method") and known and len(node.all_input_nodes) > 1
+
+
+class _Partition:
+    """The graph with what the partition asks of it."""
+
+    def __init__(self, placement: Placement, norm_NCHW: Tensor) -> None:
+        network = placement.network
+        with torch.no_grad():
+            ShapeProp(network).propagate(norm_NCHW)
+        self.network = network
+        self.nodes = list(network.graph.nodes)
+        self.order = {node: index for index, node in enumerate(self.nodes)}
+        self.sites = {site.path: site for site in placement.sites}
+        self.data = self._depending_on_image()
+        self.dominator = self._dominators()
+
+    def units(self, granularity: Granularity) -> tuple[Unit, ...]:
+        regions = self._blocks() if granularity == "block" else []
+        inside = {node for region in regions for node in region}
+        regions += [{node} for node in self.nodes if self._is_layer(node) and node not in inside]
+        units: list[Unit] = []
+        taken: set[str] = set()
+        for region in sorted(regions, key=lambda region: max(self.order[node] for node in region)):
+            unit = self._unit(region, taken)
+            taken |= {site.path for site in unit.sites}
+            units.append(unit)
+        return tuple(units)
+
+    def _unit(self, region: set[fx.Node], taken: set[str]) -> Unit:
+        nodes = self._extended(region)
+        output = nodes[-1]
+        (entry,) = {source for node in nodes for source in self._sources(node)} - set(nodes)
+        layers = [str(node.target) for node in nodes if self._is_layer(node)]
+        paths = [str(node.target) for node in nodes if self._is_quantizer(node)]
+        paths += [f"{layer}.weight_quantizer" for layer in layers]
+        return Unit(
+            name=layers[0] if len(layers) == 1 else f"{layers[0]}..{layers[-1]}",
+            nodes=tuple(node.name for node in nodes),
+            input=entry.name,
+            output=output.name,
+            layers=tuple(dict.fromkeys(layers)),
+            sites=tuple(self.sites[p] for p in dict.fromkeys(paths) if p in self.sites and p not in taken),
+            input_shape=self._shape(entry)[1:],
+            output_shape=self._shape(output)[1:],
+        )
+
+    def _extended(self, region: set[fx.Node]) -> list[fx.Node]:
+        """With the quantizer that feeds it, what keeps the shape after it, and the constants it uses."""
+        nodes = set(region)
+        for node in region:
+            nodes |= {source for source in self._sources(node) if self._is_quantizer(source)}
+        last = max(region, key=self.order.__getitem__)
+        while (following := self._same_shape_user(last)) is not None:
+            nodes.add(following)
+            last = following
+        pending = list(nodes)
+        while pending:
+            constants = {n for n in pending.pop().all_input_nodes if n not in self.data} - nodes
+            nodes |= constants
+            pending += constants
+        return [*sorted(nodes - {last}, key=self.order.__getitem__), last]
+
+    def _same_shape_user(self, node: fx.Node) -> fx.Node | None:
+        users = list(node.users)
+        if len(users) != 1 or users[0].op == "output":
+            return None
+        user = users[0]
+        unary = self._sources(user) == [node]
+        if not unary or self._is_layer(user) or self._is_quantizer(user):
+            return None
+        return user if self._shape(user) == self._shape(node) else None
+
+    def _blocks(self) -> list[set[fx.Node]]:
+        """Largest regions between a fork and a join, but none that strings several residual blocks."""
+        joins = [node for node in self.nodes if self._is_join(node)]
+        regions = {join: region for join in joins if (region := self._region(join)) is not None}
+        residual = [region for join, region in regions.items() if is_addition(join)]
+
+        def strings(region: set[fx.Node]) -> bool:
+            return any(a < region and b < region and not a & b for a, b in combinations(residual, 2))
+
+        kept = [region for region in regions.values() if not strings(region)]
+        largest: list[set[fx.Node]] = []
+        for region in sorted(kept, key=len, reverse=True):
+            if not any(region & other for other in largest):
+                largest.append(region)
+        return largest
+
+    def _region(self, join: fx.Node) -> set[fx.Node] | None:
+        """What lies between the nearest node before all branches and `join`; None if a value of it is used
+        elsewhere or it holds no layer."""
+        entry = self._nearest_common(self._sources(join))
+        pending, region = [join], set()
+        while pending:
+            node = pending.pop()
+            if node is not entry and node not in region:
+                region.add(node)
+                pending += self._sources(node)
+        closed = all(
+            user in region for node in region - {join} if not self._is_quantizer(node) for user in node.users
+        )
+        return region if closed and any(self._is_layer(node) for node in region) else None
+
+    def _is_join(self, node: fx.Node) -> bool:
+        known = is_addition(node) or _joins(node, GATES, _GATING_METHODS)
+        return known and len(self._sources(node)) > 1
+
+    def _depending_on_image(self) -> set[fx.Node]:
+        data: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder" or any(source in data for source in node.all_input_nodes):
+                data.add(node)
+        return data
+
+    def _dominators(self) -> dict[fx.Node, fx.Node]:
+        """For each node the last node that all paths from the image to it pass."""
+        self.dominator = {}
+        for node in self.nodes:
+            if node in self.data and self._sources(node):
+                self.dominator[node] = self._nearest_common(self._sources(node))
+        return self.dominator
+
+    def _nearest_common(self, nodes: list[fx.Node]) -> fx.Node:
+        common, *rest = nodes
+        for node in rest:
+            while common is not node:
+                later = max(common, node, key=self.order.__getitem__)
+                common, node = (self.dominator[n] if n is later else n for n in (common, node))
+        return common
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if source in self.data]
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        return calls_module(self.network, node, LAYERS)
+
+    def _is_quantizer(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and str(node.target) in self.sites
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        return self.network.get_submodule(str(node.target))
+
+    @staticmethod
+    def _shape(node: fx.Node) -> tuple[int, ...]:
+        # What is not a tensor, such as the pieces of a split, has no shape of its own.
+        return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def quantizer_calls(placement: Placement) -> Iterator[fx.Node]:
+    """The graph's calls of activation quantizers."""
+    paths = {site.path for site in placement.of_kind("activation")}
+    return (n for n in placement.network.graph.nodes if n.op == "call_module" and str(n.target) in paths)

@@ -1,0 +1,1 @@
+"""A student as files and back: safetensors and JSON, ONNX, and what it costs."""

@@ -1,0 +1,84 @@
+"""What a saved student's JSON holds, as validated models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, model_validator
+
+from zsq.contract import QuantizedTensor, Task
+from zsq.core.imagespec import ImageSpec
+from zsq.placement.sites import row_name
+from zsq.quantizers.grids import Kind
+from zsq.saved.stored_graph import Dotted, GraphRecord, Record
+from zsq.saved.stored_grids import Form
+
+
+class TeacherRecord(Record):
+    """Whom the student was fitted to; nothing of it is needed to load the student."""
+
+    name: str
+    weights_sha256: str
+    num_outputs: Annotated[int, Field(ge=1)]
+
+
+class GridRecord(Record):
+    """One quantizer: integers lo..hi of `bits` bits; its steps and zero points are in the tensor file."""
+
+    name: str
+    path: Dotted
+    kind: Kind
+    form: Form
+    bits: Annotated[int, Field(ge=2, le=8)]
+    lo: Annotated[int, Field(ge=-128, le=0)]
+    hi: Annotated[int, Field(ge=1, le=255)]
+    num_scales: Annotated[int, Field(ge=1)]
+    signed: bool
+
+    @model_validator(mode="after")
+    def _fits(self) -> GridRecord:
+        if self.hi - self.lo >= 2**self.bits:
+            raise ValueError(f"levels {self.lo}..{self.hi} do not fit {self.bits} bits")
+        if row_name(self.path) != self.name:
+            raise ValueError(f"'{self.name}' is not quantized at '{self.path}'")
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the container for its integers."""
+        return torch.int8 if self.lo < 0 else torch.uint8
+
+    @property
+    def row(self) -> QuantizedTensor:
+        """As in the table of quantized tensors."""
+        return QuantizedTensor(self.name, self.kind, self.bits, self.num_scales, self.signed)
+
+
+class CostRecord(Record):
+    """The sums of `zsq.saved.cost.Cost`."""
+
+    macs: NonNegativeInt
+    bit_operations: NonNegativeInt
+    float_bit_operations: NonNegativeInt
+    weight_bytes: NonNegativeInt
+    float_weight_bytes: NonNegativeInt
+
+
+class StudentRecord(Record):
+    """The JSON file. `channels_last` names the tensors that are laid out so."""
+
+    format: Literal["zsq student"]
+    format_version: Literal[1]
+    zsq_version: str
+    student: str
+    bits: Annotated[str, Field(pattern=r"^W([2-8]|32)A([2-8]|32)$")]
+    first_last: Annotated[int, Field(ge=2, le=32)] | None
+    task: Task
+    image: ImageSpec
+    teacher: TeacherRecord
+    tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    cost: CostRecord
+    grids: list[GridRecord]
+    channels_last: list[str]
+    graph: GraphRecord

@@ -1,0 +1,268 @@
+"""A fitted student as two files, NAME.safetensors and NAME.json, and back to bit-identical outputs.
+
+The tensor file holds quantized weights as the integers of their grids, steps and zero points, and float32 for
+what is not quantized. The JSON holds everything else: grids, graph, image spec, teacher, cost, and the sha256
+of the tensor file. It is written last, so that a student without it is not there. The graph is in it, so that
+neither the teacher nor the code of its architecture is needed to load a student.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+from torch import Tensor, fx
+
+from zsq.contract import Bits, FittedStudent, QuantizedTensor, Teacher
+from zsq.core.errors import OptionError, StudentFileError
+from zsq.core.files import atomic_write_bytes, atomic_write_text
+from zsq.core.version import __version__
+from zsq.placement.sites import row_name
+from zsq.placement.trace import trace
+from zsq.quantizers.grids import Quantizer
+from zsq.saved.cost import Cost, student_cost
+from zsq.saved.record import CostRecord, GridRecord, StudentRecord, TeacherRecord
+from zsq.saved.stored_graph import build_graph, graph_tensors, record_graph
+from zsq.saved.stored_grids import form_of, levels_of, restore, weight_integers, weight_values
+
+TENSORS, RECORD = ".safetensors", ".json"
+DEFAULT_STEM = "student"
+MAX_RECORD_BYTES = 64 * 2**20
+
+
+def student_files(path: str | Path) -> tuple[Path, Path]:
+    """(tensor file, JSON) that `path` stands for: one of the two, or the folder that holds `student.*`."""
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (TENSORS, RECORD) else path / DEFAULT_STEM
+    return stem.with_name(stem.name + TENSORS), stem.with_name(stem.name + RECORD)
+
+
+def check_destination(path: str | Path) -> None:
+    """Pass a place where no student is yet: two of them would share a moment of mixed files.
+
+    Raises:
+        OptionError: a student is there, or a file where the folder would be.
+    """
+    _, record = student_files(path)
+    if record.exists():
+        raise OptionError(f"a student is at {record} already", "a new --out", "remove it or choose another")
+    if record.parent.exists() and not record.parent.is_dir():
+        raise OptionError(f"--out {path}: {record.parent} is a file", f"a folder, or NAME{TENSORS}")
+
+
+def check_saveable(teacher: Teacher) -> None:
+    """Pass a teacher whose students can be saved.
+
+    Raises:
+        UntraceableError: its graph holds what a file cannot.
+    """
+    record_graph(trace(teacher.network))
+
+
+def save_student(fitted: FittedStudent, teacher: Teacher, path: str | Path) -> tuple[Path, Path]:
+    """Write the student's tensor file and its JSON; their paths.
+
+    Args:
+        path: NAME.safetensors, or a folder for `student.safetensors`; nothing may be there yet.
+
+    Raises:
+        UntraceableError: the graph holds what a file cannot.
+        OptionError: a student is there already. StorageError: the disk refused.
+    """
+    check_destination(path)
+    tensors_path, record_path = student_files(path)
+    data, text = student_bytes(fitted, teacher)
+    _check_same(fitted, _student(data, text))
+    atomic_write_bytes(tensors_path, data)
+    atomic_write_text(record_path, text)
+    return tensors_path, record_path
+
+
+def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
+    """The contents of both files."""
+    graph = record_graph(fitted.network)
+    assert isinstance(fitted.network, fx.GraphModule)
+    tensors = graph_tensors(fitted.network)
+    channels_last = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
+    quantizers = {
+        row_name(path): (path, module)
+        for path, module in fitted.network.named_modules()
+        if form_of(module) is not None and any(name.startswith(f"{path}.") for name in tensors)
+    }
+    assert quantizers.keys() == {row.name for row in fitted.tensors}, "every quantizer has a row"
+    grids = [_grid(row, *quantizers[row.name]) for row in fitted.tensors]
+    for grid in grids:
+        if grid.kind == "weight":
+            weight = tensors[grid.name]
+            tensors[grid.name] = weight_integers(weight, quantizers[grid.name][1]).view(weight.shape)
+    stored = {name: _plain(tensor) for name, tensor in tensors.items()}
+    data = save(stored)
+    record = StudentRecord(
+        format="zsq student",
+        format_version=1,
+        zsq_version=__version__,
+        student=fitted.student,
+        bits=str(fitted.bits),
+        first_last=fitted.first_last,
+        task=fitted.task,
+        image=fitted.spec,
+        teacher=TeacherRecord(
+            name=teacher.name, weights_sha256=teacher.weights_sha256, num_outputs=teacher.num_outputs
+        ),
+        tensors_sha256=hashlib.sha256(data).hexdigest(),
+        cost=cost_record(student_cost(fitted)),
+        grids=grids,
+        channels_last=channels_last,
+        graph=graph,
+    )
+    return data, record.model_dump_json(indent=1) + "\n"
+
+
+def cost_record(cost: Cost) -> CostRecord:
+    """The sums of `cost`."""
+    return CostRecord(**{name: getattr(cost, name) for name in CostRecord.model_fields})
+
+
+def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
+    """The student that `zsq quantize --out` or `save_student` wrote: the same outputs, bit by bit.
+
+    Nothing that the files say is run as code: tensors are safetensors, the graph may call only what
+    `zsq.saved.operations` lists, and one image goes through it to see that it computes.
+
+    Args:
+        path: the folder, or either of the two files.
+
+    Raises:
+        StudentFileError: missing, truncated, altered, not a student, or of parts that do not fit together.
+    """
+    tensors_path, record_path = student_files(path)
+    data = _read(tensors_path)
+    if record_path.is_file() and record_path.stat().st_size > MAX_RECORD_BYTES:
+        raise StudentFileError(f"{record_path} has {record_path.stat().st_size} bytes", "a student's JSON")
+    text = _read(record_path)
+    fitted = _student(data, text, f"student {record_path}")
+    fitted.network.to(device)
+    return fitted
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StudentFileError(
+            f"student file {path}: {error.strerror}",
+            f"NAME{TENSORS} and NAME{RECORD} side by side",
+            "a fit that was killed leaves no student: quantize again",
+        ) from None
+
+
+def _student(data: bytes, text: str | bytes, what: str = "student") -> FittedStudent:
+    try:
+        record = StudentRecord.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise StudentFileError(f"{what}: {key or 'JSON'}: {first['msg']}", "a student's JSON") from None
+    if hashlib.sha256(data).hexdigest() != record.tensors_sha256:
+        found = f"{what}: its {TENSORS} file is truncated, altered or of another student"
+        raise StudentFileError(found, f"sha256 {record.tensors_sha256[:16]}")
+    try:
+        return _assembled(record, load(data))
+    # Parts that do not fit together can raise anything from inside torch.
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise StudentFileError(f"{what}: its parts make no network: {reason[:300]}") from None
+
+
+def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStudent:
+    quantizers = {}
+    for grid in record.grids:
+        quantizer = _quantizer(grid, tensors)
+        quantizers[grid.path] = quantizer
+        if grid.kind == "weight":
+            integers = tensors[grid.name]
+            _check_integers(grid, integers)
+            # The slopes of a PReLU are quantized as one row.
+            tensors[grid.name] = weight_values(integers, quantizer).detach().view(integers.shape)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"'{name}' holds NaN or infinity")
+    for name in record.channels_last:
+        tensors[name] = _in_channels_last(tensors[name])
+    network = build_graph(record.graph, quantizers, tensors)
+    rows = tuple(
+        QuantizedTensor(grid.name, grid.kind, grid.bits, grid.num_scales, grid.signed)
+        for grid in record.grids
+    )
+    bits = Bits.parse(record.bits)
+    fitted = FittedStudent(record.student, bits, record.first_last, network, record.image, rows, record.task)
+    found, expected = tuple(_probe(fitted).shape), (1, record.teacher.num_outputs)
+    if found != expected:
+        raise ValueError(f"one image gives {found} instead of {expected}")
+    return fitted
+
+
+def _quantizer(grid: GridRecord, tensors: dict[str, Tensor]) -> Quantizer:
+    prefix = f"{grid.path}."
+    parts = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+    try:
+        quantizer = restore(grid.form, grid.kind, grid.bits, grid.lo, grid.hi, parts)
+    except KeyError as error:
+        raise ValueError(f"'{grid.path}' has no {error}") from None
+    except ValueError as error:
+        raise ValueError(f"'{grid.path}' has {error}") from None
+    if quantizer.num_scales != grid.num_scales:
+        raise ValueError(f"'{grid.path}' has {quantizer.num_scales} steps instead of {grid.num_scales}")
+    return quantizer
+
+
+def _check_integers(grid: GridRecord, integers: Tensor) -> None:
+    if integers.dtype != grid.dtype:
+        raise ValueError(f"'{grid.name}' is {integers.dtype} instead of {grid.dtype}")
+    if int(integers.min()) < grid.lo or int(integers.max()) > grid.hi:
+        raise ValueError(f"'{grid.name}' has levels outside of {grid.lo}..{grid.hi}")
+    if grid.num_scales not in (1, len(integers)):
+        raise ValueError(f"'{grid.name}' has {len(integers)} channels and {grid.num_scales} steps")
+
+
+def _grid(row: QuantizedTensor, path: str, quantizer: Quantizer) -> GridRecord:
+    lo, hi = levels_of(quantizer)
+    form = form_of(quantizer)
+    assert form is not None
+    return GridRecord(**asdict(row), path=path, form=form, lo=lo, hi=hi)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # A copy: safetensors refuses tensors that share memory.
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _in_channels_last(tensor: Tensor) -> Tensor:
+    # By strides alone: with one channel both layouts hold the same bytes, and convolutions still differ.
+    return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.stride() == _in_channels_last(tensor).stride()
+
+
+def _check_same(fitted: FittedStudent, loaded: FittedStudent) -> None:
+    """What is written is the student, whatever modules of a user's own do beside their `forward`."""
+    copied = dataclasses.replace(fitted, network=copy.deepcopy(fitted.network).cpu())
+    if not torch.equal(_probe(copied), _probe(loaded)):
+        raise StudentFileError("the saved student does not give the outputs of the fitted one")
+
+
+@torch.no_grad()
+def _probe(fitted: FittedStudent) -> Tensor:
+    """Outputs on one image of all grey levels, on the CPU."""
+    levels = torch.arange(math.prod(fitted.spec.shape)) * 89 % 256
+    pixels = levels.to(torch.uint8).view(1, *fitted.spec.shape)
+    return fitted.network(fitted.spec.pixels_to_norm(pixels))
