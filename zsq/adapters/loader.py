@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.images.sources import ImageSet, load_images
+from zsq.shards.manifest import holds_shards
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
 
@@ -39,7 +40,7 @@ class CalibrationImages(Dataset[tuple[Tensor, int]]):
             ImagesError, ShardError: no images, or damaged ones.
         """
         if isinstance(images, str | Path):
-            images = ShardDataset(images) if _is_shards(images) else load_images(images, spec)
+            images = ShardDataset(images) if holds_shards(images) else load_images(images, spec)
         self.images: ShardDataset | ImageSet = images
         self.spec = spec or _own_spec(images)
         pixels = images.spec.shape if isinstance(images, ShardDataset) else tuple(images.pixels.shape[1:])
@@ -120,12 +121,6 @@ def data_loader(
         generator=generator,
         num_workers=num_workers,
     )
-
-
-def _is_shards(folder: str | Path) -> bool:
-    folder = Path(folder)
-    nested = folder / "shards"
-    return folder.is_dir() and any((nested if nested.is_dir() else folder).glob("shard-*.h5"))
 
 
 def _own_spec(images: ShardDataset | ImageSet) -> ImageSpec:

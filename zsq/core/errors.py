@@ -10,6 +10,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, on one line; its kind where it says nothing."""
+    return next(iter(str(error).strip("'\"").splitlines()), "") or type(error).__name__
+
+
 class ZsqError(Exception):
     """Base of every error a user can meet; `exit_code` is the process's exit status."""
 

@@ -74,13 +74,12 @@ def export_run(
         raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")
     writer_class = FORMATS[to].writer
     values = _resolved(to, writer_class, layout, range, dataset)
-    labels = dataset.labels()
     plan = ExportRecord.model_construct(
         zsq_version=__version__,
         applied=applied(dataset.spec, values["layout"], values["range"]),
         image=dataset.spec,
         num_images=manifest.num_images,
-        num_labelled=int((labels >= 0).sum()),
+        num_labelled=int((dataset.labels() >= 0).sum()),
         num_shards=len(manifest.shards),
         source=_source(manifest),
         **values,

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from zsq.core.errors import ExportError
+from zsq.core.errors import ExportError, first_line
 from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
 from zsq.images.photos import UNREADABLE
 
@@ -124,8 +124,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ExportError(f"{path} is damaged or missing ({lines[0]})", "an intact export") from None
+        raise ExportError(f"{path} is damaged or missing ({first_line(error)})", "an intact export") from None
 
 
 def png_bytes(pixels_CHW: np.ndarray) -> bytes:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zsq.core.errors import ImagesError, MismatchError
+from zsq.core.errors import ImagesError, MismatchError, first_line
 from zsq.core.imagespec import ImageSpec
 
 UNLABELLED = "unlabelled"
@@ -204,8 +204,3 @@ def _named(name: str) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         raise ImagesError(f"{name} cannot be read ({first_line(error)})", "an intact image") from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

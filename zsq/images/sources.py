@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zsq.core.errors import ImagesError, MismatchError, OptionError
+from zsq.core.errors import ImagesError, MismatchError, OptionError, first_line
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
@@ -26,15 +26,14 @@ from zsq.images.photos import (
     UNREADABLE,
     check_memory,
     decoded,
-    first_line,
     first_of_each,
     read_archive,
     read_folders,
     spread,
 )
-from zsq.shards.manifest import SHARDS_FOLDER
+from zsq.shards.manifest import holds_shards
 from zsq.shards.reader import ShardDataset
-from zsq.shards.schema import SHARD_PATTERN, ShardProvenance
+from zsq.shards.schema import ShardProvenance
 
 SOURCES = (
     "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
@@ -129,7 +128,7 @@ def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_clas
     if source.startswith("torchvision:"):
         return _torchvision(source, spec, limit)
     if path.is_dir():
-        if _holds_shards(path):
+        if holds_shards(path):
             return _shards(path, spec, limit)
         return ImageSet(*read_folders(path, spec, limit, one_per_class), str(path))
     if path.suffix == ".npz" and path.is_file():
@@ -155,15 +154,6 @@ def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSe
     pixels, labels = load_digits_images(cast(Split, split or "train"))
     _check_shape(source, pixels.shape[1:], spec)
     return ImageSet(pixels, labels, source).subset(torch.from_numpy(spread(len(pixels), limit)))
-
-
-def _holds_shards(folder: Path) -> bool:
-    nested = folder / SHARDS_FOLDER
-    candidates = nested if nested.is_dir() else folder
-    try:
-        return any(re.fullmatch(SHARD_PATTERN, path.name) for path in candidates.iterdir())
-    except OSError as error:
-        raise ImagesError(f"{folder} cannot be read: {error.strerror}", "a readable folder") from None
 
 
 def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:

@@ -63,17 +63,7 @@ def import_images(
     opened = open_source(source, _moments(mean, std), layout)
     moments = {} if mean is None else {"mean": list(opened.spec.mean), "std": list(opened.spec.std)}
     config = {"command": "import", "source": source, "name": name, "layout": layout, "set": moments}
-    provenance = ShardProvenance(
-        teacher=None,
-        teacher_sha256=None,
-        spec=opened.spec,
-        method=name,
-        options=moments,
-        seed=0,
-        groups=(),
-        first_image=0,
-        data_read=DATA_READ,
-    )
+    provenance = ShardProvenance(None, None, opened.spec, name, moments, 0, (), 0, DATA_READ)
     with whole_folder(out) as staged:
         atomic_write_text(staged / RUN_FILE, config_json(config) + "\n")
         entries, num_labelled = _write_shards(staged / SHARDS_FOLDER, opened.blocks(), provenance)

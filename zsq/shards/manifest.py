@@ -127,13 +127,28 @@ def find_shards(folder: Path | str) -> ShardFolder:
     nested = folder / SHARDS_FOLDER
     shards = nested if nested.is_dir() else folder
     run = folder.parent if shards is folder and folder.resolve().name == SHARDS_FOLDER else folder
-    try:
-        paths = sorted(path for path in shards.iterdir() if re.fullmatch(SHARD_PATTERN, path.name))
-    except OSError as error:
-        raise ImagesError(f"{shards} cannot be read: {error.strerror}", "a readable folder") from None
+    paths = _shard_paths(shards)
     if not paths:
         raise ImagesError(f"{folder} holds no shards", f"files named {shard_name(0)} and so on")
     return ShardFolder(run, shards, tuple(paths))
+
+
+def holds_shards(folder: Path | str) -> bool:
+    """Whether `folder` is a folder in which `find_shards` finds some.
+
+    Raises:
+        ImagesError: a folder that cannot be read.
+    """
+    folder = Path(folder)
+    nested = folder / SHARDS_FOLDER
+    return folder.is_dir() and bool(_shard_paths(nested if nested.is_dir() else folder))
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if re.fullmatch(SHARD_PATTERN, path.name))
+    except OSError as error:
+        raise ImagesError(f"{folder} cannot be read: {error.strerror}", "a readable folder") from None
 
 
 def write_manifest(run: Path, manifest: Manifest) -> Path:

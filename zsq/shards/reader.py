@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zsq.core.errors import ImagesError, ShardError
+from zsq.core.errors import ImagesError, ShardError, first_line
 from zsq.core.imagespec import ImageSpec
 from zsq.shards.manifest import MANIFEST_NAME, find_shards, read_manifest
 from zsq.shards.schema import (
@@ -116,8 +116,9 @@ def _shard_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        lines = str(error).strip("'\"").splitlines() or [type(error).__name__]
-        raise ShardError(f"{path} is damaged or not a shard ({lines[0]})", "an intact file") from None
+        raise ShardError(
+            f"{path} is damaged or not a shard ({first_line(error)})", "an intact file"
+        ) from None
 
 
 def _read_provenance(file: h5py.File, path: Path) -> ShardProvenance:

@@ -11,7 +11,7 @@ from typing import Any
 from zsq.core.errors import ShardError
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import read_shard
-from zsq.shards.schema import ShardEntry, ShardProvenance, shard_name
+from zsq.shards.schema import ShardEntry, ShardProvenance
 
 
 class DamageError(ShardError):
@@ -97,26 +97,3 @@ def _run_facts(manifest: Manifest) -> dict[str, Any]:
         "data_read": values["data_read"],
     }
     return facts | ({"spec": teacher["image_spec"]} if teacher else {})
-
-
-def rebuild_entries(folder: Path | str) -> tuple[ShardEntry, ...]:
-    """The manifest's list of shards from the files themselves, for a run whose manifest is lost.
-
-    Raises:
-        ImagesError: no shards there.
-        ShardError: a shard is damaged, missing in the row, or from another run.
-    """
-    entries: list[ShardEntry] = []
-    shared: dict[str, Any] | None = None
-    first_image = 0
-    for index, path in enumerate(find_shards(folder).paths):
-        entry, provenance = verify_shard(path)
-        if path.name != shard_name(index) or provenance.first_image != first_image:
-            expected = f"{shard_name(index)} from image {first_image}"
-            raise ShardError(f"{path} does not continue the run", expected)
-        shared = shared or provenance.shared()
-        if provenance.shared() != shared:
-            raise ShardError(f"{path} comes from another run", f"the run of {shard_name(0)}")
-        entries.append(entry)
-        first_image += entry.num_images
-    return tuple(entries)

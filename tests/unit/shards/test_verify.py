@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from zsq.core.errors import ImagesError, ShardError
-from zsq.shards.manifest import read_manifest, write_manifest
+from zsq.shards.manifest import write_manifest
 from zsq.shards.schema import shard_name
-from zsq.shards.verify import DamageError, VerifyResult, rebuild_entries, verify_run, verify_shard
+from zsq.shards.verify import DamageError, VerifyResult, verify_run, verify_shard
 from zsq.shards.writer import write_shard
 
 
@@ -116,25 +116,3 @@ def test_one_shard_is_verified_with_and_without_its_hash(make_run, provenance):
         verify_shard(path)
     with pytest.raises(ShardError, match="No such file"):
         verify_shard(shard(run, 9))
-
-
-def test_lost_manifest_is_rebuilt_from_the_shards(make_run):
-    run, _ = make_run()
-    listed = read_manifest(run).shards
-    (run / "manifest.json").unlink()
-    assert rebuild_entries(run) == rebuild_entries(run / "shards") == listed
-
-
-def test_rebuilding_refuses_gaps_damage_and_foreign_shards(make_run, make_content, provenance):
-    run, _ = make_run("gap")
-    shard(run, 1).unlink()
-    with pytest.raises(ShardError, match=r"shard-00002\.h5 does not continue"):
-        rebuild_entries(run)
-    run, _ = make_run("damage")
-    flip(shard(run, 1), 100)
-    with pytest.raises(ShardError, match=r"shard-00001\.h5"):
-        rebuild_entries(run)
-    run, _ = make_run("foreign")
-    write_shard(shard(run, 2), make_content(3), replace(provenance, seed=9, first_image=8))
-    with pytest.raises(ShardError, match="another run"):
-        rebuild_entries(run)
