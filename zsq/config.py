@@ -12,23 +12,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from zsq.core.errors import OptionError, UnknownNameError
+from zsq.core.records import Record, first_fault
 from zsq.core.selection import split_source
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=Record)
 
 
-class Stage(BaseModel):
-    """Base of all: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RuntimeConfig(Stage):
+class RuntimeConfig(Record):
     """The RUNTIME options as given; `zsq.core.runtime.Runtime.resolve` turns `auto` into values."""
 
     precision: str = "auto"
@@ -37,7 +32,7 @@ class RuntimeConfig(Stage):
     device: str = "auto"
 
 
-class GenerateConfig(Stage):
+class GenerateConfig(Record):
     """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own."""
 
     teacher: str
@@ -49,11 +44,11 @@ class GenerateConfig(Stage):
     seed: Seed = 0
     iterations: PositiveInt | None = None
     real: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     runtime: RuntimeConfig = RuntimeConfig()
 
 
-class RecipeTeacher(Stage):
+class RecipeTeacher(Record):
     """The teacher of a recipe; `expected_accuracy` in points stops a run that measures another one."""
 
     name: str
@@ -61,7 +56,7 @@ class RecipeTeacher(Stage):
     expected_accuracy: float | None = None
 
 
-class RecipeSource(Stage):
+class RecipeSource(Record):
     """One synthetic arm: a method and how it differs from the recipe's `[generate]`.
 
     `name`: what tables call it, by default the method. `real`: images for a method that reads some.
@@ -72,7 +67,7 @@ class RecipeSource(Stage):
     batch: PositiveInt | None = None
     iterations: PositiveInt | None = None
     real: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
 
     @property
     def label(self) -> str:
@@ -80,7 +75,7 @@ class RecipeSource(Stage):
         return self.name or self.method
 
 
-class RecipeGenerate(Stage):
+class RecipeGenerate(Record):
     """What all synthetic arms share. Shard set k has seed `seed` + k."""
 
     count: PositiveInt
@@ -90,7 +85,7 @@ class RecipeGenerate(Stage):
     iterations: PositiveInt | None = None
 
 
-class RecipeStudent(Stage):
+class RecipeStudent(Record):
     """A student, at one or several bit widths, between the analytic `passes`; on the first `shard_sets` sets
     or on all."""
 
@@ -99,10 +94,10 @@ class RecipeStudent(Stage):
     first_last: int | None = None
     passes: tuple[str, ...] = ()
     shard_sets: PositiveInt | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
 
 
-class Recipe(Stage):
+class Recipe(Record):
     """`zsq run`: generate each source, fit each student, measure the gap, report.
 
     Texts keep their `${NAME}` so that no machine's paths get into results; `folder` is where relative paths
@@ -152,9 +147,7 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"{where}: {key}: {first['msg']}") from None
+        raise OptionError(f"{where}: {first_fault(error)}") from None
 
 
 def recipe_paths() -> dict[str, Path]:

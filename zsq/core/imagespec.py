@@ -13,8 +13,10 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
+
+from zsq.core.records import Record
 
 # Of ImageNet's training images; where there are not three channels, each has the mean of them.
 NATURAL_MEAN, NATURAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,10 +28,8 @@ PositiveInt = Annotated[int, Field(gt=0, le=16384)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class ImageSpec(BaseModel):
+class ImageSpec(Record):
     """Immutable description of a teacher's images; `size` and `input_size` are (height, width)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: Annotated[int, Field(ge=1, le=64)] = 3
     size: tuple[PositiveInt, PositiveInt]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.records import Record, first_fault
 
 
 def scales_with_iterations(default: int, **constraints: Any) -> Any:
@@ -21,14 +22,12 @@ def follows_batch(default: int, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"batch": True}, **constraints)
 
 
-class Options(BaseModel):
+class Options(Record):
     """Options of one method or student: its constants, with published values as defaults.
 
     `iterations`, where a subclass has it, is the published length; fields made by `scales_with_iterations`
     are tied to it, fields made by `follows_batch` to the run's batch.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
@@ -80,9 +79,7 @@ class Options(BaseModel):
             batches = dict.fromkeys(cls._marked("batch"), batch) if batch is not None else {}
             return cls(**(options.model_dump() | batches | dict(overrides)))
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise OptionError(f"{owner}: {key}={first.get('input')!r}: {first['msg']}") from None
+            raise OptionError(f"{owner}: {first_fault(error)}") from None
 
     @classmethod
     def _marked(cls, mark: str) -> list[str]:

@@ -6,15 +6,16 @@ Tensor suffixes: N images, C channels, H height, W width.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
 
 from zsq.core.errors import ExportError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.records import Record, Sha256, first_fault
 
 RECORD_NAME = "EXPORT.json"
 SUMS_NAME = "SHA256SUMS"
@@ -23,14 +24,9 @@ MAX_RECORD_BYTES = 2**20
 Format = Literal["imagefolder", "npy", "npz", "raw", "webdataset"]
 Layout = Literal["nchw", "nhwc", "png"]
 Range = Literal["uint8", "unit", "norm"]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceRecord(_Record):
+class SourceRecord(Record):
     """The run that was exported; `shards_sha256` is over the hex digests of its shards, in order."""
 
     method: str
@@ -40,7 +36,7 @@ class SourceRecord(_Record):
     shards_sha256: Sha256
 
 
-class ExportRecord(_Record):
+class ExportRecord(Record):
     """The content of EXPORT.json.
 
     `image` is the image spec of the shards. `applied` says in words what was done to the stored pixels,
@@ -142,6 +138,4 @@ def read_record(folder: Path) -> ExportRecord:
         remedy = "name the folder that `zsq export` wrote"
         raise ExportError(f"{path} cannot be read: {error.strerror}", "an export", remedy) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ExportError(f"{path}: {f'{key}: ' if key else ''}{first['msg']}", "a zsq export") from None
+        raise ExportError(f"{path}: {first_fault(error)}", "a zsq export") from None

@@ -9,13 +9,14 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from zsq.contract import QuantizedTensor, Task
 from zsq.core.imagespec import ImageSpec
+from zsq.core.records import Sha256, StrictRecord
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Kind
-from zsq.saved.stored_graph import Dotted, GraphRecord, Record
+from zsq.saved.stored_graph import Dotted, GraphRecord
 from zsq.saved.stored_grids import Form
 
 
-class TeacherRecord(Record):
+class TeacherRecord(StrictRecord):
     """Whom the student was fitted to; nothing of it is needed to load the student."""
 
     name: str
@@ -23,7 +24,7 @@ class TeacherRecord(Record):
     num_outputs: Annotated[int, Field(ge=1)]
 
 
-class GridRecord(Record):
+class GridRecord(StrictRecord):
     """One quantizer: integers lo..hi of `bits` bits; its steps and zero points are in the tensor file."""
 
     name: str
@@ -55,7 +56,7 @@ class GridRecord(Record):
         return QuantizedTensor(self.name, self.kind, self.bits, self.num_scales, self.signed)
 
 
-class CostRecord(Record):
+class CostRecord(StrictRecord):
     """The sums of `zsq.saved.cost.Cost`."""
 
     macs: NonNegativeInt
@@ -65,7 +66,7 @@ class CostRecord(Record):
     float_weight_bytes: NonNegativeInt
 
 
-class StudentRecord(Record):
+class StudentRecord(StrictRecord):
     """The JSON file. `channels_last` names the tensors that are laid out so."""
 
     format: Literal["zsq student"]
@@ -77,7 +78,7 @@ class StudentRecord(Record):
     task: Task
     image: ImageSpec
     teacher: TeacherRecord
-    tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tensors_sha256: Sha256
     cost: CostRecord
     grids: list[GridRecord]
     channels_last: list[str]

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from zsq.contract import Bits, FittedStudent, QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, StudentFileError
 from zsq.core.files import atomic_write_bytes, atomic_write_text
+from zsq.core.records import first_fault
 from zsq.core.version import __version__
 from zsq.placement.sites import row_name
 from zsq.placement.trace import trace
@@ -167,9 +168,7 @@ def _student(data: bytes, text: str | bytes, what: str = "student") -> FittedStu
     try:
         record = StudentRecord.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise StudentFileError(f"{what}: {key or 'JSON'}: {first['msg']}", "a student's JSON") from None
+        raise StudentFileError(f"{what}: {first_fault(error)}", "a student's JSON") from None
     if hashlib.sha256(data).hexdigest() != record.tensors_sha256:
         found = f"{what}: its {TENSORS} file is truncated, altered or of another student"
         raise StudentFileError(found, f"sha256 {record.tensors_sha256[:16]}")

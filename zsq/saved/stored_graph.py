@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, fx, nn
 
 from zsq.core.errors import UntraceableError
+from zsq.core.records import StrictRecord, first_fault
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
 from zsq.saved.operations import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
@@ -32,20 +33,14 @@ _DTYPES = {
 }
 
 
-class Record(BaseModel):
-    """Base of what a file holds: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ModuleRecord(Record):
+class ModuleRecord(StrictRecord):
     """One module: its class and what its constructor takes."""
 
     kind: str
     arguments: dict[Identifier, Any]
 
 
-class NodeRecord(Record):
+class NodeRecord(StrictRecord):
     """One node of the graph; `{"node": NAME}` in its arguments stands for an earlier one."""
 
     op: Literal["placeholder", "get_attr", "call_function", "call_method", "call_module", "output"]
@@ -55,7 +50,7 @@ class NodeRecord(Record):
     kwargs: dict[Identifier, Any]
 
 
-class GraphRecord(Record):
+class GraphRecord(StrictRecord):
     """A network without its tensors; quantizers are not among the modules."""
 
     modules: dict[Dotted, ModuleRecord]
@@ -80,8 +75,8 @@ def record_graph(network: nn.Module) -> GraphRecord:
     try:
         return GraphRecord.model_validate({"modules": modules, "nodes": nodes})
     except ValidationError as error:
-        reason = f"{error.errors()[0]['input']!r}: {error.errors()[0]['msg']}"
-        raise UntraceableError(f"a name of the graph cannot be saved, {reason}", "", _REMEDY) from None
+        found = f"the graph cannot be saved: {first_fault(error)}"
+        raise UntraceableError(found, "", _REMEDY) from None
 
 
 def graph_tensors(network: fx.GraphModule) -> dict[str, Tensor]:

@@ -8,20 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
 from zsq.contract import Task, Teacher
 from zsq.core.errors import ImagesError, ShardError
 from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
+from zsq.core.records import Record, Sha256, first_fault
 from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
 
 MANIFEST_NAME = "manifest.json"
@@ -30,14 +23,8 @@ SHARDS_FOLDER = "shards"
 # A line per shard is about 150 bytes and there are at most 100,000 of them.
 MAX_MANIFEST_BYTES = 64 * 2**20
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TeacherRecord(_Record):
+class TeacherRecord(Record):
     """The teacher as a manifest states it; `accuracy` is the measured top-1 in percent, where measured."""
 
     name: str
@@ -62,7 +49,7 @@ class TeacherRecord(_Record):
         )
 
 
-class MethodRecord(_Record):
+class MethodRecord(Record):
     """The method, its resolved options, and what of the real world it read."""
 
     name: str
@@ -70,7 +57,7 @@ class MethodRecord(_Record):
     data_read: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The content of manifest.json. `teacher` is None for images made elsewhere."""
 
     format_version: Literal[1] = 1
@@ -180,6 +167,4 @@ def read_manifest(folder: Path | str) -> Manifest:
     except OSError as error:
         raise ShardError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ShardError(f"{path}: {f'{key}: ' if key else ''}{first['msg']}", "a zsq manifest") from None
+        raise ShardError(f"{path}: {first_fault(error)}", "a zsq manifest") from None

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from zsq.core.errors import OptionError, ShardError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.records import Record, Sha256, first_fault
 
 FORMAT_VERSION = 1
 
@@ -47,13 +48,11 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.h5"
 
 
-class ShardEntry(BaseModel):
+class ShardEntry(Record):
     """One line of a manifest's list of shards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     file: Annotated[str, Field(pattern=SHARD_PATTERN)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     num_images: Annotated[int, Field(gt=0)]
 
 
@@ -140,9 +139,7 @@ class ShardProvenance:
         try:
             return _PROVENANCE.validate_python(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ShardError(f"{file}: attribute {key}: {first['msg']}") from None
+            raise ShardError(f"{file}: attribute {first_fault(error)}") from None
 
 
 _PROVENANCE = TypeAdapter(ShardProvenance)

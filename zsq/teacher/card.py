@@ -18,25 +18,24 @@ from types import ModuleType
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from zsq.config import expand_variables
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.records import Record, first_fault
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 _logger = logging.getLogger(__name__)
 
 
-class TeacherCard(BaseModel):
+class TeacherCard(Record):
     """The card's fields; `expected_accuracy` is in percent, `weights` relative to the card."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     architecture: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field({})
     weights: str | None = Field(None, min_length=1)
     task: Literal["classify", "embed"] = "classify"
     num_classes: int | None = Field(None, ge=2)
@@ -97,9 +96,7 @@ def read_card(path: Path) -> TeacherCard:
     try:
         return TeacherCard(**_expanded(fields, str(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "card"
-        raise UsageError(f"teacher card {path}: {field}: {first['msg']}") from None
+        raise UsageError(f"teacher card {path}: {first_fault(error)}") from None
 
 
 def _expanded(value: Any, where: str) -> Any:

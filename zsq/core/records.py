@@ -1,0 +1,44 @@
+"""The base of what is read from outside: options, recipes, cards, manifests, students' files."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+MOST_SHOWN = 60  # characters of a wrong value
+
+# Where the message says it all, or where the value is everything that was read.
+_WITHOUT_VALUE = frozenset({"missing", "extra_forbidden", "json_invalid", "value_error"})
+
+
+class Record(BaseModel):
+    """Base of all: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StrictRecord(Record, strict=True):
+    """A record that converts nothing: the text "1" is no number."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, as `key: message, not VALUE`; without the key where it is the whole."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    if first["type"] not in _WITHOUT_VALUE and isinstance(value, str | int | float | bool | None):
+        message = f"{message}, not {_shown(value)}"
+    return f"{key}: {message}" if key else message
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    # Python writes no integer of more than 4,300 digits.
+    except ValueError:
+        return "an integer of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
