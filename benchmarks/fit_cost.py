@@ -19,7 +19,6 @@ from memory import peak_mb
 from zsq.bench import machine
 from zsq.config import RuntimeConfig, load_recipe
 from zsq.core.files import atomic_write_text
-from zsq.students import create
 from zsq.workflow import recipe_protocol
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,11 +28,11 @@ def one_fit(recipe: str, index: int, threads: int) -> dict[str, Any]:
     """Seconds of student `index`, and the process's peak memory before and after."""
     loaded = load_recipe(recipe).model_copy(update={"runtime": RuntimeConfig(threads=threads)})
     protocol = recipe_protocol(loaded)
-    spec, teacher, runtime = protocol.students[index], protocol.teacher, protocol.runtime
-    student = create(spec.name, teacher.spec, spec.options, runtime, passes=spec.passes)
+    chosen, teacher, runtime = protocol.students[index], protocol.teacher, protocol.runtime
+    spec = chosen.spec
     before, start = peak_mb(), time.perf_counter()
     with runtime.threads_set():
-        student.fit(teacher, protocol.real_sets[0].pixels, spec.bits, first_last=spec.first_last)
+        chosen.student.fit(teacher, protocol.real_sets[0].pixels, spec.bits, first_last=spec.first_last)
     seconds = time.perf_counter() - start
     return {"seconds": round(seconds, 1), "peak_mb": round(peak_mb()), "peak_mb_before": round(before)}
 

@@ -16,7 +16,7 @@ from zsq.bench import machine
 from zsq.config import Recipe, RuntimeConfig, load_recipe
 from zsq.core.files import atomic_write_text
 from zsq.core.progress import Reporter
-from zsq.measure.gap import RunRecord
+from zsq.measure.protocol import RunRecord
 from zsq.report.data import ReportData
 from zsq.workflow import run_recipe
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from zsq.exports.exporting import Comparison
     from zsq.imports.importing import Imported
     from zsq.measure.audits import Audit
-    from zsq.measure.gap import StudentSpec
+    from zsq.measure.protocol import StudentSpec
     from zsq.report.data import ReportData
     from zsq.saved.cost import Cost
 
@@ -233,7 +233,7 @@ def _student_specs(
     passes: Sequence[str],
     overrides: Mapping[str, Any],
 ) -> list[StudentSpec]:
-    from zsq.measure.gap import StudentSpec
+    from zsq.measure.protocol import StudentSpec
 
     for key in overrides:
         if key.partition(".")[0] not in students:

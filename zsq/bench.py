@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from zsq.contract import FittedStudent, QuantizedTensor, Teacher
+from zsq.contract import FittedStudent, QuantizedTensor
 from zsq.core.files import atomic_write_text
 from zsq.core.progress import Reporter, append_line
-from zsq.core.runtime import Runtime
 from zsq.generators import available_methods
-from zsq.images.sources import ImageSet
 from zsq.measure import gap
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import score_embeddings, score_teacher
-from zsq.measure.gap import REAL, RunRecord, StudentSpec
+from zsq.measure.protocol import REAL, Protocol, RunRecord
 from zsq.measure.setfacts import bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
@@ -83,58 +81,33 @@ class FitLog:
             self.tensors[f"{record['student']} {record['bits']}"] = tensors
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What is compared, apart from the sources: the same for a recipe and for `zsq gap`."""
-
-    title: str
-    teacher: Teacher
-    eval: ImageSet
-    real_sets: Sequence[ImageSet]
-    students: Sequence[StudentSpec]
-    seeds: int
-    show_real: bool
-    runtime: Runtime
-    settings: Mapping[str, Any]
-
-
 class Bench:
     """A protocol under way in a folder: shard sets, finished fits, the report."""
 
-    def __init__(self, protocol: Protocol, out: Path, reporter: Reporter) -> None:
-        """Score the teacher; nothing is written."""
-        self.protocol, self.out, self.reporter = protocol, out, reporter
+    def __init__(self, protocol: Protocol, out: Path, command: str, resume: bool, reporter: Reporter) -> None:
+        """Score the teacher, then make the folder or take it up again with the fits of an earlier call.
+
+        Raises:
+            ZsqError: a teacher that does not measure what it should, or evaluation images of another network.
+            RunFolderError: the folder is in the way, or was made with other settings.
+        """
+        self.protocol, self.out = protocol, out
         self.teacher_logits, self.teacher_accuracy = score_teacher(
             protocol.teacher, protocol.eval, protocol.runtime
         )
+        open_run(out, {"command": command, **protocol.settings}, resume)
+        self.reporter = reporter.logging_to(out / EVENTS_FILE)
+        self.fits = FitLog(out / FITS_FILE)
         self.sets: dict[str, list[Path]] = {}
-
-    def open(self, command: str, resume: bool) -> None:
-        """Make the folder, or take it up again with the fits of an earlier call.
-
-        Raises:
-            RunFolderError: it is in the way, or was made with other settings.
-        """
-        open_run(self.out, {"command": command, **self.protocol.settings}, resume)
-        self.fits = FitLog(self.out / FITS_FILE)
-        self.log_here()
 
     def adopt(self, records: Iterable[RunRecord], sources: Iterable[str]) -> None:
         """Take fits made elsewhere for finished, where they are of this protocol and one of `sources`."""
-        self.fits.adopt(self._own(records, (REAL, *sources), len(self.protocol.real_sets)))
-
-    def _own(self, records: Iterable[RunRecord], arms: Iterable[str], num_sets: int) -> list[RunRecord]:
-        p = self.protocol
-        size = len(p.real_sets[0])
-        return gap.belonging(records, arms, num_sets, size, p.teacher, p.students, p.seeds, p.runtime)
-
-    def log_here(self) -> None:
-        """Send events to this folder: synthesis sends them to its own."""
-        self.reporter.events.path = self.out / EVENTS_FILE
+        arms = dict.fromkeys((REAL, *sources), self.protocol.real_sets)
+        self.fits.adopt(self.protocol.belonging(records, arms))
 
     def arms(self, num_sets: int) -> dict[str, list[Tensor]]:
         """Source -> pixels of its first `num_sets` shard sets, as many as the real sets hold."""
-        count = len(self.protocol.real_sets[0])
+        count = self.protocol.num_images
         arms = {REAL: [images.pixels for images in self.protocol.real_sets[:num_sets]]}
         for source, folders in self.sets.items():
             arms[source] = [ShardDataset(folder).pixels()[:count] for folder in folders[:num_sets]]
@@ -144,8 +117,8 @@ class Bench:
         """Fit and score every student on the first `num_sets` shard sets, minus what is done."""
         p = self.protocol
         arms = self.arms(num_sets)
-        finished = self._own(self.fits.records, arms, num_sets)
-        left = gap.count_runs(arms, p.students, p.seeds) - len(finished)
+        finished = p.belonging(self.fits.records, arms)
+        left = len(p.fits(arms)) - len(finished)
         with self.reporter.job("students", left) as job, p.runtime.threads_set():
 
             def keep(record: RunRecord, fitted: FittedStudent) -> None:
@@ -153,16 +126,7 @@ class Bench:
                 job.advance(1, **record["metrics"])
 
             gap.measure_gap(
-                p.teacher,
-                arms,
-                p.eval,
-                p.students,
-                p.seeds,
-                p.runtime,
-                done=finished,
-                on_run=keep,
-                should_stop=budget.spent,
-                teacher_logits=self.teacher_logits,
+                p, arms, self.teacher_logits, done=finished, on_run=keep, should_stop=budget.spent
             )
 
     def report(self) -> ReportData:

@@ -18,6 +18,8 @@ from torch import Tensor
 from zsq.config import GenerateConfig, config_sha256
 from zsq.contract import Generator, SyntheticBatch, Teacher
 from zsq.core.errors import NoBatchNormError, OptionError, ShardError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.version import __version__
@@ -90,6 +92,18 @@ class ResolvedRun:
         }
 
 
+def method_options(config: GenerateConfig, spec: ImageSpec) -> tuple[type[Generator], int, Options]:
+    """The method that a configuration names, its batch, and its options for images of `spec`.
+
+    Raises:
+        UnknownNameError: no such method.
+        OptionError: an option that it does not have, or a wrong value.
+    """
+    cls = method_class(config.method)
+    batch = min(config.batch or cls.default_batch(spec), config.count)
+    return cls, batch, cls.options_class.resolve(config.method, spec, config.set, config.iterations, batch)
+
+
 def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -> ResolvedRun:
     """Check every option and build the parts; writes nothing.
 
@@ -105,8 +119,7 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
-    batch = min(config.batch or cls.default_batch(teacher.spec), config.count)
-    options = cls.options_class.resolve(config.method, teacher.spec, config.set, config.iterations, batch)
+    _, batch, options = method_options(config, teacher.spec)
     passes = cls.passes(options, config.count)
     runtime = Runtime.resolve(
         **config.runtime.model_dump(),
@@ -154,8 +167,8 @@ def generate(
     if processes.rank == 0:
         open_run(out, job.resolved(), resume)
     processes.wait()
-    reporter = reporter or Reporter(quiet=True)
-    reporter.events.path = out / "events.jsonl" if processes.rank == 0 else None
+    events = out / "events.jsonl" if processes.rank == 0 else None
+    reporter = (reporter or Reporter(quiet=True)).logging_to(events)
     job.shards.mkdir(exist_ok=True)
     start = time.perf_counter()
     missing = [unit for unit in job.plan.units if _finished(job, unit, reporter) is None]

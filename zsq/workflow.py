@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zsq.bench import Bench, Budget, Protocol
+from zsq.bench import Bench, Budget
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
-from zsq.contract import Bits, Student, Teacher
+from zsq.contract import Bits, Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
+from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.engine.estimate import estimated_seconds, forward_gflops
-from zsq.generators import method_class
 from zsq.images.sources import ImageSet, load_images
-from zsq.measure.gap import RunRecord, StudentSpec
+from zsq.measure.protocol import Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
-from zsq.students import create, own_defaults, own_defaults_line
-from zsq.synthesize import generate
+from zsq.students import own_defaults, own_defaults_line
+from zsq.synthesize import generate, method_options
 from zsq.teacher import load_teacher
 
 STEP_COST = 1.7  # a training step of a student per image, in teacher passes of synthesis; ResNet-20
@@ -45,15 +45,14 @@ def run_recipe(
         on_report: called after each shard set with the report's data and all fits so far.
 
     Raises:
-        ZsqError: whatever a stage raises; nothing finished is lost.
+        ZsqError: whatever generation, a fit or the report raises; nothing finished is lost.
     """
     reporter = reporter or Reporter(quiet=True)
     budget = Budget(budget_hours)
     protocol = recipe_protocol(recipe)
     say_estimate(recipe, protocol, reporter)
     say_own_defaults(protocol, reporter)
-    bench = Bench(protocol, out, reporter)
-    bench.open("run", resume)
+    bench = Bench(protocol, out, "run", resume, reporter)
     bench.adopt(finished, [source.label for source in recipe.sources])
     data = None
     for shard_set in range(recipe.generate.shard_sets):
@@ -63,7 +62,6 @@ def run_recipe(
             folder = out / f"{source.label}-{shard_set}"
             config = source_config(recipe, source, shard_set)
             generate(config, folder, resume=True, teacher=protocol.teacher, reporter=reporter)
-            bench.log_here()
             bench.sets.setdefault(source.label, []).append(folder)
         bench.fit(shard_set + 1, budget)
         data = bench.report()
@@ -79,6 +77,28 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     Raises:
         ZsqError: a teacher, image source, student or option that cannot work.
     """
+    _check_files_and_names(recipe)
+    teacher = _recipe_teacher(recipe)
+    specs, plan = _recipe_students(recipe), recipe.generate
+    runtime = _recipe_runtime(recipe, teacher, specs)
+    sources = (recipe.located(recipe.real), recipe.located(recipe.eval))
+    real, evaluation = (load_images(source, teacher.spec) for source in sources)
+    check_identities(teacher, real, evaluation)
+    students = resolve_students(specs, teacher.spec, runtime)
+    return Protocol(
+        teacher=teacher.to(runtime.device),
+        eval=evaluation,
+        real_sets=real.disjoint_sets(plan.shard_sets, plan.count, plan.seed),
+        students=students,
+        seeds=recipe.seeds,
+        runtime=runtime,
+        title=recipe.title,
+        show_real=recipe.show_real,
+        settings=recipe.model_dump(mode="json") | own_defaults_of(students, teacher.spec),
+    )
+
+
+def _check_files_and_names(recipe: Recipe) -> None:
     missing = recipe.missing() if recipe.needs else None
     if missing:
         raise ImagesError(f"{missing} does not exist", str(recipe.needs), "export ZSQ_DATA=FOLDER")
@@ -87,51 +107,39 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         if labels.count(label) > 1:
             found = f"recipe with {labels.count(label)} sources called '{label}'"
             raise OptionError(found, 'a `name` of its own for each, as in name = "dsg-long"')
+
+
+def _recipe_teacher(recipe: Recipe) -> Teacher:
     weights = recipe.teacher.weights
     teacher = load_teacher(
         recipe.located(recipe.teacher.name), Path(recipe.located(weights)) if weights else None
     )
-    if recipe.teacher.expected_accuracy is not None:
-        teacher = replace(teacher, expected_accuracy=recipe.teacher.expected_accuracy)
-    students = [
-        StudentSpec(
-            student.name,
-            Bits.parse(bits),
-            student.set,
-            student.first_last,
-            student.passes,
-            student.shard_sets,
-        )
-        for student in recipe.students
-        for bits in student.bits
+    if recipe.teacher.expected_accuracy is None:
+        return teacher
+    return replace(teacher, expected_accuracy=recipe.teacher.expected_accuracy)
+
+
+def _recipe_students(recipe: Recipe) -> list[StudentSpec]:
+    return [
+        StudentSpec(s.name, Bits.parse(bits), s.set, s.first_last, s.passes, s.shard_sets)
+        for s in recipe.students
+        for bits in s.bits
     ]
+
+
+def _recipe_runtime(recipe: Recipe, teacher: Teacher, specs: Sequence[StudentSpec]) -> Runtime:
+    """Compiled where one student of the recipe, over all its fits, trains long enough for that to pay."""
     plan = recipe.generate
-    num_fits = len(students) * (len(recipe.sources) + 1) * plan.shard_sets * recipe.seeds
-    gflops = (
-        STEP_COST
-        * forward_gflops(teacher)
-        * num_fits
-        * max(fit_images(s, teacher, plan.count) for s in students)
-    )
-    runtime = Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops / len(students))
-    sources = (recipe.located(recipe.real), recipe.located(recipe.eval))
-    real, evaluation = (load_images(source, teacher.spec) for source in sources)
-    check_identities(teacher, real, evaluation)
-    return Protocol(
-        title=recipe.title,
-        teacher=teacher.to(runtime.device),
-        eval=evaluation,
-        real_sets=real.disjoint_sets(plan.shard_sets, plan.count, plan.seed),
-        students=students,
-        seeds=recipe.seeds,
-        show_real=recipe.show_real,
-        runtime=runtime,
-        settings=recipe.model_dump(mode="json") | own_defaults_of(students, teacher),
-    )
+    # A student belongs to a runtime: these are for the estimate only.
+    students = resolve_students(specs, teacher.spec, Runtime())
+    num_fits = (len(recipe.sources) + 1) * plan.shard_sets * recipe.seeds
+    trained = max(each.student.images_trained(teacher, plan.count) for each in students)
+    gflops = STEP_COST * forward_gflops(teacher) * num_fits * trained
+    return Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops)
 
 
 def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> None:
-    """Pass images of an embedding teacher where no identity of one source both calibrates and makes pairs.
+    """Refuse images of an embedding teacher where an identity of one source both calibrates and is scored.
 
     Raises:
         MismatchError: one does.
@@ -166,20 +174,20 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
 
 
 def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None:
-    """How long the whole recipe takes on this machine, before it begins: from one timed forward pass."""
+    """How long the whole recipe takes on this machine, before it begins: from one timed teacher pass."""
     plan, teacher = recipe.generate, protocol.teacher
-    passes = 0
+    generating = 0  # teacher passes of one shard set of every source
     for source in recipe.sources:
-        config = source_config(recipe, source, 0)
-        cls = method_class(source.method)
-        batch = min(source.batch or cls.default_batch(teacher.spec), plan.count)
-        options = cls.options_class.resolve(source.method, teacher.spec, config.set, config.iterations, batch)
-        passes += cls.passes(options, plan.count)
+        method, _, options = method_options(source_config(recipe, source, 0), teacher.spec)
+        generating += method.passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
-    sets = [min(plan.shard_sets, spec.shard_sets or plan.shard_sets) for spec in protocol.students]
-    costs = (fit_images(s, teacher, plan.count) * STEP_COST + len(protocol.eval) for s in protocol.students)
-    fits = sum(number * cost for number, cost in zip(sets, costs, strict=True))
-    total = round(plan.shard_sets * passes + arms * fits)
+    sets = [min(plan.shard_sets, each.spec.shard_sets or plan.shard_sets) for each in protocol.students]
+    costs = (
+        each.student.images_trained(teacher, plan.count) * STEP_COST + len(protocol.eval)
+        for each in protocol.students
+    )
+    fitting = sum(number * cost for number, cost in zip(sets, costs, strict=True))
+    total = round(plan.shard_sets * generating + arms * fitting)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "
@@ -187,28 +195,19 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     )
 
 
-def fit_images(spec: StudentSpec, teacher: Teacher, count: int) -> float:
-    """Training images that one fit on `count` images goes through; 0 for a student that does not train."""
-    return _student(spec, teacher).images_trained(teacher, count)
-
-
-def own_defaults_of(specs: Sequence[StudentSpec], teacher: Teacher) -> dict[str, Any]:
+def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dict[str, Any]:
     """The settings' entry for defaults that are ours and not published; empty where there are none."""
-    found = {spec.name: own_defaults(_student(spec, teacher), teacher.spec) for spec in specs}
+    found = {each.spec.name: own_defaults(each.student, spec) for each in students}
     declared = {name: options for name, options in found.items() if options}
     return {"own_defaults": declared} if declared else {}
 
 
 def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
     """One line per student that runs on such defaults."""
-    teacher = protocol.teacher
-    lines = (own_defaults_line(s.name, _student(s, teacher), teacher.spec) for s in protocol.students)
+    spec = protocol.teacher.spec
+    lines = (own_defaults_line(each.spec.name, each.student, spec) for each in protocol.students)
     for line in dict.fromkeys(line for line in lines if line):
         reporter.say(line)
-
-
-def _student(spec: StudentSpec, teacher: Teacher) -> Student:
-    return create(spec.name, teacher.spec, spec.options, Runtime(), passes=spec.passes)
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter 
     """Measure the gap of existing shard sets; the report goes to `out`.
 
     Raises:
-        ZsqError: whatever a stage raises; finished fits are kept.
+        ZsqError: whatever a fit or the report raises; finished fits are kept.
     """
     reporter = reporter or Reporter(quiet=True)
     teacher = load_teacher(run.teacher, Path(run.weights) if run.weights else None)
@@ -248,20 +247,20 @@ def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter 
     runtime = Runtime.resolve(**run.runtime.model_dump())
     real, evaluation = (load_images(text, teacher.spec) for text in (run.real, run.eval))
     check_identities(teacher, real, evaluation)
+    students = resolve_students(run.students, teacher.spec, runtime)
     protocol = Protocol(
-        title=run.title,
         teacher=teacher.to(runtime.device),
         eval=evaluation,
         real_sets=real.disjoint_sets(num_sets, count, 0),
-        students=run.students,
+        students=students,
         seeds=run.seeds,
-        show_real=run.show_real,
         runtime=runtime,
-        settings=run.settings() | own_defaults_of(run.students, teacher),
+        title=run.title,
+        show_real=run.show_real,
+        settings=run.settings() | own_defaults_of(students, teacher.spec),
     )
     say_own_defaults(protocol, reporter)
-    bench = Bench(protocol, out, reporter)
-    bench.open("gap", resume)
+    bench = Bench(protocol, out, "gap", resume, reporter)
     bench.sets = sets
     bench.fit(num_sets, Budget(None))
     return bench.report()

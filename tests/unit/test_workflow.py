@@ -7,12 +7,13 @@ import math
 import pytest
 from commands import Spoken
 
-from zsq import bench, synthesize, workflow
+from zsq import bench, synthesize
 from zsq.config import GenerateConfig, load_recipe, recipe_paths
 from zsq.contract import Bits
 from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
 from zsq.core.runtime import Runtime
-from zsq.measure.gap import StudentSpec
+from zsq.generators import METHODS
+from zsq.measure.protocol import StudentSpec, resolve_students
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
@@ -20,7 +21,6 @@ from zsq.students import create
 from zsq.teacher import load_teacher
 from zsq.teacher.cifar_resnet import CIFAR_SPEC
 from zsq.workflow import (
-    fit_images,
     own_defaults_of,
     recipe_protocol,
     run_recipe,
@@ -138,6 +138,17 @@ def test_gaps_are_differences_of_means(finished):
     assert {gap.source for gap in data.gaps} == {"zeroq", "noise"}
 
 
+def test_events_of_each_step_are_in_its_own_folder(finished):
+    _, folder, _ = finished
+
+    def titles(name):
+        lines = (folder / name / "events.jsonl").read_text().splitlines()
+        return {event["title"] for event in map(json.loads, lines) if event["event"] == "step"}
+
+    assert titles("") == {"students"}
+    assert titles("zeroq-1") == {"zeroq on embedded:digits"}
+
+
 def test_report_after_each_shard_set(finished):
     _, _, reports = finished
     assert [len(records) for _, records in reports] == [NUM_FITS // 2, NUM_FITS]
@@ -181,12 +192,13 @@ def test_images_of_a_fit():
     recipe = load_recipe("digits")
     protocol = recipe_protocol(recipe)
     ptq, lsq = protocol.students
-    steps = lsq.options["iterations"]
-    assert [fit_images(s, protocol.teacher, 256) for s in (ptq, lsq)] == [0, steps * 128]
+    steps = lsq.spec.options["iterations"]
+    costs = [each.student.images_trained(protocol.teacher, 256) for each in (ptq, lsq)]
+    assert costs == [0, steps * 128]
 
 
 def test_defaults_of_our_own_are_stored_with_the_settings():
-    teacher = load_teacher("embedded:digits")
+    images = load_teacher("embedded:digits").spec
     specs = [
         StudentSpec(name, Bits(4, 4), options)
         for name, options in (
@@ -196,8 +208,9 @@ def test_defaults_of_our_own_are_stored_with_the_settings():
         )
     ]
     stored = {"genie-m": {"iterations": {"ours": 2000, "published": 20_000}}}
-    assert own_defaults_of(specs, teacher) == {"own_defaults": stored}
-    assert own_defaults_of(specs[1:], teacher) == {}
+    students = resolve_students(specs, images, Runtime())
+    assert own_defaults_of(students, images) == {"own_defaults": stored}
+    assert own_defaults_of(students[1:], images) == {}
 
 
 def test_estimate_is_said_first(recipe, tmp_path, no_pages):
@@ -279,7 +292,7 @@ def test_sets_by_source(finished):
 def test_every_recipe_names_methods_and_students_that_exist(name):
     recipe = load_recipe(name)
     for source in recipe.sources:
-        assert workflow.method_class(source.method)
+        assert source.method in METHODS
         assert source_config(recipe, source, 0).count == recipe.generate.count
     for student in recipe.students:
         assert create(student.name, CIFAR_SPEC, student.set, Runtime()).name == student.name

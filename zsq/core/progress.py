@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -85,6 +86,12 @@ class Reporter:
         """`events`: an events.jsonl to append to; `quiet`: print nothing."""
         self.console = Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
         self.events = EventLog(events)
+
+    def logging_to(self, events: Path | None) -> Self:
+        """A reporter that speaks in the same place and appends its events to another file."""
+        other = copy.copy(self)
+        other.events = EventLog(events)
+        return other
 
     def say(self, line: str) -> None:
         """One line, also in the event log."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from zsq.measure.confidence import Interval, RowKey, paired_interval
-from zsq.measure.gap import NOISE, REAL, Row, row_key
+from zsq.measure.gap import Row, row_key
+from zsq.measure.protocol import NOISE, REAL
 
 
 @dataclass(frozen=True)

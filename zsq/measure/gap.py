@@ -6,20 +6,16 @@ over set means: two fits on the same images are not two observations of a source
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from pydantic import ValidationError
 from torch import Tensor
 
-from zsq.contract import Bits, FittedStudent, Student, Teacher
+from zsq.contract import FittedStudent
 from zsq.core.errors import MismatchError, OptionError
-from zsq.core.runtime import Runtime
 from zsq.measure.confidence import (
     Interval,
     RowKey,
@@ -34,54 +30,8 @@ from zsq.measure.confidence import (
     set_means,
     welch_interval,
 )
-from zsq.measure.evaluate import LabelledImages, all_scores, check_shapes, score_teacher
-from zsq.students import STUDENTS, create
-
-REAL, NOISE = "real", "noise"
-
-
-@dataclass(frozen=True)
-class StudentSpec:
-    """A student to fit; `options` are overrides of its defaults, `first_last` bits of its outer layers,
-    `passes` the analytic passes around the fit, `shard_sets` on how many sets it is fitted (None: all)."""
-
-    name: str
-    bits: Bits
-    options: Mapping[str, Any] = field(default_factory=dict)
-    first_last: int | None = None
-    passes: Sequence[str] = ()
-    shard_sets: int | None = None
-
-    @property
-    def label(self) -> str:
-        """What tables call it: `ptq`, or with passes `ptq+fold+equalize`."""
-        return "+".join([self.name, *self.passes])
-
-
-class RunRecord(TypedDict):
-    """One finished fit, as JSON holds it: everything that names it, then what was measured.
-
-    `replicates` and `roc` are there for embedders, as `zsq.measure.evaluate.Scores` has them; `passes` only
-    where the student has some.
-    """
-
-    source: str
-    shard_set: int
-    seed: int
-    student: str
-    bits: str
-    first_last: int | None
-    options: dict[str, Any]
-    num_images: int
-    metrics: dict[str, float]
-    seconds: float
-    passes: NotRequired[list[str]]
-    replicates: NotRequired[dict[str, list[float]]]
-    roc: NotRequired[list[float]]
-
-
-# What was measured, as against what names a fit.
-MEASURED = ("metrics", "seconds", "replicates", "roc")
+from zsq.measure.evaluate import all_scores, check_shapes
+from zsq.measure.protocol import NOISE, REAL, PlannedFit, Protocol, RunRecord, fit_key
 
 
 @dataclass(frozen=True)
@@ -123,179 +73,74 @@ class Gap:
 
 
 def measure_gap(
-    teacher: Teacher,
+    protocol: Protocol,
     arms: Mapping[str, Sequence[Tensor]],
-    eval_images: LabelledImages,
-    students: Sequence[StudentSpec],
-    seeds: int,
-    runtime: Runtime,
+    teacher_logits: Tensor,
+    *,
     done: Iterable[RunRecord] = (),
     on_run: Callable[[RunRecord, FittedStudent], None] = lambda record, fitted: None,
     should_stop: Callable[[], bool] = lambda: False,
-    teacher_logits: Tensor | None = None,
 ) -> list[RunRecord]:
     """Fit and score every student on every shard set of every arm.
 
-    All sources and students take their turn on the first shard set before the second begins, so a run that
-    is stopped leaves complete comparisons.
-
     Args:
-        teacher: on the runtime's device.
-        arms: source -> its shard sets, uint8 (N, C, H, W) each; N is the same everywhere.
-        seeds: number of student seeds; each is used on all sets and arms.
+        arms: source -> its shard sets, uint8 (N, C, H, W) each; N is the protocol's number of images.
+        teacher_logits: of `score_teacher` on the protocol's evaluation images, float32 (N, K).
         done: records of an earlier call; a fit found there is not repeated.
         on_run: called after each new fit, to store its record and what it wants of the student.
         should_stop: asked before each fit; once true, no further fit is made.
-        teacher_logits: the teacher's on the evaluation images, where the caller has scored it already.
 
     Returns:
         Records of all finished fits of this protocol, in its order.
 
     Raises:
-        OptionError: no seeds, a student named twice, or an option of a student that it cannot take.
-        UnknownNameError: no such student.
         MismatchError: arms of different size, or images of another shape.
-        TeacherAccuracyError: the teacher does not measure what it should.
+        OptionError: a source without a shard set.
     """
-    num_images = _check(teacher, arms, students, seeds)
-    fitters = _fitters(teacher, students, runtime)
-    students = _with_all_options(students, fitters)
-    finished = {_key(_completed(record)): record for record in done}
+    _check_arms(protocol, arms)
+    finished = {fit_key(record): record for record in done}
     records = []
     stopped = False
-    for shard_set, seed, spec, source in _plan(arms, students, seeds):
-        record = _unmeasured(source, shard_set, seed, spec, num_images)
-        if _key(record) not in finished:
+    for fit in protocol.fits(arms):
+        record = finished.get(fit_key(fit.record()))
+        if record is None:
             stopped = stopped or should_stop()
             if stopped:
                 continue
-            if teacher_logits is None:
-                teacher_logits, _ = score_teacher(teacher, eval_images, runtime)
-            start = time.perf_counter()
-            fitted = fitters[_name(spec)].fit(
-                teacher, arms[source][shard_set], spec.bits, first_last=spec.first_last, seed=seed
-            )
-            record["seconds"] = time.perf_counter() - start
-            scores = all_scores(fitted, eval_images, teacher_logits, runtime)
-            record["metrics"] = scores.metrics
-            if scores.replicates:
-                record["replicates"], record["roc"] = scores.replicates, scores.roc
-            finished[_key(record)] = record
+            record, fitted = _measured(protocol, fit, arms[fit.source][fit.shard_set], teacher_logits)
             on_run(record, fitted)
-        records.append(finished[_key(record)])
+        records.append(record)
     return records
 
 
-def belonging(
-    records: Iterable[RunRecord],
-    sources: Iterable[str],
-    num_sets: int,
-    num_images: int,
-    teacher: Teacher,
-    students: Sequence[StudentSpec],
-    seeds: int,
-    runtime: Runtime,
-) -> list[RunRecord]:
-    """Of records made elsewhere, the fits of this protocol, so that a table never mixes two settings."""
-    students = _with_all_options(students, _fitters(teacher, students, runtime))
-    sets = {source: range(num_sets) for source in sources}
-    wanted = {
-        _key(_unmeasured(source, shard_set, seed, spec, num_images))
-        for shard_set, seed, spec, source in _plan(sets, students, seeds)
-    }
-    return [record for record in records if _key(_completed(record)) in wanted]
+def _measured(
+    protocol: Protocol, fit: PlannedFit, pixels: Tensor, teacher_logits: Tensor
+) -> tuple[RunRecord, FittedStudent]:
+    """Make one fit and score it."""
+    record, spec = fit.record(), fit.student.spec
+    start = time.perf_counter()
+    fitted = fit.student.student.fit(
+        protocol.teacher, pixels, spec.bits, first_last=spec.first_last, seed=fit.seed
+    )
+    record["seconds"] = time.perf_counter() - start
+    scores = all_scores(fitted, protocol.eval, teacher_logits, protocol.runtime)
+    record["metrics"] = scores.metrics
+    if scores.replicates:
+        record["replicates"], record["roc"] = scores.replicates, scores.roc
+    return record, fitted
 
 
-def _fitters(teacher: Teacher, students: Sequence[StudentSpec], runtime: Runtime) -> dict[str, Student]:
-    return {
-        _name(spec): create(spec.name, teacher.spec, spec.options, runtime, passes=spec.passes)
-        for spec in students
-    }
-
-
-def _with_all_options(
-    students: Sequence[StudentSpec], fitters: Mapping[str, Student]
-) -> Sequence[StudentSpec]:
-    """Records name every option: what is a default today may be another tomorrow."""
-    return [replace(s, options=fitters[_name(s)].options.model_dump(mode="json")) for s in students]
-
-
-def count_runs(arms: Mapping[str, Sequence[Tensor]], students: Sequence[StudentSpec], seeds: int) -> int:
-    """Number of fits that `measure_gap` makes."""
-    return len(_plan(arms, students, seeds))
-
-
-def _plan(
-    arms: Mapping[str, Sequence[Any]], students: Sequence[StudentSpec], seeds: int
-) -> list[tuple[int, int, StudentSpec, str]]:
-    most_sets = max((len(sets) for sets in arms.values()), default=0)
-    return [
-        (shard_set, seed, spec, source)
-        for shard_set in range(most_sets)
-        for seed in range(seeds)
-        for spec in students
-        for source, sets in arms.items()
-        if shard_set < min(len(sets), spec.shard_sets or len(sets))
-    ]
-
-
-def _check(
-    teacher: Teacher, arms: Mapping[str, Sequence[Tensor]], students: Sequence[StudentSpec], seeds: int
-) -> int:
-    """Images per shard set."""
-    if seeds < 1:
-        raise OptionError(f"--seeds {seeds}", "at least 1")
-    names = [_name(spec) for spec in students]
-    for name in names:
-        if names.count(name) > 1:
-            raise OptionError(f"student {name} is named {names.count(name)} times", "once")
+def _check_arms(protocol: Protocol, arms: Mapping[str, Sequence[Tensor]]) -> None:
     sizes: dict[int, str] = {}
     for source, sets in arms.items():
         if not sets:
             raise OptionError(f"source '{source}' has no shard set", "at least 1")
         for index, pixels in enumerate(sets):
-            check_shapes(pixels, teacher.spec, f"images of {source} set {index}")
+            check_shapes(pixels, protocol.teacher.spec, f"images of {source} set {index}")
             sizes.setdefault(len(pixels), f"{source} set {index}")
     if len(sizes) != 1:
         found = " and ".join(f"{size} images in {where}" for size, where in sizes.items()) or "no arms"
         raise MismatchError(found, "the same number of images in every set", "pass --count with the smallest")
-    return next(iter(sizes))
-
-
-def _name(spec: StudentSpec) -> str:
-    return f"{spec.label} {spec.bits}"
-
-
-def _unmeasured(source: str, shard_set: int, seed: int, spec: StudentSpec, num_images: int) -> RunRecord:
-    record = RunRecord(
-        source=source,
-        shard_set=shard_set,
-        seed=seed,
-        student=spec.label,
-        bits=str(spec.bits),
-        first_last=spec.first_last,
-        options=dict(spec.options),
-        num_images=num_images,
-        metrics={},
-        seconds=0.0,
-    )
-    if spec.passes:
-        record["passes"] = list(spec.passes)
-    return record
-
-
-def _key(record: RunRecord) -> str:
-    return json.dumps({k: v for k, v in record.items() if k not in MEASURED}, sort_keys=True, default=str)
-
-
-def _completed(record: RunRecord) -> RunRecord:
-    """A record with the options that its student has got since: their defaults are what was done before."""
-    student = STUDENTS.get(record["student"].partition("+")[0])
-    try:
-        options = student.options_class(**record["options"]) if student else None
-    except ValidationError:
-        return record
-    return record if options is None else {**record, "options": options.model_dump(mode="json")}
 
 
 def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zsq.contract import QuantizedTensor
 from zsq.measure.contrasts import Contrast
-from zsq.measure.gap import NOISE, REAL, Gap, Row
+from zsq.measure.gap import Gap, Row
+from zsq.measure.protocol import NOISE, REAL
 
 
 @dataclass(frozen=True)

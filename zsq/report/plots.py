@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from zsq.measure.gap import NOISE, REAL, Interval
+from zsq.measure.confidence import Interval
+from zsq.measure.protocol import NOISE, REAL
 from zsq.measure.verification import ROC_FARS
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
 from zsq.report.tables import Entry, number, ordered_sources

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec
 import matplotlib
 from matplotlib.figure import Figure
 
-from zsq.measure.gap import NOISE, REAL
+from zsq.measure.protocol import NOISE, REAL
 from zsq.report.tables import ordered_sources
 
 INK = "#010203"

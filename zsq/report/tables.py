@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from zsq.measure.confidence import Interval
 from zsq.measure.contrasts import Contrast
-from zsq.measure.gap import NOISE, REAL, Gap, Interval, Row
+from zsq.measure.gap import Gap, Row
+from zsq.measure.protocol import NOISE, REAL
 
 MINUS, DASH = "\u2212", "\u2013"
 

@@ -13,7 +13,9 @@ from zsq.contract import Bits
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
-from zsq.measure.gap import StudentSpec, measure_gap, rows_from_runs
+from zsq.measure.evaluate import score_teacher
+from zsq.measure.gap import measure_gap, rows_from_runs
+from zsq.measure.protocol import Protocol, StudentSpec, resolve_students
 from zsq.passes import PASSES, check_passes, prepare
 from zsq.students import create
 
@@ -159,15 +161,15 @@ def test_every_pass_says_what_it_does():
 
 
 def gap(digits, images, specs, done=(), fits=None):
-    labels = torch.zeros(32, dtype=torch.int64)
+    shown = ImageSet(images[:32], torch.zeros(32, dtype=torch.int64), "digits")
+    students = resolve_students(specs, digits.spec, Runtime())
+    protocol = Protocol(digits, shown, [shown], students, 1, Runtime())
+    logits, _ = score_teacher(digits, shown, Runtime())
     fits = [] if fits is None else fits
     return measure_gap(
-        digits,
+        protocol,
         {"real": [images[:32]]},
-        ImageSet(images[:32], labels, "digits"),
-        specs,
-        1,
-        Runtime(),
+        logits,
         done=done,
         on_run=lambda record, fitted: fits.append(record),
     )

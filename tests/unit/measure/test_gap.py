@@ -14,19 +14,17 @@ from zsq.core.errors import MismatchError, OptionError, TeacherAccuracyError, Un
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
-from zsq.measure.gap import (
+from zsq.measure.confidence import (
     Run,
-    StudentSpec,
     bootstrap_interval,
-    count_runs,
-    gaps_from_rows,
     mean_interval,
-    measure_gap,
     recovery,
-    rows_from_runs,
     set_means,
     welch_interval,
 )
+from zsq.measure.evaluate import score_teacher
+from zsq.measure.gap import gaps_from_rows, measure_gap, rows_from_runs
+from zsq.measure.protocol import Protocol, StudentSpec, fit_key, resolve_students
 
 REAL_SETS, OWN_SETS = np.array([87.1, 87.6, 86.9]), np.array([86.2, 86.9, 86.0, 86.4])
 
@@ -241,14 +239,23 @@ def fake(monkeypatch):
     return StudentSpec("fake", Bits(4, 4), {"scale": 2.0}, first_last=8)
 
 
+def protocol_of(specs, seeds=2, teacher=None):
+    students = resolve_students(specs, SPEC, Runtime())
+    return Protocol(
+        teacher or conv_teacher(), EVAL, [Images(ARMS["real"][0], None)], students, seeds, Runtime()
+    )
+
+
 def measure(specs, arms=ARMS, seeds=2, teacher=None, **keywords):
-    return measure_gap(teacher or conv_teacher(), arms, EVAL, specs, seeds, Runtime(), **keywords)
+    protocol = protocol_of(specs, seeds, teacher)
+    logits, _ = score_teacher(protocol.teacher, EVAL, Runtime())
+    return measure_gap(protocol, arms, logits, **keywords)
 
 
 def test_every_set_seed_and_student_is_fitted_and_scored(fake):
     low = StudentSpec("fake", Bits(2, 8))
     records = measure([fake, low])
-    assert len(records) == count_runs(ARMS, [fake, low], 2) == (2 + 2 + 1) * 2 * 2
+    assert len(records) == len(protocol_of([fake, low]).fits(ARMS)) == (2 + 2 + 1) * 2 * 2
     assert len(Fake.calls) == 20
     first = records[0]
     assert {k: v for k, v in first.items() if k not in ("metrics", "seconds")} == {
@@ -272,11 +279,15 @@ def test_every_set_seed_and_student_is_fitted_and_scored(fake):
 
 
 def test_a_student_may_take_fewer_sets_than_there_are(fake):
-    arms = {source: [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)] * 3 for source in ("real", "noise")}
+    arms = dict.fromkeys(("real", "noise"), range(3))
+
+    def count(specs, seeds):
+        return len(protocol_of(specs, seeds).fits(arms))
+
     fewer = replace(fake, shard_sets=2)
-    assert count_runs(arms, [fake], 2) == 12 and count_runs(arms, [fewer], 2) == 8
-    assert count_runs(arms, [fake, fewer], 1) == 10
-    assert count_runs(arms, [replace(fake, shard_sets=9)], 1) == 6
+    assert count([fake], 2) == 12 and count([fewer], 2) == 8
+    assert count([fake, replace(fewer, bits=Bits(2, 4))], 1) == 10
+    assert count([replace(fake, shard_sets=9)], 1) == 6
 
 
 def test_a_stopped_run_leaves_whole_comparisons_and_resumes(fake):
@@ -325,7 +336,7 @@ def test_unequal_arms_are_refused_in_one_line(fake, arms, error, text):
 def test_wrong_protocols_are_refused_before_any_fit(fake):
     with pytest.raises(OptionError, match="--seeds 0"):
         measure([fake], seeds=0)
-    with pytest.raises(OptionError, match="fake W4A4 is named 2 times"):
+    with pytest.raises(OptionError, match="fake W4A4 is named twice"):
         measure([fake, fake])
     with pytest.raises(TeacherAccuracyError):
         measure([fake], teacher=conv_teacher(expected_accuracy=99.9))
@@ -334,6 +345,31 @@ def test_wrong_protocols_are_refused_before_any_fit(fake):
     with pytest.raises(OptionError, match="no option 'size'"):
         measure([fake, StudentSpec("ptq", Bits(4, 4), {"size": 1})])
     assert not Fake.calls
+
+
+def test_only_fits_of_the_same_settings_belong(fake):
+    protocol = protocol_of([fake])
+    done = measure([fake])
+    changes = [{"seed": 5}, {"shard_set": 2}, {"source": "zeroq"}, {"num_images": 7}, {"first_last": 4}]
+    changes += [{"options": {"scale": 3.0}}, {"options": {"scale": 2.0, "of another version": 1}}]
+    others = [{**done[0], **change} for change in changes]
+    assert protocol.belonging([*others, *done], ARMS) == done
+    assert protocol.belonging(done, {"real": ARMS["real"][:1]}) == [done[0], done[3]]
+
+
+def test_an_option_that_a_record_lacks_has_its_default(fake):
+    plain = StudentSpec("fake", Bits(4, 4))
+    record = measure([plain], seeds=1)[0]
+    assert record["options"] == {"scale": 1.0}
+    assert fit_key({**record, "options": {}}) == fit_key(record)
+    assert protocol_of([plain], 1).belonging([{**record, "options": {}}], ARMS)
+
+
+def test_a_student_is_created_once_for_all_its_fits(fake, monkeypatch):
+    created = []
+    start = Fake.__init__
+    monkeypatch.setattr(Fake, "__init__", lambda self, *args: (created.append(self), start(self, *args))[1])
+    assert len(measure([fake])) == 10 and len(created) == 1
 
 
 def test_a_weight_only_student_has_no_gap_at_all():

@@ -1,0 +1,209 @@
+"""What a comparison holds equal, and its fits: one per source, shard set, student seed and student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, NotRequired, TypedDict
+
+from pydantic import ValidationError
+
+from zsq.contract import Bits, Student, Teacher
+from zsq.core.errors import OptionError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import Runtime
+from zsq.images.sources import ImageSet
+from zsq.students import STUDENTS, create
+
+REAL, NOISE = "real", "noise"
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """A student to fit, as asked for.
+
+    Attributes:
+        options: overrides of its defaults.
+        first_last: bits of its first and last layer; None: the student's own choice.
+        passes: analytic passes around the fit, in order.
+        shard_sets: number of shard sets that it is fitted on; None: all.
+    """
+
+    name: str
+    bits: Bits
+    options: Mapping[str, Any] = field(default_factory=dict)
+    first_last: int | None = None
+    passes: Sequence[str] = ()
+    shard_sets: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call it: `ptq`, or with passes `ptq+fold+equalize`."""
+        return "+".join([self.name, *self.passes])
+
+
+@dataclass(frozen=True)
+class ResolvedStudent:
+    """A student ready to fit: `student` is created, and `spec` names every option that it has.
+
+    Records name every option because today's default may not be tomorrow's.
+    """
+
+    spec: StudentSpec
+    student: Student
+
+    @property
+    def name(self) -> str:
+        """`ptq W4A4`."""
+        return f"{self.spec.label} {self.spec.bits}"
+
+
+def resolve_students(
+    specs: Iterable[StudentSpec], images: ImageSpec, runtime: Runtime
+) -> tuple[ResolvedStudent, ...]:
+    """Create every student once, with its defaults for `images`.
+
+    Raises:
+        UnknownNameError: no such student.
+        OptionError: an option or pass that a student cannot take, or a student named twice.
+    """
+    resolved: dict[str, ResolvedStudent] = {}
+    for spec in specs:
+        student = create(spec.name, images, spec.options, runtime, passes=spec.passes)
+        whole = replace(spec, options=student.options.model_dump(mode="json"))
+        entry = ResolvedStudent(whole, student)
+        if entry.name in resolved:
+            raise OptionError(f"student {entry.name} is named twice", "each student and bit width once")
+        resolved[entry.name] = entry
+    return tuple(resolved.values())
+
+
+class RunRecord(TypedDict):
+    """One finished fit, as JSON holds it: everything that names it, then what was measured.
+
+    `replicates` and `roc` are there for embedders, as `zsq.measure.evaluate.Scores` has them; `passes` only
+    where the student has some.
+    """
+
+    source: str
+    shard_set: int
+    seed: int
+    student: str
+    bits: str
+    first_last: int | None
+    options: dict[str, Any]
+    num_images: int
+    metrics: dict[str, float]
+    seconds: float
+    passes: NotRequired[list[str]]
+    replicates: NotRequired[dict[str, list[float]]]
+    roc: NotRequired[list[float]]
+
+
+# What was measured, as against what names a fit.
+MEASURED = ("metrics", "seconds", "replicates", "roc")
+
+
+@dataclass(frozen=True)
+class PlannedFit:
+    """One fit of a protocol: `student` on shard set `shard_set` of `source`, from student seed `seed`."""
+
+    source: str
+    shard_set: int
+    seed: int
+    student: ResolvedStudent
+    num_images: int
+
+    def record(self) -> RunRecord:
+        """Its record, before anything is measured."""
+        spec = self.student.spec
+        record = RunRecord(
+            source=self.source,
+            shard_set=self.shard_set,
+            seed=self.seed,
+            student=spec.label,
+            bits=str(spec.bits),
+            first_last=spec.first_last,
+            options=dict(spec.options),
+            num_images=self.num_images,
+            metrics={},
+            seconds=0.0,
+        )
+        if spec.passes:
+            record["passes"] = list(spec.passes)
+        return record
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared, apart from the sources: the same for a recipe and for `zsq gap`.
+
+    Attributes:
+        teacher: on the runtime's device.
+        eval: labelled images that every student is scored on.
+        real_sets: disjoint sets of real images, one per shard set, of equal size. Every student is fitted on
+            as many images of each source.
+        seeds: number of student seeds; each is used on all sets and sources.
+        title, show_real, settings: of the report; see `zsq.report.data.ReportData`.
+
+    Raises:
+        OptionError: fewer than one seed.
+    """
+
+    teacher: Teacher
+    eval: ImageSet
+    real_sets: Sequence[ImageSet]
+    students: Sequence[ResolvedStudent]
+    seeds: int
+    runtime: Runtime
+    title: str = ""
+    show_real: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the number of seeds."""
+        if self.seeds < 1:
+            raise OptionError(f"--seeds {self.seeds}", "at least 1")
+
+    @property
+    def num_images(self) -> int:
+        """Images that each student is fitted on."""
+        return len(self.real_sets[0].pixels)
+
+    def fits(self, arms: Mapping[str, Sized]) -> list[PlannedFit]:
+        """All fits on these arms, source -> its shard sets.
+
+        All sources and students take their turn on the first shard set before the second begins, so a run
+        that is stopped leaves complete comparisons.
+        """
+        most_sets = max((len(sets) for sets in arms.values()), default=0)
+        return [
+            PlannedFit(source, shard_set, seed, student, self.num_images)
+            for shard_set in range(most_sets)
+            for seed in range(self.seeds)
+            for student in self.students
+            for source, sets in arms.items()
+            if shard_set < min(len(sets), student.spec.shard_sets or len(sets))
+        ]
+
+    def belonging(self, records: Iterable[RunRecord], arms: Mapping[str, Sized]) -> list[RunRecord]:
+        """Those of `records` that are fits of this protocol on `arms`: a table never mixes two settings."""
+        wanted = {fit_key(fit.record()) for fit in self.fits(arms)}
+        return [record for record in records if fit_key(record) in wanted]
+
+
+def fit_key(record: RunRecord) -> str:
+    """What names a fit, as text; equal for two records of the same fit.
+
+    Options that a student has got since a record was made count as their defaults: that is what was done.
+    """
+    named = {key: value for key, value in record.items() if key not in MEASURED}
+    student = STUDENTS.get(record["student"].partition("+")[0])
+    try:
+        if student is not None:
+            options = student.options_class(**record["options"])
+            named["options"] = options.model_dump(mode="json")
+    except ValidationError:
+        pass  # options of another version of the student: its fits are not those of today
+    return json.dumps(named, sort_keys=True, default=str)
