@@ -11,25 +11,23 @@ from torch import Tensor
 
 from zsq.contract import Facts, Generator, StepLog, SyntheticBatch, Teacher
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, with_input
 from zsq.engine.objectives import Forward, Term, output_range
 from zsq.engine.parameterise import Pixels
-from zsq.engine.schedules import plateau
+from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
 from zsq.engine.views import Blur, Clip, Flip, RandomCrop, centre_crop
 from zsq.plan import Group
 
 
-class DGHOptions(Options):
+class DGHOptions(PlateauOptions):
     """Constants of DGH (`std_weight`) and of the toolkit (all others), published for 224 px."""
 
-    iterations: int = Field(1000, ge=1)
-    learning_rate: float = Field(16.0, gt=0)
-    patience: int = scales_with_iterations(20, ge=0)
-    factor: float = Field(0.5, gt=0, le=1)
-    min_learning_rate: float = Field(1e-4, ge=0)
+    iterations: Iterations = 1000
+    learning_rate: Rate = 16.0
+    patience: Patience = 20
+    factor: Factor = 0.5
     std_weight: float = Field(10.0, ge=0)
     output_weight: float = Field(1e-5, ge=0)
     margin: int = Field(32, ge=0)
@@ -100,7 +98,6 @@ class DGH(Generator):
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
         height, width = spec.size
         wide = spec.model_copy(update={"size": (height + o.margin, width + o.margin)})
-        schedule = plateau(o.factor, o.patience, o.min_learning_rate)
         alignment = Alignment("set")
         terms = [
             Term("mean", 1.0, set_gap(alignment, 0)),
@@ -110,7 +107,7 @@ class DGH(Generator):
         flip = (Flip(),) if o.flip else ()
         return JointInversion(
             with_input(TappedTeacher(self.teacher, self.name)),
-            lambda batch: Pixels(wide, batch, device, o.learning_rate, schedule=schedule),
+            lambda batch: Pixels(wide, batch, device, o.learning_rate, schedule=o.schedule),
             terms,
             (*flip, Blur(o.sigma), RandomCrop(spec.size), Clip(spec, device)),
             o.iterations,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zsq.contract import Facts, StepLog
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options, scales_with_iterations
 from zsq.core.seeding import torch_generator
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
@@ -23,7 +22,7 @@ from zsq.engine.objectives import (
     total_variation_l2,
 )
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
-from zsq.engine.schedules import plateau
+from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.plan import Group
@@ -31,18 +30,16 @@ from zsq.plan import Group
 STARTS: dict[str, Initialiser] = {"gaussian": gaussian, "uniform": uniform}
 
 
-class DSGOptions(Options):
+class DSGOptions(PlateauOptions):
     """The paper's objective with the public code's optimizer constants.
 
     The code also adds CE to random labels (2.0), TV (0.01) and L2 (0.01), starts from U[0, 1)
     (`init=uniform`) and squares its doubled gap (`enhancement=4`): set them to follow it.
     """
 
-    iterations: int = Field(500, ge=1)
-    learning_rate: float = Field(0.9, gt=0)
-    patience: int = scales_with_iterations(260, ge=0)
-    factor: float = Field(0.1, gt=0, le=1)
-    min_learning_rate: float = Field(1e-4, ge=0)
+    iterations: Iterations = 500
+    learning_rate: Rate = 0.9
+    patience: Patience = 260
     epsilon: float = Field(0.9, ge=0, le=1)
     enhancement: float = Field(2.0, ge=0)
     input_weight: float = Field(1.0, ge=0)
@@ -125,7 +122,7 @@ class DSG(InversionMethod):
             self.runtime.device,
             o.learning_rate,
             STARTS[o.init],
-            schedule=plateau(o.factor, o.patience, o.min_learning_rate),
+            schedule=o.schedule,
         )
         terms = [
             Term("bn", 1.0, bn_alignment(alignment)),

@@ -6,24 +6,22 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options, scales_with_iterations
+from zsq.core.options import scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.latent import LatentGenerator
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
-from zsq.engine.schedules import exponential, plateau
+from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate, exponential
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.swing import SwingConvolution
 
 
-class GenieOptions(Options):
+class GenieOptions(PlateauOptions):
     """Constants of the public ImageNet code; none are published for other sizes."""
 
-    iterations: int = Field(4000, ge=1)
+    iterations: Iterations = 4000
     latent: int = Field(256, ge=1)
-    learning_rate: float = Field(0.1, gt=0)
-    patience: int = scales_with_iterations(100, ge=0)
-    factor: float = Field(0.1, gt=0, le=1)
-    min_learning_rate: float = Field(1e-4, ge=0)
+    learning_rate: Rate = 0.1
+    patience: Patience = 100
     generator_learning_rate: float = Field(0.01, gt=0)
     decay: float = Field(0.95, gt=0, le=1)
     decay_every: int = scales_with_iterations(100, ge=1)
@@ -61,7 +59,7 @@ class Genie(InversionMethod):
             o.latent,
             o.learning_rate,
             o.generator_learning_rate,
-            plateau(o.factor, o.patience, o.min_learning_rate),
+            o.schedule,
             exponential(o.decay, o.decay_every),
         )
         terms = [

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options, scales_with_iterations
+from zsq.core.options import Options
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.moments import Rules, SummedGaussians
 from zsq.engine.objectives import Term, mean_zscore, spread_zscore
 from zsq.engine.parameterise import Pixels
-from zsq.engine.schedules import plateau
+from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import input_sums
 from zsq.engine.weights import WeightTapped
 
@@ -25,14 +25,13 @@ OUR_CHOICES = (
 )
 
 
-class GZSQOptions(Options):
+class GZSQOptions(PlateauOptions):
     """The distance as published; `spread_weight` adds the same distance of the standard deviations."""
 
-    iterations: int = Field(500, ge=1)
-    learning_rate: float = Field(0.1, gt=0)
-    patience: int = scales_with_iterations(50, ge=0)
-    factor: float = Field(0.5, gt=0, le=1)
-    min_learning_rate: float = Field(1e-4, ge=0)
+    iterations: Iterations = 500
+    learning_rate: Rate = 0.1
+    patience: Patience = 50
+    factor: Factor = 0.5
     input_weight: float = Field(1.0, ge=0)
     spread_weight: float = Field(0.0, ge=0)
 
@@ -72,7 +71,7 @@ class GZSQ(InversionMethod):
             batch,
             self.runtime.device,
             o.learning_rate,
-            schedule=plateau(o.factor, o.patience, o.min_learning_rate),
+            schedule=o.schedule,
         )
         terms = [
             Term("features", 1.0, lambda forward: mean_zscore(forward.layers)),

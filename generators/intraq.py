@@ -12,12 +12,11 @@ from torch import Tensor
 
 from zsq.contract import Facts, StepLog
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.classes import ClassCentres, FeatureTap
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import Term, bn_alignment, marginal_distance, soft_inception
 from zsq.engine.parameterise import Pixels
-from zsq.engine.schedules import plateau
+from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count, softened, uniform_labels
 from zsq.engine.views import ResizedCrop
@@ -26,17 +25,15 @@ from zsq.plan import Group
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class IntraQOptions(Options):
+class IntraQOptions(PlateauOptions):
     """Constants of the public CIFAR-10 script. CIFAR-100's: epsilon 0.6, lower 0.02, upper 1.0.
 
     Above 64 px those of the ImageNet script, which turn the distance constraint off and soft targets hard.
     """
 
-    iterations: int = Field(1000, ge=1)
-    learning_rate: float = Field(0.5, gt=0)
-    patience: int = scales_with_iterations(50, ge=0)
-    factor: float = Field(0.1, gt=0, le=1)
-    min_learning_rate: float = Field(1e-4, ge=0)
+    iterations: Iterations = 1000
+    learning_rate: Rate = 0.5
+    patience: Patience = 50
     bn_weight: float = Field(1.0, ge=0)
     distance_weight: float = Field(1.0, ge=0)
     inception_weight: float = Field(1.0, ge=0)
@@ -113,7 +110,7 @@ class IntraQ(InversionMethod):
             batch,
             self.runtime.device,
             o.learning_rate,
-            schedule=plateau(o.factor, o.patience, o.min_learning_rate),
+            schedule=o.schedule,
         )
         alignment = Alignment("batch", moment="var", over_layers="mean")
         unbounded = o.lower == 0 and o.upper == 2

@@ -10,22 +10,19 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian
-from zsq.engine.schedules import plateau
+from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
 
 
-class ZeroQOptions(Options):
+class ZeroQOptions(PlateauOptions):
     """Constants of the public code; `init="code"` is its narrow uniform start instead of the paper's."""
 
-    iterations: int = Field(500, ge=1)
-    learning_rate: float = Field(0.5, gt=0)
-    patience: int = scales_with_iterations(100, ge=0)
-    factor: float = Field(0.1, gt=0, le=1)
-    min_learning_rate: float = Field(1e-4, ge=0)
+    iterations: Iterations = 500
+    learning_rate: Rate = 0.5
+    patience: Patience = 100
     input_weight: float = Field(1.0, ge=0)
     init: Literal["gaussian", "code"] = "gaussian"
 
@@ -69,7 +66,7 @@ class ZeroQ(InversionMethod):
             self.runtime.device,
             o.learning_rate,
             STARTS[o.init],
-            schedule=plateau(o.factor, o.patience, o.min_learning_rate),
+            schedule=o.schedule,
         )
         terms = [
             Term("bn", 1.0, bn_alignment(alignment)),

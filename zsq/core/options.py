@@ -12,7 +12,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, first_fault
 
 
-def scales_with_iterations(default: int, **constraints: Any) -> Any:
+def scales_with_iterations(default: Any = ..., **constraints: Any) -> Any:
     """Field of an option counted in iterations: `--iterations` stretches it with the run."""
     return Field(default, json_schema_extra={"scales": True}, **constraints)
 

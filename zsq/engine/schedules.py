@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from zsq.core.options import Options, scales_with_iterations
+
+Iterations = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Patience = Annotated[int, scales_with_iterations(ge=0)]
+Factor = Annotated[float, Field(gt=0, le=1)]
 
 
 class Schedule:
@@ -83,9 +92,18 @@ class Exponential(Schedule):
 MakeSchedule = Callable[[float, int, str], Schedule]
 
 
-def plateau(factor: float, patience: int, floor: float) -> MakeSchedule:
-    """Maker of `Plateau` schedules with these constants."""
-    return lambda rate, iterations, device: Plateau(rate, iterations, device, factor, patience, floor)
+class PlateauOptions(Options):
+    """Options of a method whose learning rate falls where the loss stands still: see `Plateau`."""
+
+    iterations: Iterations
+    learning_rate: Rate
+    patience: Patience
+    factor: Factor = 0.1
+    min_learning_rate: float = Field(1e-4, ge=0)
+
+    def schedule(self, rate: float, iterations: int, device: str) -> Plateau:
+        """A `MakeSchedule`."""
+        return Plateau(rate, iterations, device, self.factor, self.patience, self.min_learning_rate)
 
 
 def exponential(factor: float, every: int) -> MakeSchedule:
