@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
-from zsq.contract import Bits, FittedStudent, Teacher
+from zsq.contract import Bits, FittedStudent, ImagesOrigin, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
@@ -130,13 +130,15 @@ def quantize(
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
     recipe = create(student, loaded.spec, set or {}, resolved, passes=passes)
     _check_destinations(loaded, parsed, first_last, out, onnx)
-    pixels = load_images(str(images), loaded.spec, count).pixels
+    given = load_images(str(images), loaded.spec, count)
+    pixels, shown = given.pixels, given.provenance
+    origin = None if shown is None else ImagesOrigin(shown.method, shown.options, shown.data_read)
     reporter = reporter or Reporter(quiet=True)
     if line := own_defaults_line(student, recipe, loaded.spec):
         reporter.say(line)
     work = round(recipe.images_trained(loaded, len(pixels))) or len(pixels)
     with reporter.job(f"{student} {parsed}", work) as log, resolved.threads_set():
-        fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log)
+        fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log, origin=origin)
     files = _write(fitted, loaded, out, onnx)
     cost = student_cost(fitted)
     if eval is None:
@@ -380,15 +382,19 @@ def audit(
 
 
 def inspect(folder: str | Path) -> list[str]:
-    """What a run's shards hold, as lines; writes `contact_sheet.png` into the run's folder.
+    """What a run's shards hold, as lines; writes `contact_sheet.png` into the run's folder. Of a saved
+    student: what it is and how it was made.
 
     Raises:
-        ImagesError, ShardError: no shards, or damaged ones.
+        ImagesError, ShardError, StudentFileError: nothing of both, or damaged files.
     """
     from torchvision.io import write_png
 
     from zsq.report.sheets import contact_sheet
+    from zsq.saved.summary import is_student, student_lines
 
+    if is_student(folder):
+        return student_lines(folder)
     dataset = ShardDataset(folder)
     provenance = dataset.provenance
     shown = dataset.pixels(range(min(64, len(dataset))))

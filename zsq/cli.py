@@ -245,9 +245,12 @@ def list_(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Run folder or its shards/; a saved student.")
+    ],
 ) -> None:
-    """Say what a shard folder holds and where it comes from; write its contact sheet beside it."""
+    """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
+    saved student is and how it was made."""
     from zsq.api import inspect as run
 
     for line in run(folder):

@@ -10,6 +10,7 @@ Tensor suffixes everywhere: N images, C channels, H height, W width, K classes, 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -190,8 +191,36 @@ class QuantizedTensor:
 
 
 @dataclass(frozen=True)
+class ImagesOrigin:
+    """Which method made images, with which options, and what of the real world it read."""
+
+    method: str
+    options: Mapping[str, Any]
+    data_read: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a student was fitted: what one needs, beside the teacher and the widths, to fit it again.
+
+    `options` are all of the student's own, JSON-ready. `images_sha256` is of the uint8 pixels, contiguous
+    (N, C, H, W). `origin` is None where nothing says how the images were made.
+    """
+
+    options: Mapping[str, Any]
+    passes: tuple[str, ...]
+    seed: int
+    num_images: int
+    images_sha256: str
+    origin: ImagesOrigin | None
+
+
+@dataclass(frozen=True)
 class FittedStudent:
-    """A quantized copy of the teacher. `network` takes the network's (norm) input, like the teacher's."""
+    """A quantized copy of the teacher. `network` takes the network's (norm) input, like the teacher's.
+
+    `made` is None where it is not known: students saved by early versions do not say it.
+    """
 
     student: str
     bits: Bits
@@ -200,6 +229,7 @@ class FittedStudent:
     spec: ImageSpec
     tensors: tuple[QuantizedTensor, ...]
     task: Task = "classify"
+    made: Made | None = None
 
     def logits(self, standard_NCHW: Tensor) -> Tensor:
         """Standard-space images -> (N, num_outputs)."""
@@ -216,6 +246,7 @@ class Fit:
     first_last: int | None
     seed: int
     log: StepLog
+    origin: ImagesOrigin | None = None
 
 
 def check_images(teacher: Teacher, pixels_NCHW: Tensor) -> None:
@@ -262,9 +293,17 @@ class Student(ABC):
 
     def result(self, fit: Fit, network: nn.Module, tensors: tuple[QuantizedTensor, ...]) -> FittedStudent:
         """The student that `network` is now."""
-        teacher = fit.teacher
+        teacher, pixels = fit.teacher, fit.pixels_NCHW.cpu().contiguous()
+        made = Made(
+            options=self.options.model_dump(mode="json"),
+            passes=(),
+            seed=fit.seed,
+            num_images=len(pixels),
+            images_sha256=hashlib.sha256(pixels.numpy().data).hexdigest(),
+            origin=fit.origin,
+        )
         return FittedStudent(
-            self.name, fit.bits, fit.first_last, network, teacher.spec, tensors, teacher.task
+            self.name, fit.bits, fit.first_last, network, teacher.spec, tensors, teacher.task, made
         )
 
     def fit(
@@ -276,6 +315,7 @@ class Student(ABC):
         first_last: int | None = None,
         seed: int = 0,
         log: StepLog | None = None,
+        origin: ImagesOrigin | None = None,
     ) -> FittedStudent:
         """Fit on uint8 images of the teacher's spec, unlabelled; the teacher is left as it was.
 
@@ -283,12 +323,13 @@ class Student(ABC):
             first_last: bits of the first convolution and of the last layer; None: the student's own policy,
                 as `bits` where it has none.
             seed: of every random draw of the fit.
+            origin: where the images come from, for the record in `FittedStudent.made` alone.
 
         Raises:
             UntraceableError: the network's graph cannot be traced or holds an operation we cannot place.
             MismatchError: images of another shape than the teacher's, or a teacher that the student cannot
                 learn from.
         """
-        asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent())
+        asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent(), origin)
         self.check(asked)
         return self.run(asked)

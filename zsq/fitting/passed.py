@@ -14,7 +14,7 @@ from zsq.passes import Fitted, Prepared, check_passes, finish, prepare
 
 
 class Passed(Student):
-    """`student` fitted to what the passes make of its teacher; options and name are the student's own."""
+    """`student` fitted to what the passes make of its teacher, with the student's own options."""
 
     def __init__(self, student: Student, passes: Sequence[str]) -> None:
         """Check the passes.
@@ -51,7 +51,8 @@ class Passed(Student):
         assert isinstance(fitted.network, fx.GraphModule)
         batches = list(norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device))
         finish(self.passes, Fitted(fitted.network, prepared, batches))
-        return fitted
+        assert fitted.made is not None
+        return replace(fitted, made=replace(fitted.made, passes=self.passes))
 
     def _prepare(self, network: nn.Module) -> Prepared:
         """Once per teacher: what a student compiles belongs to one float network."""

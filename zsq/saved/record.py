@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
-from zsq.contract import QuantizedTensor, Task
+from zsq.contract import ImagesOrigin, Made, QuantizedTensor, Task
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Sha256, StrictRecord
 from zsq.placement.sites import row_name
@@ -16,7 +17,7 @@ from zsq.saved.stored_graph import Dotted, GraphRecord
 from zsq.saved.stored_grids import Form
 
 
-class TeacherRecord(StrictRecord):
+class TeacherIdentity(StrictRecord):
     """Whom the student was fitted to; nothing of it is needed to load the student."""
 
     name: str
@@ -66,8 +67,38 @@ class CostRecord(StrictRecord):
     float_weight_bytes: NonNegativeInt
 
 
+class OriginRecord(StrictRecord):
+    """`zsq.contract.ImagesOrigin`."""
+
+    method: str
+    options: dict[str, Any]
+    data_read: str
+
+
+class MadeRecord(StrictRecord):
+    """`zsq.contract.Made`."""
+
+    options: dict[str, Any]
+    passes: list[str]
+    seed: int
+    num_images: Annotated[int, Field(ge=1)]
+    images_sha256: Sha256
+    origin: OriginRecord | None
+
+    @classmethod
+    def of(cls, made: Made) -> MadeRecord:
+        """The same, as a file holds it."""
+        return cls.model_validate({**asdict(made), "passes": list(made.passes)})
+
+    def made(self) -> Made:
+        """The same, as a student has it."""
+        origin = None if self.origin is None else ImagesOrigin(**self.origin.model_dump())
+        return Made(**{**self.model_dump(), "passes": tuple(self.passes), "origin": origin})
+
+
 class StudentRecord(StrictRecord):
-    """The JSON file. `channels_last` names the tensors that are laid out so."""
+    """The JSON file. `channels_last` names the tensors that are laid out so; files of early versions do not
+    say how the student was `made`."""
 
     format: Literal["zsq student"]
     format_version: Literal[1]
@@ -77,7 +108,8 @@ class StudentRecord(StrictRecord):
     first_last: Annotated[int, Field(ge=2, le=32)] | None
     task: Task
     image: ImageSpec
-    teacher: TeacherRecord
+    teacher: TeacherIdentity
+    made: MadeRecord | None = None
     tensors_sha256: Sha256
     cost: CostRecord
     grids: list[GridRecord]

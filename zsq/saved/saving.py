@@ -1,9 +1,9 @@
 """A fitted student as two files, NAME.safetensors and NAME.json, and back to bit-identical outputs.
 
 The tensor file holds quantized weights as the integers of their grids, steps and zero points, and float32 for
-what is not quantized. The JSON holds everything else: grids, graph, image spec, teacher, cost, and the sha256
-of the tensor file. It is written last, so that a student without it is not there. The graph is in it, so that
-neither the teacher nor the code of its architecture is needed to load a student.
+what is not quantized. The JSON holds everything else: grids, graph, image spec, teacher, cost, how the
+student was made, and the sha256 of the tensor file. It is written last: without a JSON there is no student.
+The graph is in it, so that neither the teacher nor the code of its architecture is needed to load a student.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zsq.placement.sites import row_name
 from zsq.placement.trace import trace
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.cost import Cost, student_cost
-from zsq.saved.record import CostRecord, GridRecord, StudentRecord, TeacherRecord
+from zsq.saved.record import CostRecord, GridRecord, MadeRecord, StudentRecord, TeacherIdentity
 from zsq.saved.stored_graph import build_graph, graph_tensors, record_graph
 from zsq.saved.stored_grids import form_of, levels_of, restore, weight_integers, weight_values
 
@@ -80,7 +80,8 @@ def save_student(fitted: FittedStudent, teacher: Teacher, path: str | Path) -> t
     check_destination(path)
     tensors_path, record_path = student_files(path)
     data, text = student_bytes(fitted, teacher)
-    _check_same(fitted, _student(data, text))
+    _, loaded = _student(data, text)
+    _check_same(fitted, loaded)
     atomic_write_bytes(tensors_path, data)
     atomic_write_text(record_path, text)
     return tensors_path, record_path
@@ -114,7 +115,8 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         first_last=fitted.first_last,
         task=fitted.task,
         image=fitted.spec,
-        teacher=TeacherRecord(
+        made=None if fitted.made is None else MadeRecord.of(fitted.made),
+        teacher=TeacherIdentity(
             name=teacher.name, weights_sha256=teacher.weights_sha256, num_outputs=teacher.num_outputs
         ),
         tensors_sha256=hashlib.sha256(data).hexdigest(),
@@ -143,14 +145,23 @@ def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
     Raises:
         StudentFileError: missing, truncated, altered, not a student, or of parts that do not fit together.
     """
+    _, fitted = read_student(path)
+    fitted.network.to(device)
+    return fitted
+
+
+def read_student(path: str | Path) -> tuple[StudentRecord, FittedStudent]:
+    """What both files say, and the student that they make, on the CPU.
+
+    Raises:
+        StudentFileError: as `load_student`.
+    """
     tensors_path, record_path = student_files(path)
     data = _read(tensors_path)
     if record_path.is_file() and record_path.stat().st_size > MAX_RECORD_BYTES:
         raise StudentFileError(f"{record_path} has {record_path.stat().st_size} bytes", "a student's JSON")
     text = _read(record_path)
-    fitted = _student(data, text, f"student {record_path}")
-    fitted.network.to(device)
-    return fitted
+    return _student(data, text, f"student {record_path}")
 
 
 def _read(path: Path) -> bytes:
@@ -164,7 +175,7 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _student(data: bytes, text: str | bytes, what: str = "student") -> FittedStudent:
+def _student(data: bytes, text: str | bytes, what: str = "student") -> tuple[StudentRecord, FittedStudent]:
     try:
         record = StudentRecord.model_validate_json(text)
     except ValidationError as error:
@@ -173,7 +184,7 @@ def _student(data: bytes, text: str | bytes, what: str = "student") -> FittedStu
         found = f"{what}: its {TENSORS} file is truncated, altered or of another student"
         raise StudentFileError(found, f"sha256 {record.tensors_sha256[:16]}")
     try:
-        return _assembled(record, load(data))
+        return record, _assembled(record, load(data))
     # Parts that do not fit together can raise anything from inside torch.
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
@@ -196,12 +207,16 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
     for name in record.channels_last:
         tensors[name] = _in_channels_last(tensors[name])
     network = build_graph(record.graph, quantizers, tensors)
-    rows = tuple(
-        QuantizedTensor(grid.name, grid.kind, grid.bits, grid.num_scales, grid.signed)
-        for grid in record.grids
+    fitted = FittedStudent(
+        record.student,
+        Bits.parse(record.bits),
+        record.first_last,
+        network,
+        record.image,
+        tuple(grid.row for grid in record.grids),
+        record.task,
+        None if record.made is None else record.made.made(),
     )
-    bits = Bits.parse(record.bits)
-    fitted = FittedStudent(record.student, bits, record.first_last, network, record.image, rows, record.task)
     found, expected = tuple(_probe(fitted).shape), (1, record.teacher.num_outputs)
     if found != expected:
         raise ValueError(f"one image gives {found} instead of {expected}")

@@ -1,0 +1,72 @@
+"""What a saved student is and how it was made, as lines to print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zsq.saved.record import MadeRecord, StudentRecord
+from zsq.saved.saving import RECORD, TENSORS, read_student, student_files
+
+# A value of a file from a stranger may be of any length.
+MOST_SHOWN = 60
+
+
+def is_student(path: str | Path) -> bool:
+    """Whether `path` is a saved student's file, or a folder with one."""
+    return Path(path).suffix in (TENSORS, RECORD) or student_files(path)[1].is_file()
+
+
+def student_lines(path: str | Path) -> list[str]:
+    """What `zsq inspect` says of a saved student, once it is read whole and computes.
+
+    Raises:
+        StudentFileError: as `load_student`.
+    """
+    record, _ = read_student(path)
+    ends = "" if record.first_last is None else f", first and last layer {record.first_last} bits"
+    teacher, cost = record.teacher, record.cost
+    lines = [
+        f"student {_shown(record.student)} {record.bits}{ends}, {len(record.grids)} quantized tensors",
+        f"teacher {_shown(teacher.name)} {_shown(teacher.weights_sha256[:16])}, "
+        f"takes {'x'.join(map(str, record.image.shape))}, gives {teacher.num_outputs} outputs",
+        f"{cost.bit_operations:,} bit operations (float {cost.float_bit_operations:,}), "
+        f"{cost.weight_bytes:,} weight bytes (float {cost.float_weight_bytes:,})",
+    ]
+    return [*lines, *_made_lines(record)]
+
+
+def _made_lines(record: StudentRecord) -> list[str]:
+    made = record.made
+    if made is None:
+        return [f"written by zsq {_shown(record.zsq_version)}, which did not record how a student was made"]
+    passes = ", ".join(map(_shown, made.passes)) or "none"
+    return [
+        f"made with seed {made.seed}, passes: {passes}",
+        f"student options {_listed(made.options)}",
+        *_images_lines(made),
+    ]
+
+
+def _images_lines(made: MadeRecord) -> list[str]:
+    images = f"fitted on {made.num_images} images, sha256 {made.images_sha256[:16]}"
+    if made.origin is None:
+        return [f"{images}, not made by a method that is known"]
+    origin = made.origin
+    return [
+        f"{images}, method {_shown(origin.method)}, data read: {_shown(origin.data_read)}",
+        f"options of the images {_listed(origin.options)}",
+    ]
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{_shown(key)}={_shown(value)}" for key, value in options.items()) or "none"
+
+
+def _shown(value: Any) -> str:
+    """One short line without control characters."""
+    text = json.dumps(value)
+    text = text[1:-1] if isinstance(value, str) else text
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
