@@ -9,6 +9,7 @@ norm      what the teacher's network takes, after resizing to `input_size`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -24,8 +25,26 @@ NATURAL_MEAN, NATURAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_STD = (0.02, 0.4)
 SMALL_IMAGE = 64  # pixels: papers give CIFAR's constants for images up to here, ImageNet's above
 
+# Of values that a network takes, in units of pixels 0..1: 1/255, 0 and 1, or .5 and .5 are well inside.
+LARGEST_MEAN, LARGEST_STD = 2.0, 4.0
+
 PositiveInt = Annotated[int, Field(gt=0, le=16384)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+def check_moments(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Pass moments that values can have which become pixels 0..1 by value * std + mean.
+
+    Raises:
+        ValueError: beyond `LARGEST_MEAN` or `LARGEST_STD`; it says which units are meant.
+    """
+    for name, values, largest in (("mean", mean, LARGEST_MEAN), ("std", std, LARGEST_STD)):
+        for value in values:
+            # The comparison is written so that NaN fails it.
+            if not abs(value) <= largest:
+                units = f"{name} {value:g} is too large: mean and std are in units of pixels 0..1"
+                hint = f"; if yours are of pixels 0..255, divide them by 255: {name} {value / 255:.4g}"
+                raise ValueError(units + (hint if abs(value) <= 255 * largest else ""))
 
 
 class ImageSpec(Record):
@@ -47,6 +66,8 @@ class ImageSpec(Record):
             values = getattr(self, field)
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{field} has {len(values)} values for {self.channels} channels")
+        for mean, std in ((self.mean, self.std), (self.standard_mean, self.standard_std)):
+            check_moments(mean or (), std or ())
         if self.channel_order == "bgr" and self.channels != 3:
             raise ValueError("channel_order 'bgr' needs 3 channels")
         return self

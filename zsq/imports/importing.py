@@ -14,6 +14,7 @@ import numpy as np
 from zsq.config import config_json, config_sha256
 from zsq.core.errors import OptionError
 from zsq.core.files import atomic_write_text
+from zsq.core.imagespec import check_moments
 from zsq.core.version import __version__
 from zsq.imports.blocks import Blocks, Moments, open_source
 from zsq.runfolder import RUN_FILE, whole_folder
@@ -79,6 +80,10 @@ def _moments(mean: Sequence[float] | None, std: Sequence[float] | None) -> Momen
         return None
     if not np.isfinite([*mean, *std]).all() or min(std, default=0) <= 0:
         raise OptionError(f"--mean {list(mean)} --std {list(std)}", "finite numbers, --std above 0")
+    try:
+        check_moments(mean, std)
+    except ValueError as error:
+        raise OptionError(f"--mean {list(mean)} --std {list(std)}: {error}") from None
     return Moments(tuple(mean), tuple(std))
 
 

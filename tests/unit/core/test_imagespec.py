@@ -1,5 +1,7 @@
 """ImageSpec's conversions against numpy in float64."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,37 @@ def test_valid_box_is_black_and_white(spec):
 def test_impossible_specs_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         ImageSpec(**({"size": (6, 8), "mean": MEAN, "std": STD} | fields))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [(0.0, 1 / 255), (0.0, 1.0), (0.5, 0.5), (0.485, 0.229), (0.485, 1 / 255), (-1.5, 3.9)],
+)
+def test_moments_of_every_common_input_pass(mean, std):
+    spec = ImageSpec(size=(6, 8), mean=(mean,) * 3, std=(std,) * 3)
+    assert spec.mean == (mean,) * 3 and spec.std == (std,) * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"mean": (123.675, 116.28, 103.53)},
+            r"mean 123\.675 .*pixels 0\.\.1; .*divide them by 255: mean 0\.485",
+        ),
+        ({"std": (58.395, 57.12, 57.375)}, r"std 58\.395 is too large.*by 255: std 0\.229"),
+        ({"standard_mean": (127.5,) * 3}, r"mean 127\.5 is too large.*by 255: mean 0\.5"),
+        ({"standard_std": (255.0,) * 3}, "by 255: std 1"),
+        ({"mean": (-2.1, 0.0, 0.0)}, "mean -2.1 is too large"),
+        ({"mean": (0.0, 0.0, 1e9)}, r"mean 1e\+09 is too large: mean and std are in units of pixels 0..1$"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "mean nan"),
+        ({"std": (0.2, 0.2, float("inf"))}, "std inf"),
+    ],
+)
+def test_moments_that_no_input_has_are_refused_with_their_units(fields, message):
+    with pytest.raises(ValidationError) as caught:
+        ImageSpec(**({"size": (6, 8), "mean": MEAN, "std": STD} | fields))
+    assert re.search(message, caught.value.errors()[0]["msg"])
 
 
 def test_spec_is_immutable_and_comes_back_from_json():

@@ -97,6 +97,12 @@ def test_values_outside_are_clamped_and_counted(tmp_path):
         (torch.rand(2, 3, 4, 4), {"mean": (0,)}, OptionError, "--mean without --std"),
         (torch.rand(2, 3, 4, 4), {"mean": (0, 0), "std": (1,)}, OptionError, "--mean with 2 values"),
         (torch.rand(2, 3, 4, 4), {"mean": (0,), "std": (0,)}, OptionError, "--std above 0"),
+        (
+            torch.rand(2, 3, 4, 4),
+            {"mean": (123.675,), "std": (58.395,)},
+            OptionError,
+            r"--mean \[123\.675\].*pixels 0\.\.1.*divide them by 255: mean 0\.485",
+        ),
         (torch.rand(2, 3, 4, 4) * 255, {"mean": (0,), "std": (1,)}, ImagesError, r"\d+% of the values"),
         (torch.full((1, 3, 2, 2), torch.nan), {"mean": (0,), "std": (1,)}, ImagesError, "NaN"),
         (

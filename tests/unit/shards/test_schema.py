@@ -97,7 +97,12 @@ def test_shared_part_leaves_out_the_place_in_the_run(provenance):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"format_version": 2}, "format version 2"), ({"seed": -1}, "seed"), ({"spec": {"size": [1]}}, "spec")],
+    [
+        ({"format_version": 2}, "format version 2"),
+        ({"seed": -1}, "seed"),
+        ({"spec": {"size": [1]}}, "spec"),
+        ({"spec": {"size": [4, 4], "mean": [123.7] * 3, "std": [58.4] * 3}}, r"spec: .*pixels 0\.\.1"),
+    ],
 )
 def test_foreign_attributes_are_refused(change, word, provenance):
     with pytest.raises(ShardError, match=word):

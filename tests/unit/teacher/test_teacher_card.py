@@ -167,6 +167,11 @@ def test_importable_module(folder, tmp_path):
         ("size = [6, 6]", "size = [0, 6]", "image.size.0: Input should be greater than 0"),
         ("mean = [0.1, 0.2, 0.3]", "mean = [0.1]", "image: .*mean has 1 values for 3 channels"),
         (
+            "mean = [0.1, 0.2, 0.3]",
+            "mean = [123.675, 116.28, 103.53]",
+            r"image: .*mean 123\.675 is too large.* divide them by 255: mean 0\.485",
+        ),
+        (
             "expected_accuracy = 71.5",
             "expected_accuracy = 171",
             "expected_accuracy: .*less than or equal to 100",
