@@ -122,9 +122,12 @@ def in_float32(of_output: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[i
 
 def by_subpixels(of_output: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
     """Input gradient of a strided convolution as one convolution at the output's resolution that gives
-    stride^2 channels per input channel, interleaved afterwards.
+    stride^2 channels per input channel, interleaved afterwards (Shi et al., Is the deconvolution layer the
+    same as a convolutional layer?, arXiv 1609.07009).
 
-    With i + padding = q stride + r, g_x[i] = sum_j g_y[q - j] w[r + j stride].
+    y[n] = sum_k w[k] x[n stride + k - padding]: g_x[i] adds up g_y[n] w[k] where n stride + k = i + padding.
+    With i + padding = q stride + r these are k = r + t stride and n = q - t:
+    g_x[i] = sum_t g_y[q - t] w[r + t stride], a convolution of its own for each phase r.
     """
     stride, padding, (height, width) = conv.stride[0], int(conv.padding[0]), size
     taps = math.ceil(conv.kernel_size[0] / stride)

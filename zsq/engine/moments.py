@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zsq.core.errors import MismatchError
+from zsq.engine.gaussians import SMALLEST_VAR, larger, rectified, transformed
 
 # Operations that only move, copy or repeat values.
 MOVES = {
@@ -33,7 +33,6 @@ ELEMENTWISE = {
 POOLS = {"mean", "avg_pool2d", "_adaptive_avg_pool2d"}
 SUMS = {"add": 1.0, "sub": -1.0}
 FACTORS = {"mul", "div"}
-NUM_NODES = 41  # quadrature nodes: errors below 1e-3 of a std for the kinked functions above
 
 
 class Moments(NamedTuple):
@@ -82,19 +81,16 @@ class Rules:
     def activation(self, x: Moments, function: Callable[[Tensor], Tensor]) -> Moments:
         """A function of one value at a time."""
         if function is torch.relu:
-            return _relu(x)
-        std, first, second = x.var.sqrt(), torch.zeros_like(x.mean), torch.zeros_like(x.mean)
-        for node, share in zip(*_quadrature(), strict=True):
-            value = function(x.mean + std * node)
-            first, second = first + share * value, second + share * value.square()
-        return Moments(first, (second - first.square()).clamp_min(0))
+            first, second = rectified(x.mean, x.var.clamp_min(SMALLEST_VAR).sqrt(), x.var)
+            return Moments(first, (second - first.square()).clamp_min(0))
+        return Moments(*transformed(x.mean, x.var, function))
 
     def averaged(self, x: Moments, pool: Callable[[Tensor], Tensor], window: float) -> Moments:
         """An average of `window` independent values."""
         return Moments(pool(x.mean), pool(x.var) / window)
 
     def product(self, x: Moments, y: Moments) -> Moments:
-        """Two independent activations multiplied."""
+        """Two independent activations multiplied: E[x^2 y^2] - E[x]^2 E[y]^2, multiplied out."""
         var = x.var * y.mean.square() + y.var * x.mean.square() + x.var * y.var
         return Moments(x.mean * y.mean, var)
 
@@ -104,7 +100,7 @@ class Rules:
         means, variances = window.positions(x.mean, shape, -1e4), window.positions(x.var, shape, 0.0)
         result = Moments(means[0], variances[0])
         for mean, var in zip(means[1:], variances[1:], strict=True):
-            result = _larger(result, Moments(mean, var))
+            result = Moments(*larger(*result, mean, var))
         return result
 
 
@@ -280,40 +276,13 @@ def _affine(
     )
 
 
-def _relu(x: Moments) -> Moments:
-    """E = mu Phi(r) + s phi(r), E2 = (mu^2 + s^2) Phi(r) + mu s phi(r), r = mu / s."""
-    std = x.var.clamp_min(1e-30).sqrt()
-    below, density = _normal(x.mean / std)
-    first = x.mean * below + std * density
-    second = (x.mean.square() + x.var) * below + x.mean * std * density
-    return Moments(first, (second - first.square()).clamp_min(0))
-
-
-def _larger(a: Moments, b: Moments) -> Moments:
-    """The larger of two independent Gaussians, as a Gaussian (Clark 1961)."""
-    spread = (a.var + b.var).clamp_min(1e-30).sqrt()
-    share, density = _normal((a.mean - b.mean) / spread)
-    first = a.mean * share + b.mean * (1 - share) + spread * density
-    second = (a.var + a.mean.square()) * share + (b.var + b.mean.square()) * (1 - share)
-    second = second + (a.mean + b.mean) * spread * density
-    return Moments(first, (second - first.square()).clamp_min(0))
-
-
-def _normal(r: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.special.ndtr(r), torch.exp(-0.5 * r.square()) / math.sqrt(2 * math.pi)
-
-
-def _quadrature() -> tuple[list[float], list[float]]:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NUM_NODES)
-    return nodes.tolist(), (weights / weights.sum()).tolist()
-
-
 def _pair(values: Sequence[int]) -> list[int]:
     return list(values) * 2 if len(values) == 1 else list(values)
 
 
 def channel_moments(x: Moments) -> Moments:
-    """Mean and variance of each channel (C,) over all positions."""
+    """Mean and variance of each channel (C,) over all positions: the variance of a mixture is the mean of its
+    parts' variances plus the variance of their means."""
     mean, var = (part.transpose(0, 1).flatten(1) for part in x)
     return Moments(mean.mean(1), var.mean(1) + mean.var(1, correction=0))
 

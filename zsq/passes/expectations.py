@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zsq.engine.fusion import stores_statistics
+from zsq.engine.gaussians import rectified
 from zsq.placement.fold import Gaussian, distribution
 from zsq.placement.pairs import (
     PASSING_CALLS,
@@ -74,23 +75,12 @@ def _through(network: fx.GraphModule, node: fx.Node, sources: list[Gaussian | No
 
 
 def clipped(x: Gaussian, cap: float | Tensor) -> Gaussian:
-    """Mean and std of min(max(x, 0), cap) for Gaussian x: gamma phi(-beta / gamma) + beta (1 - Phi(-beta /
-    gamma)) and its like, in float64."""
+    """Mean and std of min(max(x, 0), cap) for Gaussian x, in float64."""
     mean, std = x.mean_C.double(), x.std_C.double().clamp(min=1e-12)
-
-    def above(threshold: float | Tensor) -> tuple[Tensor, Tensor]:
-        # First and second moment of max(x - threshold, 0).
-        shifted = mean - threshold
-        ratio = shifted / std
-        density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
-        share = torch.special.ndtr(ratio)
-        first = std * density + shifted * share
-        return first, (shifted.square() + std.square()) * share + shifted * std * density
-
-    first, second = above(0.0)
+    first, second = rectified(mean, std, std.square())
     if isinstance(cap, Tensor) or cap != math.inf:
         # min(max(x, 0), c) = max(x, 0) - max(x - c, 0), and of squares p^2 - q^2 - 2 c q with q the excess.
-        excess, excess2 = above(cap)
+        excess, excess2 = rectified(mean - cap, std, std.square())
         first, second = first - excess, second - excess2 - 2 * cap * excess
     variance = (second - first.square()).clamp(min=0)
     return Gaussian(first.to(x.mean_C.dtype), variance.sqrt().to(x.mean_C.dtype))
