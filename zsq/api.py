@@ -388,9 +388,8 @@ def inspect(folder: str | Path) -> list[str]:
     Raises:
         ImagesError, ShardError, StudentFileError: nothing of both, or damaged files.
     """
-    from torchvision.io import write_png
-
-    from zsq.report.sheets import contact_sheet
+    from zsq.core.files import atomic_write_bytes
+    from zsq.report.sheets import contact_sheet, sheet_png
     from zsq.saved.summary import is_student, student_lines
 
     if is_student(folder):
@@ -399,7 +398,7 @@ def inspect(folder: str | Path) -> list[str]:
     provenance = dataset.provenance
     shown = dataset.pixels(range(min(64, len(dataset))))
     sheet = find_shards(folder).run / "contact_sheet.png"
-    write_png(contact_sheet(shown), str(sheet))
+    atomic_write_bytes(sheet, sheet_png(contact_sheet(shown)))
     labels = dataset.labels()
     classes = labels[labels >= 0].unique().numel()
     lines = [

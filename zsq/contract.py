@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from zsq.core.errors import MismatchError, OptionError
+from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
@@ -249,20 +248,6 @@ class Fit:
     origin: ImagesOrigin | None = None
 
 
-def check_images(teacher: Teacher, pixels_NCHW: Tensor) -> None:
-    """Refuse what the teacher does not take.
-
-    Raises:
-        MismatchError: no image, another shape than the teacher's, or not uint8.
-    """
-    expected = f"(N, {', '.join(map(str, teacher.spec.shape))}) uint8 for teacher {teacher.name}"
-    found = f"images of shape {tuple(pixels_NCHW.shape)} {str(pixels_NCHW.dtype).removeprefix('torch.')}"
-    if tuple(pixels_NCHW.shape[1:]) != teacher.spec.shape or pixels_NCHW.dtype != torch.uint8:
-        raise MismatchError(found, expected)
-    if len(pixels_NCHW) == 0:
-        raise MismatchError("no images to fit a student on", "at least one")
-
-
 class Student(ABC):
     """A recipe that fits a quantized copy of a teacher on images, whatever their source."""
 
@@ -285,7 +270,7 @@ class Student(ABC):
 
     def check(self, fit: Fit) -> None:
         """Refuse images that are not the teacher's, or a teacher that the student cannot learn from."""
-        check_images(fit.teacher, fit.pixels_NCHW)
+        fit.teacher.spec.check_pixels(fit.pixels_NCHW)
 
     @abstractmethod
     def run(self, fit: Fit) -> FittedStudent:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from zsq.core.errors import MismatchError
 from zsq.core.records import Record
 
 # Of ImageNet's training images; where there are not three channels, each has the mean of them.
@@ -96,6 +97,22 @@ class ImageSpec(Record):
     def _standard_moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.standard_moments
         return _per_channel(mean, like), _per_channel(std, like)
+
+    def check_pixels(self, pixels_NCHW: Tensor, what: str = "images") -> None:
+        """Refuse images that are not stored as this spec says.
+
+        Args:
+            what: how an error calls them.
+
+        Raises:
+            MismatchError: another shape than (N, C, H, W), another type than uint8, or no image.
+        """
+        expected = f"(N, {', '.join(map(str, self.shape))}) uint8: images, channels, height, width"
+        found = f"{what} of shape {tuple(pixels_NCHW.shape)} {str(pixels_NCHW.dtype).removeprefix('torch.')}"
+        if tuple(pixels_NCHW.shape[1:]) != self.shape or pixels_NCHW.dtype != torch.uint8:
+            raise MismatchError(found, expected)
+        if len(pixels_NCHW) == 0:
+            raise MismatchError(f"no {what}", "at least one")
 
     def pixels_to_standard(self, pixels_NCHW: Tensor) -> Tensor:
         """uint8 0..255 -> float32 standard space."""

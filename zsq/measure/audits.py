@@ -24,7 +24,6 @@ from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import numpy_generator
 from zsq.measure.confidence import Interval, percentile_interval
-from zsq.measure.evaluate import check_shapes
 from zsq.measure.verification import Curve, area, normalised
 
 BATCH = 128
@@ -113,7 +112,7 @@ def audit_images(
         MismatchError: images of another shape than the teacher's, or fewer than 2 training or held-out ones.
     """
     for name, pixels in (("synthetic", synthetic), ("training", train), ("held-out", holdout)):
-        check_shapes(pixels, teacher.spec, f"{name} images")
+        teacher.spec.check_pixels(pixels, f"{name} images")
         if len(pixels) < 2:
             raise MismatchError(f"{len(pixels)} {name} image", "at least 2")
     embed = _Embedder(teacher, runtime)

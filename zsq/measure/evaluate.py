@@ -56,21 +56,6 @@ class LabelledImages(Protocol):
         """int64 (N,); -1 where there is none."""
 
 
-def check_shapes(pixels_NCHW: Tensor, spec: ImageSpec, what: str = "images") -> None:
-    """Pass uint8 images of the spec's shape.
-
-    Raises:
-        MismatchError: another shape or dtype, or no images.
-    """
-    expected = f"{_times(spec.shape)} uint8 (channels x height x width), as the teacher takes"
-    if pixels_NCHW.ndim != 4 or tuple(pixels_NCHW.shape[1:]) != spec.shape:
-        raise MismatchError(f"{what} of {_times(pixels_NCHW.shape[1:])}", expected)
-    if pixels_NCHW.dtype != torch.uint8:
-        raise MismatchError(f"{what} of {str(pixels_NCHW.dtype).removeprefix('torch.')}", expected)
-    if len(pixels_NCHW) == 0:
-        raise MismatchError(f"0 {what}", "at least 1")
-
-
 def logits_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int = 250) -> Tensor:
     """float32 (N, num_outputs) on the CPU; `model` is on the runtime's device.
 
@@ -79,7 +64,7 @@ def logits_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int
     Raises:
         MismatchError: images that are not the model's.
     """
-    check_shapes(pixels_NCHW, model.spec)
+    model.spec.check_pixels(pixels_NCHW)
     parts = []
     with runtime.threads_set(), torch.inference_mode():
         for pixels in pixels_NCHW.split(batch):
@@ -127,7 +112,7 @@ def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) ->
         ImagesError: unlabelled images, or too few identities.
         TeacherAccuracyError: more than `TEACHER_TOLERANCE` points from `teacher.expected_accuracy`.
     """
-    check_shapes(images.pixels, teacher.spec, "evaluation images")
+    teacher.spec.check_pixels(images.pixels, "evaluation images")
     check_labels(images, teacher.num_classes)
     logits_NK = logits_of(teacher, images.pixels, runtime)
     if teacher.task == "embed":
@@ -183,7 +168,3 @@ def score_embeddings(student_ND: Tensor, teacher_ND: Tensor, images: LabelledIma
 
 def _percent_equal(left_N: Tensor, right_N: Tensor) -> float:
     return 100.0 * int((left_N.cpu() == right_N.cpu()).sum()) / len(left_N)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(str(extent) for extent in shape)

@@ -30,7 +30,7 @@ from zsq.measure.confidence import (
     set_means,
     welch_interval,
 )
-from zsq.measure.evaluate import all_scores, check_shapes
+from zsq.measure.evaluate import all_scores
 from zsq.measure.protocol import NOISE, REAL, PlannedFit, Protocol, RunRecord, fit_key
 
 
@@ -136,7 +136,7 @@ def _check_arms(protocol: Protocol, arms: Mapping[str, Sequence[Tensor]]) -> Non
         if not sets:
             raise OptionError(f"source '{source}' has no shard set", "at least 1")
         for index, pixels in enumerate(sets):
-            check_shapes(pixels, protocol.teacher.spec, f"images of {source} set {index}")
+            protocol.teacher.spec.check_pixels(pixels, f"images of {source} set {index}")
             sizes.setdefault(len(pixels), f"{source} set {index}")
     if len(sizes) != 1:
         found = " and ".join(f"{size} images in {where}" for size, where in sizes.items()) or "no arms"

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from zsq.core.errors import StorageError
+from zsq.core.files import atomic_write_text
 from zsq.measure.gap import Row
 from zsq.report import embeddings
 from zsq.report.data import ReportData, finite
@@ -44,20 +44,11 @@ def build_report(data: ReportData, folder: Path) -> Path:
     Raises:
         StorageError: the disk refused.
     """
-    files = {
-        "report.json": json.dumps(data.as_json(), indent=1, allow_nan=False) + "\n",
-        "report.md": markdown(data),
-        "report.html": html(data),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            unfinished = folder / f".{name}.tmp"
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(folder / name)
-    except OSError as error:
-        raise StorageError(f"cannot write the report to {folder}: {error.strerror}") from None
-    return folder / "report.html"
+    atomic_write_text(folder / "report.json", json.dumps(data.as_json(), indent=1, allow_nan=False) + "\n")
+    atomic_write_text(folder / "report.md", markdown(data))
+    page = folder / "report.html"
+    atomic_write_text(page, html(data))
+    return page
 
 
 def markdown(data: ReportData) -> str:

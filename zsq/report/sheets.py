@@ -1,4 +1,4 @@
-"""Contact sheets as PNG data URIs."""
+"""Contact sheets: the first images of a set in one picture, as PNG."""
 
 from __future__ import annotations
 
@@ -34,8 +34,13 @@ def contact_sheet(pixels_NCHW: Tensor) -> Tensor:
     return make_grid(images, nrow=PER_ROW, padding=2, pad_value=128)
 
 
-def png_data_uri(sheet_CHW: Tensor) -> str:
-    """uint8 (3, H, W) -> `data:image/png;base64,...`."""
+def sheet_png(sheet_CHW: Tensor) -> bytes:
+    """uint8 (3, H, W) -> the content of a PNG file."""
     buffer = io.BytesIO()
     to_pil_image(sheet_CHW).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def png_data_uri(sheet_CHW: Tensor) -> str:
+    """uint8 (3, H, W) -> `data:image/png;base64,...`."""
+    return "data:image/png;base64," + base64.b64encode(sheet_png(sheet_CHW)).decode()

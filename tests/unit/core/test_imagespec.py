@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -210,3 +211,22 @@ def test_spec_is_immutable_and_comes_back_from_json():
     for spec in (PLAIN, RAW, GREY):
         assert ImageSpec.model_validate_json(spec.model_dump_json()) == spec
     assert GREY.shape == (1, 6, 8)
+
+
+@pytest.mark.parametrize(
+    "pixels, found",
+    [
+        (torch.zeros(5, 3, 8, 6, dtype=torch.uint8), "faces of shape (5, 3, 8, 6) uint8"),
+        (torch.zeros(5, 1, 6, 8, dtype=torch.uint8), "faces of shape (5, 1, 6, 8) uint8"),
+        (torch.zeros(3, 6, 8, dtype=torch.uint8), "faces of shape (3, 6, 8) uint8"),
+        (torch.zeros(5, 3, 6, 8), "faces of shape (5, 3, 6, 8) float32"),
+        (torch.zeros(0, 3, 6, 8, dtype=torch.uint8), "no faces; expected at least one"),
+    ],
+)
+def test_pixels_of_another_kind_are_refused_in_one_line_naming_both(pixels, found):
+    PLAIN.check_pixels(torch.from_numpy(images(PLAIN)))
+    with pytest.raises(MismatchError) as error:
+        PLAIN.check_pixels(pixels, "faces")
+    message = str(error.value)
+    assert message.startswith(found) and "\n" not in message
+    assert "(N, 3, 6, 8) uint8" in message or "no faces" in message

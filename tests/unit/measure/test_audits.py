@@ -149,7 +149,7 @@ def test_features_of_a_classifier_enter_its_last_layer():
 
 def test_wrong_images_are_one_line(embedder, digits):
     train, holdout, others = digits
-    with pytest.raises(MismatchError, match="training images of 1x16x16"):
+    with pytest.raises(MismatchError, match=r"training images of shape \(100, 1, 16, 16\)"):
         audit_images(embedder, others, train[:, :, ::2, ::2], holdout, Runtime())
     with pytest.raises(MismatchError, match="1 held-out image"):
         audit_images(embedder, others, train, holdout[:1], Runtime())

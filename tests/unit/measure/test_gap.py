@@ -322,7 +322,7 @@ def test_a_finished_run_is_not_repeated_and_other_options_are(fake):
             MismatchError,
             "6 images in real set 0 and 5 images",
         ),
-        ({"real": [pixels(6, 1)[:, :, :3]]}, MismatchError, "images of real set 0 of 1x3x4"),
+        ({"real": [pixels(6, 1)[:, :, :3]]}, MismatchError, r"images of real set 0 of shape \(6, 1, 3, 4\)"),
         ({"real": [], "dsg": [pixels(5, 1)]}, OptionError, "'real' has no shard set"),
         ({}, MismatchError, "no arms"),
     ],
