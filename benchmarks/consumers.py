@@ -8,8 +8,6 @@ are made below `outputs/consumers/` on the first call.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -18,6 +16,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from common import (
+    RESNET20,
+    WEIGHTS,
+    BudgetHours,
+    Results,
+    load_resnet20,
+    test_images,
+    training_images,
+)
 from consumer_tools import TOOLS, Predict
 from torchvision.models import mobilenet_v2
 
@@ -26,41 +33,29 @@ from zsq.adapters.loader import Images
 from zsq.bench import Budget
 from zsq.config import RuntimeConfig
 from zsq.contract import Bits, Teacher
-from zsq.core.files import atomic_write_text
-from zsq.images.sources import ImageSet, load_images
-from zsq.teacher import load_teacher
+from zsq.images.sources import ImageSet
 
-RESULTS = Path(__file__).parent / "results" / "consumers.json"
-DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
-TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
 METHODS = ("dsg", "noise", "deepinversion")
 COUNT, ITERATIONS, BATCH = 256, 250, 250
 
 
 def main(
     tool: Annotated[str, typer.Argument(help="onnxruntime, nncf, torchao, mct or mct-gptq.")],
-    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    budget_hours: BudgetHours = None,
     shards: Annotated[Path, typer.Option(help="Where shards are made or found.")] = Path("outputs/consumers"),
 ) -> None:
     """Measure what is missing of one tool's rows."""
     torch.set_num_threads(1)
     budget = Budget(budget_hours)
-    teacher = load_teacher(TEACHER, WEIGHTS)
-    evaluation = load_images(str(DATA / "test5000.zip"), teacher.spec)
+    teacher = load_resnet20()
+    evaluation = test_images(teacher.spec)
     sources = dict(_sources(teacher, shards))
-    done = {(row["tool"], row["network"], row["bits"], row["source"]) for row in _rows()}
+    # Each row states its versions: the tools' environments differ.
+    results = Results("consumers", "OMP_NUM_THREADS=1 python benchmarks/consumers.py TOOL", timed=False)
     for network, bits, source in _plan(tool):
-        if (tool, network, bits, source) in done or budget.spent():
-            continue
-        row = _measure(tool, network, bits, source, sources[source], teacher, evaluation)
-        typer.echo(json.dumps(row))
-        table = {"command": "OMP_NUM_THREADS=1 python benchmarks/consumers.py TOOL", "rows": [*_rows(), row]}
-        atomic_write_text(RESULTS, json.dumps(table, indent=1) + "\n")
-
-
-def _rows() -> list[dict[str, Any]]:
-    """Read again for each row: another tool may be at work."""
-    return json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
+        row = {"tool": tool, "network": network, "bits": bits, "source": source}
+        if not results.has(row) and not budget.spent():
+            results.add(row | _measure(tool, network, bits, sources[source], teacher, evaluation))
 
 
 def _plan(tool: str) -> Iterator[tuple[str, str, str]]:
@@ -73,13 +68,13 @@ def _plan(tool: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _sources(teacher: Teacher, folder: Path) -> Iterator[tuple[str, Images]]:
-    real = load_images(str(DATA / "train20000.zip"), teacher.spec)
+    real = training_images(teacher.spec)
     yield "real", real.disjoint_sets(1, COUNT, 0)[0]
     for method in METHODS:
         yield (
             method,
             zsq.generate(
-                TEACHER,
+                RESNET20,
                 method,
                 weights=WEIGHTS,
                 count=COUNT,
@@ -92,7 +87,7 @@ def _sources(teacher: Teacher, folder: Path) -> Iterator[tuple[str, Images]]:
 
 
 def _measure(
-    tool: str, name: str, bits: str, source: str, images: Images, teacher: Teacher, evaluation: ImageSet
+    tool: str, name: str, bits: str, images: Images, teacher: Teacher, evaluation: ImageSet
 ) -> dict[str, Any]:
     quantize, packages, _ = TOOLS[tool]
     network = teacher.network if name == "resnet20" else _random_mobilenet(teacher.num_outputs)
@@ -109,11 +104,7 @@ def _measure(
         # Logits of random weights hardly differ between classes: all there is to see is that it runs.
         _classes(predict, teacher, evaluation.subset(range(BATCH)))
     return {
-        "tool": tool,
         "versions": {package: metadata.version(package) for package in packages},
-        "network": name,
-        "bits": bits,
-        "source": source,
         "num_images": COUNT,
         "accuracy": accuracy,
         "agreement": agreement,

@@ -7,21 +7,17 @@ included. Kept in benchmarks/results/RECIPE-cost.json, where finished students a
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from common import Results, run_again
 from memory import peak_mb
 
-from zsq.bench import machine
 from zsq.config import RuntimeConfig, load_recipe
-from zsq.core.files import atomic_write_text
 from zsq.workflow import recipe_protocol
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def one_fit(recipe: str, index: int, threads: int) -> dict[str, Any]:
@@ -46,17 +42,12 @@ def main(
     if index is not None:
         typer.echo(json.dumps(one_fit(recipe, index, threads)))
         return
-    target = RESULTS / f"{Path(recipe).stem}-cost.json"
-    kept: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {"fits": {}}
-    kept |= {"command": f"python benchmarks/fit_cost.py {recipe} --threads {threads}", "machine": machine()}
+    command = f"python benchmarks/fit_cost.py {recipe} --threads {threads}"
+    results = Results(f"{Path(recipe).stem}-cost", command)
     students = [(student.name, bits) for student in load_recipe(recipe).students for bits in student.bits]
     for number, (name, bits) in enumerate(students):
-        if f"{name} {bits}" not in kept["fits"]:
-            again = [sys.executable, __file__, recipe, "--threads", str(threads), "--index", str(number)]
-            printed = subprocess.run(again, check=True, capture_output=True, text=True).stdout
-            kept["fits"][f"{name} {bits}"] = json.loads(printed.splitlines()[-1])
-            atomic_write_text(target, json.dumps(kept, indent=1) + "\n")
-        typer.echo(f"{name} {bits}: {kept['fits'][f'{name} {bits}']}")
+        again = (__file__, recipe, "--threads", str(threads), "--index", str(number))
+        results.once("fits", f"{name} {bits}", partial(run_again, *again))
 
 
 if __name__ == "__main__":

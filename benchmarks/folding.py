@@ -8,21 +8,16 @@ process, the two steps in turns; kept in benchmarks/results/folding.json.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from common import Results
 from throughput import NETWORKS, Steps, zsq_steps
 from torch import Tensor
 
-from zsq.bench import machine
-from zsq.core.files import atomic_write_text
 from zsq.engine import frozen
-
-RESULTS = Path(__file__).parent / "results" / "folding.json"
 
 
 class SumsAlone(frozen.Normalised):
@@ -75,7 +70,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Steps per round.", min=1)] = 10,
 ) -> None:
     """Measure each network and keep the share of a step's time that scale and shift take."""
-    rows = {}
+    results, rows = Results("folding", "python benchmarks/folding.py"), {}
     for network in NETWORKS:
         plain, bare = zsq_steps(network, compile=True), without_scaling(network)
         plain(1)
@@ -83,8 +78,7 @@ def main(
         shares = [100 * (1 - without / whole) for whole, without in pairs]
         rows[network] = {"saved_percent": shares, "median": statistics.median(shares)}
         typer.echo(f"{network}: at most {rows[network]['median']:.1f} % of a step")
-        kept = {"command": "python benchmarks/folding.py", "machine": machine(), "rows": rows}
-        atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+        results.write(rows=rows)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,18 @@ number of our images at the same number of passes, and one gap table of both at 
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from common import RESNET20, TEST, TRAIN, WEIGHTS, Results, load_resnet20
 
 import zsq
 from zsq.config import RuntimeConfig
-from zsq.core.files import atomic_write_text
 from zsq.core.progress import Reporter
-from zsq.teacher import load_teacher
 
-RESULTS = Path(__file__).parent / "results" / "mct-images.json"
-DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
-TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
 COUNT, ITERATIONS, SEED = 256, 250, 0
 OURS = ("deepinversion", "noise")
 RUNTIME = RuntimeConfig(threads=1)
@@ -40,7 +34,7 @@ def generate(out: Out = Path("outputs/mct-images"), iterations: int = ITERATIONS
     import model_compression_toolkit as mct
 
     torch.set_num_threads(1)
-    teacher = load_teacher(TEACHER, WEIGHTS)
+    teacher = load_resnet20()
     tool = mct.data_generation
     # The tool draws from the global generator and has no seed of its own.
     torch.manual_seed(SEED)
@@ -65,7 +59,7 @@ def gap(out: Out = Path("outputs/mct-images"), seeds: int = 1) -> None:
     """Measure both under the protocol, or continue."""
     ours = [
         zsq.generate(
-            TEACHER,
+            RESNET20,
             method,
             weights=WEIGHTS,
             count=COUNT,
@@ -78,10 +72,10 @@ def gap(out: Out = Path("outputs/mct-images"), seeds: int = 1) -> None:
         for method in OURS
     ]
     data = zsq.measure_gap(
-        TEACHER,
+        RESNET20,
         [out / "mct", *ours],
-        real=str(DATA / "train20000.zip"),
-        eval=str(DATA / "test5000.zip"),
+        real=TRAIN,
+        eval=TEST,
         students=["lsq-kd"],
         bits=["W4A4", "W2A4"],
         out=out / "gap",
@@ -94,7 +88,7 @@ def gap(out: Out = Path("outputs/mct-images"), seeds: int = 1) -> None:
     )
     table = {key: data.as_json()[key] for key in ("title", "teacher", "settings", "rows", "gaps")}
     command = "python benchmarks/mct_images.py generate; python benchmarks/mct_images.py gap"
-    atomic_write_text(RESULTS, json.dumps({"command": command, **table}, indent=1) + "\n")
+    Results("mct-images", command, timed=False).write(**table)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from common import Results
 
 import zsq
-from zsq.bench import machine
-from zsq.core.files import atomic_write_text
-
-RESULTS = Path(__file__).parent / "results" / "memory.json"
 
 
 def peak_mb() -> float:
@@ -29,10 +25,9 @@ def main(count: Annotated[int, typer.Option(help="Images of noise, 32 px.")] = 1
         before = peak_mb()
         zsq.generate("embedded:digits", "noise", count=count, out=Path(folder, "many"))
         after = peak_mb()
-    row = {"images": count, "peak_mb_of_one_image": round(before), "peak_mb": round(after)}
     typer.echo(f"{count} images: {after - before:.0f} MB over the {before:.0f} MB of one image")
-    kept = {"command": f"python benchmarks/memory.py --count {count}", "machine": machine(), **row}
-    atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+    results = Results("memory", f"python benchmarks/memory.py --count {count}")
+    results.write(images=count, peak_mb_of_one_image=round(before), peak_mb=round(after))
 
 
 if __name__ == "__main__":

@@ -8,34 +8,29 @@ float32. Keeps what is finished in benchmarks/results/precision.json.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import statistics
-from pathlib import Path
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import typer
+from common import BudgetHours, Results, Threads, load_resnet20, test_images
 from scipy import stats
 from torch import Tensor
 
-from zsq.bench import Budget, machine
-from zsq.contract import Bits, Silent, StepLog, Teacher
-from zsq.core.files import atomic_write_text
+from zsq.bench import Budget
+from zsq.contract import Bits, Silent, StepLog, Student, Teacher
 from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Forward, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.generators import create as create_method
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.sources import ImageSet
 from zsq.measure.evaluate import score_student, score_teacher
 from zsq.plan import Group
 from zsq.students import create as create_student
-from zsq.teacher import load_teacher
 
-RESULTS = Path(__file__).parent / "results" / "precision.json"
-DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
 COUNT, PASSES, SETS = 256, 250, 3
 # Adam's constant rate makes a last iterate swing: losses are means over the last passes, of several sets.
 LOSS_COUNT, LOSS_SETS, LAST_PASSES = 64, 8, 100
@@ -115,39 +110,31 @@ def interval(differences: list[float]) -> dict[str, Any]:
 
 
 def main(
-    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
+    budget_hours: BudgetHours = None,
+    threads: Threads = None,
 ) -> None:
     """Measure what is missing and keep it."""
     budget = Budget(budget_hours)
-    teacher = load_teacher("cifar10:resnet20", DATA / "resnet20.pt")
-    test = load_images(str(DATA / "test5000.zip"), teacher.spec)
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"fits": {}, "losses": {}}
-    kept |= {"command": "python benchmarks/precision.py", "machine": machine()}
+    teacher = load_resnet20()
+    test = test_images(teacher.spec)
+    results = Results("precision", "python benchmarks/precision.py")
     ways = runtimes(threads)
     with ways[PLAIN].threads_set():
-        if "gradient" not in kept:
-            kept["gradient"] = compared(*(gradient(teacher, ways[way]) for way in (PLAIN, FAST)))
+        if "gradient" not in results.read():
+            results.write(gradient=compared(*(gradient(teacher, ways[way]) for way in (PLAIN, FAST))))
         teacher_logits, _ = score_teacher(teacher, test, ways[PLAIN])
         for number, way in itertools.product(range(LOSS_SETS), ways):
-            key = f"set {number}, {way}"
-            if key not in kept["losses"] and not budget.spent():
-                kept["losses"][key] = final_losses(teacher, ways[way], number)
-                typer.echo(f"{key}: {kept['losses'][key]}")
-                keep(kept)
+            if not budget.spent():
+                measure = partial(final_losses, teacher, ways[way], number)
+                results.once("losses", f"set {number}, {way}", measure)
         for number, way in itertools.product(range(SETS), ways):
             if not budget.spent():
-                one_set(kept, teacher, test, teacher_logits, ways, way, number)
-                keep(kept)
-
-
-def keep(kept: dict[str, Any]) -> None:
-    """Write what is finished and its summary."""
-    atomic_write_text(RESULTS, json.dumps(kept | summary(kept), indent=1) + "\n")
+                one_set(results, teacher, test, teacher_logits, ways, way, number)
+    results.write(**summary(results.read()))
 
 
 def one_set(
-    kept: dict[str, Any],
+    results: Results,
     teacher: Teacher,
     test: ImageSet,
     teacher_logits: Tensor,
@@ -162,21 +149,23 @@ def one_set(
         for fitter in fitters
         for bits in BITS
     }
-    if all(key in kept["fits"] for key in keys.values()):
+    if set(keys.values()) <= results.read().get("fits", {}).keys():
         return
     pixels = synthetic(teacher, ways[way], number, COUNT, Silent())
     for (fitter, bits), key in keys.items():
         # Twice the default: the rate that the kept fits were made at.
         student = create_student("lsq-kd", teacher.spec, {"learning_rate": 1e-3}, ways[fitter])
-        fitted = student.fit(teacher, pixels, Bits.parse(bits), first_last=8)
-        scores = score_student(fitted, test, teacher_logits, ways[PLAIN])
-        kept["fits"][key] = scores["accuracy"]
-        typer.echo(f"{key}: {scores['accuracy']:.2f}")
+
+        def accuracy(student: Student = student, bits: str = bits) -> float:
+            fitted = student.fit(teacher, pixels, Bits.parse(bits), first_last=8)
+            return score_student(fitted, test, teacher_logits, ways[PLAIN])["accuracy"]
+
+        results.once("fits", key, accuracy)
 
 
 def summary(kept: dict[str, Any]) -> dict[str, Any]:
     """Fast minus plain over the finished sets: losses in per cent of the plain mean, accuracies in points."""
-    fits, losses = kept["fits"], kept["losses"]
+    fits, losses = kept.get("fits", {}), kept.get("losses", {})
     found: dict[str, Any] = {}
     pairs = [
         (losses[f"set {n}, {PLAIN}"], losses[f"set {n}, {FAST}"])

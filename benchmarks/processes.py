@@ -6,7 +6,6 @@ compares the hashes of all shards; keeps benchmarks/results/processes.json.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from common import Results
 
-from zsq.bench import machine
 from zsq.core.errors import ShardError
-from zsq.core.files import atomic_write_text
 from zsq.shards.manifest import read_manifest
 
-RESULTS = Path(__file__).parent / "results" / "processes.json"
 RUNTIMES = {
     "eager fp32": ("--precision", "fp32", "--compile", "off"),
     "compiled bf16": ("--precision", "bf16", "--compile", "on"),
@@ -58,8 +55,7 @@ def main(
             if any(found != hashes[0] for found in hashes):
                 raise ShardError(f"{name}: the shards depend on the number of processes")
             typer.echo(f"{name}: the same {len(hashes[0])} shards")
-    kept = {"command": "python benchmarks/processes.py", "machine": machine(), "rows": rows}
-    atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+    Results("processes", "python benchmarks/processes.py").write(rows=rows)
 
 
 if __name__ == "__main__":

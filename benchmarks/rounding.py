@@ -7,27 +7,21 @@ benchmarks/results/rounding.json.
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
 import typer
+from common import TRAIN, Results, Threads, load_resnet20
 
-from zsq.bench import machine
 from zsq.contract import Silent, Teacher
-from zsq.core.files import atomic_write_text
 from zsq.core.runtime import Runtime
 from zsq.engine.statistics import TappedTeacher, image_distances
 from zsq.generators import available_methods, create
 from zsq.images.sources import load_images
 from zsq.plan import Plan
-from zsq.teacher import load_teacher
 
-RESULTS = Path(__file__).parent / "results" / "rounding.json"
-DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
 COUNT, PASSES = 64, 250
 
 
@@ -36,7 +30,7 @@ def rounded(teacher: Teacher, method_name: str, runtime: Runtime) -> dict[str, f
     cls = available_methods()[method_name]
     method = create(method_name, teacher, iterations=PASSES, batch=COUNT, runtime=runtime)
     if cls.facts.needs_real:
-        images = load_images(str(DATA / "train20000.zip"), teacher.spec, one_per_class=True)
+        images = load_images(TRAIN, teacher.spec, one_per_class=True)
         method.read(images.pixels, images.labels)
     plan = Plan(COUNT, COUNT, COUNT, 0, cls.batches_per_group)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,19 +48,14 @@ def rounded(teacher: Teacher, method_name: str, runtime: Runtime) -> dict[str, f
     }
 
 
-def main(threads: Annotated[int | None, typer.Option(help="Threads.")] = None) -> None:
+def main(threads: Threads = None) -> None:
     """Measure the methods that are missing."""
-    teacher = load_teacher("cifar10:resnet20", DATA / "resnet20.pt")
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"methods": {}}
-    kept |= {"command": "python benchmarks/rounding.py", "machine": machine()}
+    teacher = load_resnet20()
+    results = Results("rounding", "python benchmarks/rounding.py")
     runtime = Runtime(threads=threads)
     with runtime.threads_set():
         for name in available_methods():
-            if name in kept["methods"]:
-                continue
-            found = kept["methods"][name] = rounded(teacher, name, runtime)
-            typer.echo(f"{name}: {json.dumps(found)}")
-            atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+            results.once("methods", name, partial(rounded, teacher, name, runtime))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@ docs/NAME-cost.svg where sources differ in cost; of embedding teachers docs/NAME
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from common import DOCS, Results
 
 from zsq.measure.gap import Gap, Row, Run
 from zsq.report.build import sets_grid
@@ -15,13 +14,10 @@ from zsq.report.data import ReportData
 from zsq.report.plots import cost_figure, gap_figure, roc_figure
 from zsq.report.tables import Grid, entries, gap_grid, markdown_table
 
-RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parent.parent / "docs"
-
 
 def main(name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/results.")]) -> None:
     """Print and draw one table."""
-    table = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    table = Results(name).read()
     rows = [row_of(row) for row in table["rows"]]
     gaps = [Gap(**gap) for gap in table["gaps"]]
     grid = gap_grid(rows, gaps)

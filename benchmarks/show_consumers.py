@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import typer
+from common import Results
 
 from zsq.report.tables import Grid, markdown_table
 
-RESULTS = Path(__file__).parent / "results" / "consumers.json"
 SOURCES = ("real", "deepinversion", "dsg", "noise")
 
 
 def main() -> None:
     """Accuracy of ResNet-20, with the distance to real images in brackets."""
-    rows = [row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if row["accuracy"]]
+    rows = [row for row in Results("consumers").rows() if row["accuracy"]]
     found = {(row["tool"], row["bits"], row["source"]): row["accuracy"] for row in rows}
     lines = []
     shown = dict.fromkeys((row["tool"], row["bits"]) for row in rows)

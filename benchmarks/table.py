@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from common import RESULTS, BudgetHours, Threads
 
 from zsq.bench import machine
 from zsq.config import Recipe, RuntimeConfig, load_recipe
@@ -20,7 +21,6 @@ from zsq.measure.protocol import RunRecord
 from zsq.report.data import ReportData
 from zsq.workflow import run_recipe
 
-RESULTS = Path(__file__).parent / "results"
 SHOWN = (
     "title", "teacher", "settings", "rows", "gaps", "bn_distance", "intra_class_distance", "cost",
     "contrasts", "roc",
@@ -29,8 +29,8 @@ SHOWN = (
 
 def main(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
-    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
+    budget_hours: BudgetHours = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
 ) -> None:
     """Run or continue the recipe and keep its table."""

@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import typer
+from common import DOCS, Results, run_again
 from torch import Tensor, nn
 
 # AVX2 alone also where a better processor is told so: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 KIND = "throughput-avx2" if torch.backends.cpu.get_cpu_capability() == "AVX2" else "throughput"
-RESULTS = Path(__file__).parent / "results" / f"{KIND}.json"
-PLOT = Path(__file__).parent.parent / "docs" / f"{KIND}.svg"
 
 # name -> batch, pixels, images and passes of the job whose whole time is stated
 NETWORKS = {
@@ -281,18 +280,11 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="Networks to measure again.")] = None,
 ) -> None:
     """Measure and keep the results, network by network."""
-    from zsq.bench import machine
-    from zsq.core.files import atomic_write_text
-
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": {}}
+    options = f"--rounds {rounds} --steps {steps} --threads {threads}"
+    results = Results(KIND, f"python benchmarks/throughput.py run {options}")
     for network in only or NETWORKS:
         row = measured(network, mct, rounds, steps, threads)
-        kept["command"] = (
-            f"python benchmarks/throughput.py run --rounds {rounds} --steps {steps} --threads {threads}"
-        )
-        kept["machine"], kept["threads"] = machine(), threads
-        kept["rows"][network] = row
-        atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+        results.write(threads=threads, rows=results.read().get("rows", {}) | {network: row})
     show()
 
 
@@ -303,19 +295,14 @@ def student(
     steps: Annotated[int, typer.Option(help="Steps of 128 images.", min=1)] = 160,
 ) -> None:
     """Time `lsq-kd` at W4A4 in fresh processes: uncompiled float32, compiled from a cold and a warm cache."""
-    from zsq.core.files import atomic_write_text
-
-    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-    seconds = {}
+    results, seconds = Results(KIND), {}
     with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": str(threads)}
+        environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": str(threads)}
         for name in ("uncompiled", "compiled, cold cache", "compiled, warm cache"):
-            command = [sys.executable, __file__, "fit", str(weights), name, str(threads), str(steps)]
-            said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-            seconds[name] = json.loads(said)["seconds"]
+            again = (__file__, "fit", str(weights), name, str(threads), str(steps))
+            seconds[name] = run_again(*again, environment=environment)["seconds"]
             typer.echo(f"lsq-kd, {steps} steps of 128, {name}: {seconds[name]:.1f} s")
-    kept["lsq-kd seconds"] = {"steps": steps, "threads": threads, **seconds}
-    atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+    results.write(**{"lsq-kd seconds": {"steps": steps, "threads": threads, **seconds}})
 
 
 @app.command(hidden=True)
@@ -343,7 +330,7 @@ def show() -> None:
     """Print the table and draw it."""
     from zsq.report.tables import Grid, markdown_table
 
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    rows = Results(KIND).read()["rows"]
     header = ("network", "contender", "image-iterations/s", "spread", "zsq is", "job, cold start", "zsq is")
     lines = []
     for name, row in rows.items():
@@ -366,7 +353,7 @@ def show() -> None:
             f"{name}: first steps after {row['cold_start_seconds']:.0f} s cold, "
             f"{row['warm_start_seconds']:.0f} s from the cache"
         )
-    PLOT.write_text(figure_of(rows), encoding="utf-8")
+    (DOCS / f"{KIND}.svg").write_text(figure_of(rows), encoding="utf-8")
 
 
 def figure_of(rows: dict[str, Any]) -> str:

@@ -7,33 +7,27 @@ benchmarks/results/tuning.json.
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
+from common import RESNET20, WEIGHTS, BudgetHours, Results, Threads, load_resnet20, training_images
 from torch import Tensor
 
 import zsq
-from zsq.bench import Budget, machine
+from zsq.bench import Budget
 from zsq.config import RuntimeConfig
 from zsq.contract import Bits
-from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
 from zsq.measure.evaluate import agreement, logits_of
 from zsq.students import create
-from zsq.teacher import load_teacher
 
-RESULTS = Path(__file__).parent / "results" / "tuning.json"
-DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
-TEACHER, WEIGHTS = "cifar10:resnet20", DATA / "resnet20.pt"
 FIRST_LAST = 8
 COUNT, HELD_OUT, SETS, PASSES = 512, 4000, 2, 250
 RATES = {
@@ -44,20 +38,17 @@ RATES = {
 
 
 def main(
-    threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
-    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    threads: Threads = None,
+    budget_hours: BudgetHours = None,
 ) -> None:
     """Measure the trials that are missing."""
     budget = Budget(budget_hours)
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"trials": []}
-    missing = [
-        asked for asked in trials() if not any(asked.items() <= trial.items() for trial in kept["trials"])
-    ]
+    results = Results("tuning", "python benchmarks/tuning.py")
+    missing = [asked for asked in trials() if not results.has(asked)]
     if not missing:
         return
-    kept |= {"command": "python benchmarks/tuning.py", "machine": machine()}
-    teacher = load_teacher(TEACHER, WEIGHTS)
-    pixels = load_images(str(DATA / "train20000.zip"), teacher.spec).pixels
+    teacher = load_resnet20()
+    pixels = training_images(teacher.spec).pixels
     shuffled = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
     held_out, real = shuffled[-HELD_OUT:], shuffled[: SETS * COUNT].split(COUNT)
     runtime = Runtime.resolve(threads=threads, compile="on")
@@ -75,9 +66,7 @@ def main(
             for seed, images in enumerate(sets[asked["source"]]):
                 fitted = student.fit(teacher, images, bits, first_last=FIRST_LAST, seed=seed)
                 found.append(agreement(logits_of(fitted, held_out, runtime), expected))
-            kept["trials"].append(asked | {"agreement": found, "mean": statistics.mean(found)})
-            typer.echo(json.dumps(kept["trials"][-1]))
-            atomic_write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+            results.add(asked | {"agreement": found, "mean": statistics.mean(found)})
 
 
 def trials() -> list[dict[str, Any]]:
@@ -93,7 +82,7 @@ def trials() -> list[dict[str, Any]]:
 def synthetic(spec: ImageSpec, threads: int | None) -> Sequence[Tensor]:
     """Images of DSG, kept in outputs/."""
     folder = zsq.generate(
-        TEACHER,
+        RESNET20,
         "dsg",
         weights=WEIGHTS,
         count=SETS * COUNT,

@@ -8,24 +8,22 @@ are not measured again.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import torchvision
 import typer
+from common import BudgetHours, Results
 from torch import Tensor, nn
 
 import zsq
 from zsq.bench import Budget
 from zsq.contract import Bits, FittedStudent, Teacher
 from zsq.core.errors import ZsqError
-from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.fitting.training import TrainingOptions
@@ -35,7 +33,6 @@ from zsq.students import STUDENTS, create
 from zsq.teacher.load import build_without_global_rng
 from zsq.teacher.torchvision_models import torchvision_names
 
-RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PTQ = [name for name, kind in STUDENTS.items() if not issubclass(kind.options_class, TrainingOptions)]
 BITS, FIRST_LAST = Bits(4, 4), 8
 # What makes a fit short, of the options that a student has.
@@ -47,14 +44,19 @@ def main(
     students: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(PTQ),
     networks: Annotated[str | None, typer.Option(help="Names, separated by commas; all if none.")] = None,
     largest: Annotated[float, typer.Option(help="Leave out networks of more million parameters.")] = 150,
-    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    budget_hours: BudgetHours = None,
 ) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
     budget = Budget(budget_hours)
+    results = Results("zoo", "OMP_NUM_THREADS=1 python benchmarks/zoo.py", timed=False)
+    results.write(bits=str(BITS))
     for name in networks.split(",") if networks else torchvision_names():
-        done = {(row["network"], row["student"]) for row in _rows()}
-        missing = [student for student in students.split(",") if (name, student) not in done]
+        missing = [
+            student
+            for student in students.split(",")
+            if not results.has({"network": name, "student": student})
+        ]
         if not missing or budget.spent():
             continue
         network = _build(name)
@@ -64,14 +66,14 @@ def main(
             continue
         for student in missing:
             if not budget.spent():
-                _keep({"network": name, "student": student, **_row(name, network, student)})
-    for line in _summary():
+                row = {"network": name, "student": student, **_row(name, network, student)}
+                results.add(row, order=lambda each: (each["network"], each["student"]))
+    for line in _summary(results.rows()):
         typer.echo(line)
 
 
-def _summary() -> Iterator[str]:
+def _summary(all_rows: list[dict[str, Any]]) -> Iterator[str]:
     """How many networks each student takes, and which it does not, by reason."""
-    all_rows = _rows()
     for student in PTQ:
         rows = [row for row in all_rows if row["student"] == student]
         others: dict[str, list[str]] = defaultdict(list)
@@ -81,17 +83,6 @@ def _summary() -> Iterator[str]:
                 others[f"{row['outcome']}: {reason}"].append(row["network"])
         yield f"{student}: {len(rows) - sum(map(len, others.values()))} of {len(rows)} networks"
         yield from (f"  {reason}: {', '.join(names)}" for reason, names in others.items())
-
-
-def _rows() -> list[dict[str, Any]]:
-    return json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-
-
-def _keep(row: dict[str, Any]) -> None:
-    typer.echo(json.dumps(row))
-    rows = sorted([*_rows(), row], key=lambda each: (each["network"], each["student"]))
-    table = {"command": "OMP_NUM_THREADS=1 python benchmarks/zoo.py", "bits": str(BITS), "rows": rows}
-    atomic_write_text(RESULTS, json.dumps(table, indent=1) + "\n")
 
 
 def _build(name: str) -> nn.Module:

@@ -1,0 +1,101 @@
+"""What benchmarks share: the network that they measure, and results as JSON that a later call completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zsq.bench import machine
+from zsq.contract import Teacher
+from zsq.core.files import atomic_write_text
+from zsq.core.imagespec import ImageSpec
+from zsq.images.sources import ImageSet, load_images
+from zsq.teacher import load_teacher
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
+
+# The network that most of them measure, on the real images of ZSQ_DATA.
+CIFAR10 = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "cifar10_jpeg"
+RESNET20, WEIGHTS = "cifar10:resnet20", CIFAR10 / "resnet20.pt"
+TRAIN, TEST = str(CIFAR10 / "train20000.zip"), str(CIFAR10 / "test5000.zip")
+
+BudgetHours = Annotated[float | None, typer.Option(help="Begin nothing new after this time.")]
+Threads = Annotated[int | None, typer.Option(help="Threads.")]
+
+
+def load_resnet20() -> Teacher:
+    """The CIFAR-10 ResNet-20 of ZSQ_DATA."""
+    return load_teacher(RESNET20, WEIGHTS)
+
+
+def training_images(spec: ImageSpec) -> ImageSet:
+    """All real images that may calibrate."""
+    return load_images(TRAIN, spec)
+
+
+def test_images(spec: ImageSpec) -> ImageSet:
+    """The 5000 images that accuracy is measured on."""
+    return load_images(TEST, spec)
+
+
+class Results:
+    """One file of benchmarks/results, written anew after each finished piece.
+
+    It is read again each time, since another call may be at work on other pieces.
+    """
+
+    def __init__(self, name: str, command: str | None = None, *, timed: bool = True) -> None:
+        """`command` is what makes the file, and if `timed` it states the machine; without one both stay."""
+        self.path = RESULTS / f"{name}.json"
+        self.command, self.timed = command, timed
+
+    def read(self) -> dict[str, Any]:
+        """What is kept; nothing without a file."""
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def write(self, **entries: Any) -> None:
+        """Put `entries` in place of those of their names."""
+        made: dict[str, Any] = {"command": self.command} if self.command else {}
+        if self.command and self.timed:
+            made["machine"] = machine()
+        atomic_write_text(self.path, json.dumps(self.read() | made | entries, indent=1) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that are kept."""
+        return self.read().get("rows", [])
+
+    def has(self, facts: Mapping[str, Any]) -> bool:
+        """Whether some row has all of these facts."""
+        return any(facts.items() <= row.items() for row in self.rows())
+
+    def add(self, row: Mapping[str, Any], order: Callable[[dict[str, Any]], Any] | None = None) -> None:
+        """Say and keep one row; `order` sorts all of them."""
+        typer.echo(json.dumps(row))
+        rows = [*self.rows(), dict(row)]
+        self.write(rows=sorted(rows, key=order) if order else rows)
+
+    def once(self, group: str, name: str, measure: Callable[[], Any]) -> Any:
+        """The value `name` of a group; measured, said and kept if it is not there."""
+        values = self.read().get(group, {})
+        if name not in values:
+            found = measure()
+            typer.echo(f"{name}: {json.dumps(found)}")
+            self.write(**{group: self.read().get(group, {}) | {name: found}})
+            return found
+        return values[name]
+
+
+def run_again(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The JSON that `python ARGUMENTS` prints as its last line, in a process of its own."""
+    command = [sys.executable, *arguments]
+    variables = os.environ | (environment or {})
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout
+    return json.loads(printed.splitlines()[-1])
