@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from zsq.adapters import calibrate, nncf_dataset, representative_data
 from zsq.adapters.loader import Images
-from zsq.contract import Bits
 from zsq.core.imagespec import ImageSpec
+from zsq.widths import Bits
 
 GPTQ_EPOCHS = 20
 

@@ -32,8 +32,9 @@ import zsq
 from zsq.adapters.loader import Images
 from zsq.bench import Budget
 from zsq.config import RuntimeConfig
-from zsq.contract import Bits, Teacher
+from zsq.contract import Teacher
 from zsq.images.sources import ImageSet
+from zsq.widths import Bits
 
 METHODS = ("dsg", "noise", "deepinversion")
 COUNT, ITERATIONS, BATCH = 256, 250, 250

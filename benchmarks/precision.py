@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from zsq.bench import Budget
-from zsq.contract import Bits, Silent, StepLog, Student, Teacher
+from zsq.contract import Silent, StepLog, Student, Teacher
 from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Forward, bn_alignment, cross_entropy
@@ -30,6 +30,7 @@ from zsq.images.sources import ImageSet
 from zsq.measure.evaluate import score_student, score_teacher
 from zsq.plan import Group
 from zsq.students import create as create_student
+from zsq.widths import Bits
 
 COUNT, PASSES, SETS = 256, 250, 3
 # Adam's constant rate makes a last iterate swing: losses are means over the last passes, of several sets.

@@ -308,10 +308,10 @@ def student(
 @app.command(hidden=True)
 def fit(weights: Path, name: str, threads: int, steps: int) -> None:
     """One fit on random images, which take the same time; its seconds on stdout."""
-    from zsq.contract import Bits
     from zsq.core.runtime import Runtime
     from zsq.students import create
     from zsq.teacher import load_teacher
+    from zsq.widths import Bits
 
     teacher = load_teacher("cifar10:resnet20", weights)
     runtime = Runtime(threads=threads)

@@ -20,13 +20,13 @@ from torch import Tensor
 import zsq
 from zsq.bench import Budget
 from zsq.config import RuntimeConfig
-from zsq.contract import Bits
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
 from zsq.measure.evaluate import agreement, logits_of
 from zsq.students import create
+from zsq.widths import Bits
 
 FIRST_LAST = 8
 COUNT, HELD_OUT, SETS, PASSES = 512, 4000, 2, 250

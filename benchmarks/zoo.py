@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import zsq
 from zsq.bench import Budget
-from zsq.contract import Bits, FittedStudent, Teacher
+from zsq.contract import FittedStudent, Teacher
 from zsq.core.errors import ZsqError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
@@ -32,6 +32,7 @@ from zsq.saved.cost import student_cost
 from zsq.students import STUDENTS, create
 from zsq.teacher.load import build_without_global_rng
 from zsq.teacher.torchvision_models import torchvision_names
+from zsq.widths import Bits
 
 PTQ = [name for name, kind in STUDENTS.items() if not issubclass(kind.options_class, TrainingOptions)]
 BITS, FIRST_LAST = Bits(4, 4), 8

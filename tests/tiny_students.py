@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from zsq.contract import Bits
 from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.students import STUDENTS, create
+from zsq.widths import Bits
 
 SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
-from zsq.contract import Bits, FittedStudent, ImagesOrigin, Teacher
+from zsq.contract import FittedStudent, ImagesOrigin, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
@@ -23,6 +23,7 @@ from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
 from zsq.students import create, own_defaults_line
 from zsq.teacher import load_teacher
+from zsq.widths import Bits
 
 if TYPE_CHECKING:
     from zsq.exports.export_json import ExportRecord

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.plan import Group
+from zsq.widths import Bits
 
 Task = Literal["classify", "embed"]
 
@@ -151,31 +150,6 @@ class Generator(ABC):
     @abstractmethod
     def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
         """Make the group's images; `log` advances in image-iterations."""
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Bit widths of weights and activations; 32 is float."""
-
-    weights: int
-    activations: int
-
-    @classmethod
-    def parse(cls, text: str) -> Bits:
-        """`W4A4` -> Bits(4, 4).
-
-        Raises:
-            OptionError: not of that form, or outside W2..W8, W32, A2..A8, A32.
-        """
-        match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", text.strip())
-        widths = [int(part) for part in match.groups()] if match else []
-        if not widths or any(width not in (*range(2, 9), 32) for width in widths):
-            raise OptionError(f"bits '{text}'", "W2..W8 or W32 with A2..A8 or A32, as in W4A4")
-        return cls(*widths)
-
-    def __str__(self) -> str:
-        """`W4A4`."""
-        return f"W{self.weights}A{self.activations}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from zsq.bench import Bench, Budget
 from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
-from zsq.contract import Bits, Teacher
+from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter, duration
@@ -23,6 +23,7 @@ from zsq.shards.reader import ShardDataset
 from zsq.students import own_defaults, own_defaults_line
 from zsq.synthesize import generate, method_options
 from zsq.teacher import load_teacher
+from zsq.widths import Bits
 
 STEP_COST = 1.7  # a training step of a student per image, in teacher passes of synthesis; ResNet-20
 

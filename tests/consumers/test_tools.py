@@ -11,7 +11,7 @@ from test_docs import TOOLS
 from torchvision.models import mobilenet_v2
 
 import zsq
-from zsq.contract import Bits
+from zsq.widths import Bits
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import consumer_tools

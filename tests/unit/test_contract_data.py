@@ -7,11 +7,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zsq.contract import Bits, Generator, Silent, Teacher
+from zsq.contract import Generator, Silent, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options, follows_batch, scales_with_iterations
 from zsq.plan import Plan
+from zsq.widths import Bits
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

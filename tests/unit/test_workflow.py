@@ -9,7 +9,6 @@ from commands import Spoken
 
 from zsq import bench, synthesize
 from zsq.config import GenerateConfig, load_recipe, recipe_paths
-from zsq.contract import Bits
 from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
 from zsq.core.runtime import Runtime
 from zsq.generators import METHODS
@@ -20,6 +19,7 @@ from zsq.shards.verify import verify_run
 from zsq.students import create
 from zsq.teacher import load_teacher
 from zsq.teacher.cifar_resnet import CIFAR_SPEC
+from zsq.widths import Bits
 from zsq.workflow import (
     own_defaults_of,
     recipe_protocol,

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zsq.contract import Bits, Fit, FittedStudent, Student, Teacher
+from zsq.contract import Fit, FittedStudent, Student, Teacher
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import check_classifier
 from zsq.fitting.training import Course, Training
-from zsq.placement.sites import FLOAT_BITS, Placement, place
+from zsq.placement.sites import Placement, place
 from zsq.quantizers.running import CurrentMinMax, RunningRange
+from zsq.widths import FLOAT_BITS, Bits
 
 
 class TrainedStudent(Student):

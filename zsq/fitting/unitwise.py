@@ -26,6 +26,7 @@ from zsq.placement.units import Granularity, Unit, partition
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.rounding import Dropped, SoftRounding
+from zsq.widths import Width
 
 SMALL_INPUT_ITERATIONS = 2000
 
@@ -47,7 +48,7 @@ class UnitwiseOptions(Options):
     # Where --first-last does not say; None: as --bits.
     first_last: int | None = 8
     # Bits of the inputs of the layers after the first ones; None: as all others.
-    second_input: int | None = Field(None, ge=2, le=8)
+    second_input: Width | None = None
     residual_stream: Literal["float", "quantized"] = "float"
 
     @property

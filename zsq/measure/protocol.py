@@ -9,12 +9,13 @@ from typing import Any, NotRequired, TypedDict
 
 from pydantic import ValidationError
 
-from zsq.contract import Bits, Student, Teacher
+from zsq.contract import Student, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
 from zsq.students import STUDENTS, create
+from zsq.widths import Bits
 
 REAL, NOISE = "real", "noise"
 

@@ -17,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zsq.contract import Bits, QuantizedTensor
-from zsq.core.errors import OptionError
+from zsq.contract import QuantizedTensor
 from zsq.placement.fold import fold_traced
 from zsq.placement.trace import LAYERS, calls_module, trace
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
-
-FLOAT_BITS = 32
+from zsq.widths import FLOAT_BITS, Bits, check_first_last
 
 # Operations whose output holds the input's values: both sides share one quantizer.
 VIEW_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
@@ -93,10 +91,9 @@ def place(
 
     Raises:
         UntraceableError: as `trace`.
-        OptionError: `first_last` outside 2..8 and 32.
+        OptionError: as `check_first_last`.
     """
-    if first_last is not None and first_last not in (*range(2, 9), FLOAT_BITS):
-        raise OptionError(f"--first-last {first_last}", "2..8, or 32 for float")
+    check_first_last(first_last)
     module = trace(network)
     if fold:
         fold_traced(module)

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import FittedStudent
 from zsq.core.imagespec import ImageSpec
-from zsq.placement.sites import FLOAT_BITS, row_name
+from zsq.placement.sites import row_name
 from zsq.placement.trace import LAYERS, calls_module
 from zsq.quantizers.grids import Quantizer
+from zsq.widths import FLOAT_BITS
 
 IMAGE_BITS = 8
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsq.contract import Bits, FittedStudent
+from zsq.contract import FittedStudent
 from zsq.core.errors import ExportError, MissingExtraError, OptionError
 from zsq.core.files import atomic_write_bytes
 from zsq.core.imagespec import ImageSpec
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.saved.stored_grids import weight_integers
+from zsq.widths import Bits
 
 WIDTHS = (Bits(8, 8), Bits(4, 8))
 INPUT, OUTPUT = "images", "outputs"

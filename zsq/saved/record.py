@@ -9,12 +9,14 @@ import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
 from zsq.contract import ImagesOrigin, Made, QuantizedTensor, Task
+from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Sha256, StrictRecord
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
 from zsq.saved.stored_grids import Form
+from zsq.widths import Bits, Width, check_first_last
 
 
 class TeacherIdentity(StrictRecord):
@@ -32,7 +34,7 @@ class GridRecord(StrictRecord):
     path: Dotted
     kind: Kind
     form: Form
-    bits: Annotated[int, Field(ge=2, le=8)]
+    bits: Width
     lo: Annotated[int, Field(ge=-128, le=0)]
     hi: Annotated[int, Field(ge=1, le=255)]
     num_scales: Annotated[int, Field(ge=1)]
@@ -104,8 +106,8 @@ class StudentRecord(StrictRecord):
     format_version: Literal[1]
     zsq_version: str
     student: str
-    bits: Annotated[str, Field(pattern=r"^W([2-8]|32)A([2-8]|32)$")]
-    first_last: Annotated[int, Field(ge=2, le=32)] | None
+    bits: str
+    first_last: int | None
     task: Task
     image: ImageSpec
     teacher: TeacherIdentity
@@ -115,3 +117,12 @@ class StudentRecord(StrictRecord):
     grids: list[GridRecord]
     channels_last: list[str]
     graph: GraphRecord
+
+    @model_validator(mode="after")
+    def _has_widths(self) -> StudentRecord:
+        try:
+            Bits.parse(self.bits)
+            check_first_last(self.first_last)
+        except OptionError as error:
+            raise ValueError(str(error)) from None
+        return self

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor, fx
 
-from zsq.contract import Bits, FittedStudent, QuantizedTensor, Teacher
+from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, StudentFileError
 from zsq.core.files import atomic_write_bytes, atomic_write_text
 from zsq.core.records import first_fault
@@ -32,6 +32,7 @@ from zsq.saved.cost import Cost, student_cost
 from zsq.saved.record import CostRecord, GridRecord, MadeRecord, StudentRecord, TeacherIdentity
 from zsq.saved.stored_graph import build_graph, graph_tensors, record_graph
 from zsq.saved.stored_grids import form_of, levels_of, restore, weight_integers, weight_values
+from zsq.widths import Bits
 
 TENSORS, RECORD = ".safetensors", ".json"
 DEFAULT_STEM = "student"

@@ -13,6 +13,7 @@ from zsq.fitting.reconstruction import Group, Phase
 from zsq.fitting.unit_losses import rounding_term, unit_error
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.placement.units import Unit
+from zsq.widths import MOST_BITS, Width
 
 
 class BRECQOptions(UnitwiseOptions):
@@ -22,7 +23,7 @@ class BRECQOptions(UnitwiseOptions):
     by the block's output; the public code has it and leaves it off.
     """
 
-    second_input: int | None = Field(8, ge=2, le=8)
+    second_input: Width | None = MOST_BITS
     fisher: bool = False
     reconstruct_first: bool = False
     # Iterations for activations as a share of those for weights: 5,000 of 20,000.

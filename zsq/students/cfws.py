@@ -6,17 +6,18 @@ from typing import ClassVar, Literal
 
 import torch
 
-from zsq.contract import Bits, Facts, Fit, FittedStudent, Student, Teacher
+from zsq.contract import Facts, Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.options import Options
 from zsq.fitting.calibration import observe
 from zsq.placement.branches import merge_branches, split_centres
 from zsq.placement.fold import fold_traced
-from zsq.placement.sites import FLOAT_BITS, Placement, Site, place
+from zsq.placement.sites import Placement, Site, place
 from zsq.placement.trace import trace
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import kl_range, minmax_range
+from zsq.widths import FLOAT_BITS, Bits
 
 
 class CFWSOptions(Options):

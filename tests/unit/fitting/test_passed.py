@@ -9,7 +9,6 @@ import torch
 from toys import image_spec, make_teacher, without_bn
 
 from zsq import catalogue
-from zsq.contract import Bits
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
@@ -18,6 +17,7 @@ from zsq.measure.gap import measure_gap, rows_from_runs
 from zsq.measure.protocol import Protocol, StudentSpec, resolve_students
 from zsq.passes import PASSES, check_passes, prepare
 from zsq.students import create
+from zsq.widths import Bits
 
 DFQ = ("fold", "relu6-to-relu", "equalize", "absorb-bias")
 

@@ -11,7 +11,7 @@ from torch import nn
 from toys import NETWORKS, conv_bn, head, image_spec, make_teacher, structured_images
 
 import zsq
-from zsq.contract import Bits, Teacher
+from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, UntraceableError
 from zsq.core.runtime import Runtime
 from zsq.fitting import reconstruction
@@ -22,6 +22,7 @@ from zsq.quantizers.rounding import SoftRounding
 from zsq.students import create, own_defaults_line
 from zsq.students.genie_m import GenieM, GenieMOptions
 from zsq.students.qdrop import QDrop
+from zsq.widths import Bits
 
 STUDENTS = ["adaround", "brecq", "qdrop", "genie-m"]
 # The rounding's rate is 0.1 at 60 iterations; the penalty decides on small errors too.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsq.contract import Bits, FittedStudent, Teacher
+from zsq.contract import FittedStudent, Teacher
 from zsq.core.errors import ImagesError, MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
@@ -20,6 +20,7 @@ from zsq.measure.evaluate import (
     score_teacher,
 )
 from zsq.measure.verification import ROC_FARS, fold_decisions, make_pairs
+from zsq.widths import Bits
 
 SPEC = ImageSpec(channels=2, size=(3, 4), mean=(0.4, 0.5), std=(0.2, 0.25))
 CPU = Runtime()

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from zsq import students
-from zsq.contract import Bits, Facts, Student, Teacher
+from zsq.contract import Facts, Student, Teacher
 from zsq.core.errors import MismatchError, OptionError, TeacherAccuracyError, UnknownNameError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
@@ -25,6 +25,7 @@ from zsq.measure.confidence import (
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.gap import gaps_from_rows, measure_gap, rows_from_runs
 from zsq.measure.protocol import Protocol, StudentSpec, fit_key, resolve_students
+from zsq.widths import Bits
 
 REAL_SETS, OWN_SETS = np.array([87.1, 87.6, 86.9]), np.array([86.2, 86.9, 86.0, 86.4])
 

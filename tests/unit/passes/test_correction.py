@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from toys import conv_bn, head, make_teacher
 
-from zsq.contract import Bits
 from zsq.fitting.calibration import weight_quantizer
 from zsq.passes.correction import adapt_batch_norms, correct_bias, correct_bias_analytically, walk
 from zsq.passes.expectations import clipped, expected_inputs
 from zsq.placement.fold import Gaussian, fold_traced
 from zsq.placement.sites import place
 from zsq.placement.trace import trace
+from zsq.widths import Bits
 
 BATCHES = list(torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0)).split(5))
 

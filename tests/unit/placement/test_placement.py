@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from zsq.contract import Bits, QuantizedTensor, Teacher
+from zsq.contract import QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, UntraceableError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
@@ -16,6 +16,7 @@ from zsq.placement.sites import place
 from zsq.placement.trace import trace
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.students import create
+from zsq.widths import Bits
 
 
 class Residual(nn.Module):

@@ -6,12 +6,12 @@ import torchvision
 from torch import nn
 from toys import NETWORKS, conv_bn, head, make_teacher
 
-from zsq.contract import Bits
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import place
 from zsq.placement.subgraphs import structure, unit_network, up_to
 from zsq.placement.units import partition
 from zsq.teacher.cifar_resnet import CifarResNet
+from zsq.widths import Bits
 
 
 def placed(network, first_last=8, fold=True, bits="W4A4"):

@@ -9,9 +9,10 @@ from commands import call
 from tiny_students import fit
 
 import zsq
-from zsq.contract import Bits, ImagesOrigin
+from zsq.contract import ImagesOrigin
 from zsq.core.runtime import Runtime
 from zsq.students import STUDENTS, create
+from zsq.widths import Bits
 
 ORIGIN = ImagesOrigin("dsg", {"iterations": 500, "slack": 0.25}, "none")
 

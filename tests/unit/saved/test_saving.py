@@ -16,13 +16,14 @@ from torch import nn
 from toys import NETWORKS, image_spec, make_teacher, structured_images
 
 import zsq
-from zsq.contract import Bits, Teacher
+from zsq.contract import Teacher
 from zsq.core.errors import OptionError, StudentFileError, UntraceableError
 from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.saved.cost import student_cost
 from zsq.saved.saving import check_saveable
 from zsq.students import STUDENTS, create
+from zsq.widths import Bits
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from tiny_students import fit
 from torchvision.models import resnet18
 from toys import NETWORKS, image_spec, make_teacher, structured_images
 
-from zsq.contract import Bits, FittedStudent
+from zsq.contract import FittedStudent
 from zsq.placement.sites import place
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.saved.cost import Cost, LayerCost, student_cost
+from zsq.widths import Bits
 
 # Layer -> (multiply-adds, weights) of the digits network, from its shapes: 16, 8 and 4 px.
 DIGITS = {

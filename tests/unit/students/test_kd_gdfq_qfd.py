@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from toys import image_spec, make_teacher
 
-from zsq.contract import Bits, Teacher
+from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.runtime import Runtime
 from zsq.fitting.losses import distillation, imitation
@@ -17,6 +17,7 @@ from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.intervals import IntervalQuantizer
 from zsq.students import create
 from zsq.students.qfd import quantize_feature, with_feature
+from zsq.widths import Bits
 
 TRAINED = ("kd", "gdfq-ft", "qfd")
 SHORT = {"iterations": 6, "batch": 32, "flip": False}

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from zsq.contract import Bits, Teacher
+from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.students import create
+from zsq.widths import Bits
 
 
 def fit(teacher, images, bits, first_last=8, seed=0, runtime=None, log=None, **options):

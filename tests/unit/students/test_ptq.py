@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from zsq.contract import Bits
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.students import STUDENTS, create
+from zsq.widths import Bits
 
 
 def fit(teacher, images, bits, first_last=None, seed=0, **options):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from toys import conv_bn, image_spec, make_teacher, structured_images
 
-from zsq.contract import Bits, QuantizedTensor
+from zsq.contract import QuantizedTensor
 from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.placement.sites import place
@@ -20,6 +20,7 @@ from zsq.quantizers.layers import QuantPReLU
 from zsq.saved.saving import load_student, save_student
 from zsq.students import create
 from zsq.students.quantface import QuantFaceOptions, embedding_regression
+from zsq.widths import Bits
 
 SPEC = image_spec()
 
