@@ -23,7 +23,7 @@ from zsq.bench import Budget
 from zsq.contract import Silent, StepLog, Student, Teacher
 from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY
-from zsq.engine.objectives import Forward, bn_alignment, cross_entropy
+from zsq.engine.objectives import TeacherPass, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.generators import create as create_method
 from zsq.images.sources import ImageSet
@@ -57,7 +57,7 @@ def gradient(teacher: Teacher, runtime: Runtime) -> Tensor:
     def loss_of(images: Tensor) -> Tensor:
         with runtime.autocast():
             logits, layers = tapped(images)
-        forward = Forward(images, logits, layers, targets)
+        forward = TeacherPass(images, logits, layers, targets)
         bn = bn_alignment(Alignment("batch", moment="var", distance="norm"))
         return cross_entropy(forward) + 10 * bn(forward)
 

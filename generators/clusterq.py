@@ -13,7 +13,7 @@ from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
 from zsq.engine.invert import Inversion, Stage
 from zsq.engine.memories import ClassCentroids, FreshNoise, class_alignment
-from zsq.engine.objectives import Forward, Term
+from zsq.engine.objectives import TeacherPass, Term
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count
 from zsq.engine.views import ResizedCrop
@@ -64,7 +64,7 @@ class ClusterQ(AmortisedMethod):
             "images come from the trained generator; the paper's student sees those of every training step",
             "no student takes part in training (in the paper it does not steer the generator)",
             "cluster and diversity terms are means over channels, layers and classes, not sums (option over)",
-            "a class's centroid starts at its first correctly classified images after warm-up, not in a pass "
+            "a class's centroid starts at its first rightly classified images after warm-up, not in a round "
             "of its own",
             "crops keep the aspect ratio",
         ),
@@ -82,7 +82,7 @@ class ClusterQ(AmortisedMethod):
             over: Any = {"over_channels": o.over, "over_layers": o.over}
             shared = Alignment("batch", **over)
 
-            def cluster(forward: Forward) -> Any:
+            def cluster(forward: TeacherPass) -> Any:
                 return shared(forward.layers[deep:])
 
             terms = [*self.terms(), Term("cluster", o.cluster_weight, cluster)]

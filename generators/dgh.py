@@ -13,7 +13,7 @@ from zsq.contract import Facts, Generator, StepLog, SyntheticBatch, Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, with_input
-from zsq.engine.objectives import Forward, Term, output_range
+from zsq.engine.objectives import TeacherPass, Term, output_range
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
@@ -40,10 +40,10 @@ class DGHOptions(PlateauOptions):
         return {"margin": min(32, round(min(spec.size) / 7))}
 
 
-def set_gap(alignment: Alignment, moment: int) -> Callable[[Forward], Tensor]:
+def set_gap(alignment: Alignment, moment: int) -> Callable[[TeacherPass], Tensor]:
     """Mean over layers and channels of the squared gap of the whole set's mean (0) or std (1)."""
 
-    def gap(forward: Forward) -> Tensor:
+    def gap(forward: TeacherPass) -> Tensor:
         assert forward.others is not None
         pairs = zip(forward.layers, forward.others, strict=True)
         return torch.stack(
@@ -65,7 +65,7 @@ class DGH(Generator):
         needs_batch_norm=True,
         deviations=(
             "pixels are clamped to valid values after each step too, not only where the teacher sees them",
-            "a batch's part of the set's statistics is that of its last pass: no second pass after the step",
+            "a batch's part of the set's statistics is that of its last teacher pass: none follows the step",
             "the output term is the toolkit's range of outputs; DGH's hinges are not established",
             "images below 224 px get a margin in proportion",
             "the plateau schedule only lowers the rate: what the toolkit's resets is not established",

@@ -92,7 +92,7 @@ class FDDA(AmortisedMethod):
             "with a zsq shard folder as --real the centres come from synthetic images: nothing real is read",
             "images come from the trained generator; the paper's student sees those of every training step",
             "no student takes part in training (in the paper it does not steer the generator)",
-            "both halves of a batch pass the generator and the teacher together",
+            "both halves of a batch go through generator and teacher together",
             "classes without an image that the teacher classifies as labelled are left out from the start",
         ),
     )

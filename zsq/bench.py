@@ -202,7 +202,7 @@ def passes_per_image(images: ShardDataset) -> float | None:
         options = cls.options_class(**origin.options)
     except ValidationError:
         return None
-    return cls.passes(options, len(images)) / len(images)
+    return cls.teacher_passes(options, len(images)) / len(images)
 
 
 def machine() -> dict[str, str]:

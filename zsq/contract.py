@@ -126,7 +126,7 @@ class Generator(ABC):
         return 128
 
     @classmethod
-    def passes(cls, options: Any, count: int) -> int:
+    def teacher_passes(cls, options: Any, count: int) -> int:
         """Teacher passes (forward and backward of one image) that `count` images take in all."""
         return getattr(options, "iterations", 0) * count
 

@@ -120,7 +120,7 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
     _, batch, options = method_options(config, teacher.spec)
-    passes = cls.passes(options, config.count)
+    passes = cls.teacher_passes(options, config.count)
     runtime = Runtime.resolve(
         **config.runtime.model_dump(),
         total_gflops=forward_gflops(teacher) * passes if passes else 0.0,
@@ -213,7 +213,7 @@ def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes,
 def _work(job: ResolvedRun, units: list[WorkUnit]) -> int:
     """Image-iterations that `units` take, or their images where the method has none."""
     images = sum(unit.num_images for unit in units)
-    return job.method.passes(job.method.options, images) or images
+    return job.method.teacher_passes(job.method.options, images) or images
 
 
 def _contents(
@@ -318,7 +318,7 @@ class Scorer:
 def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter) -> None:
     images = sum(unit.num_images for unit in missing)
     per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
-    passes = job.method.passes(job.method.options, images)
+    passes = job.method.teacher_passes(job.method.options, images)
     seconds = estimated_seconds(job.teacher, job.plan.batch, passes, job.runtime) if passes else 0.0
     how = "compiled" if job.runtime.compile else "uncompiled"
     reporter.say(

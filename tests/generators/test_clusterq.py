@@ -10,7 +10,7 @@ from zsq.contract import Silent
 from zsq.engine.amortise import FreshInputs
 from zsq.engine.classes import class_moments, first_deep_layer
 from zsq.engine.memories import ClassCentroids, FreshNoise, class_alignment
-from zsq.engine.objectives import Forward
+from zsq.engine.objectives import TeacherPass
 from zsq.engine.statistics import layer_sums
 from zsq.generators import create
 from zsq.generators.clusterq import NOISE, ClusterQOptions
@@ -34,7 +34,7 @@ def sums(values):
 
 
 def forward(*layers, logits=RIGHT):
-    return Forward(torch.empty(0), logits, [sums(values) for values in layers], TARGETS)
+    return TeacherPass(torch.empty(0), logits, [sums(values) for values in layers], TARGETS)
 
 
 def centroids(rate=0.2, warmup=0, skipped=0):
@@ -171,7 +171,7 @@ def test_the_codes_cluster_term_is_that_of_the_whole_batch(tmp_path):
     (term,) = [term for term in training.terms if term.name == "cluster"]
     images = torch.randn(4, *teacher.spec.shape)
     logits, layers = training.tapped(images)
-    found = term.function(Forward(images, logits, layers, None)).item()
+    found = term.function(TeacherPass(images, logits, layers, None)).item()
     wanted = []
     for s in layers[first_deep_layer(len(layers)) :]:
         count = 4 * s.num_positions

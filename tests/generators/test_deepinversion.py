@@ -7,7 +7,7 @@ from toys import NETWORKS, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.core.errors import OptionError
-from zsq.engine.objectives import Forward
+from zsq.engine.objectives import TeacherPass
 from zsq.engine.schedules import Cosine, Schedule
 from zsq.engine.statistics import Alignment, TappedTeacher, layer_sums
 from zsq.engine.views import Flip, Halve, Roll
@@ -26,7 +26,7 @@ def test_feature_loss_against_numpy():
     images = torch.randn(4, *teacher.spec.shape, dtype=torch.float64)
     logits, layers = inversion.tapped(images)
     (term,) = [term for term in inversion.terms if term.name == "bn"]
-    found = term.function(Forward(images, logits, layers, None)).item()
+    found = term.function(TeacherPass(images, logits, layers, None)).item()
 
     network = teacher.network
     first = network.branch[0][0](images)

@@ -8,7 +8,7 @@ from toys import NETWORKS, image_spec, make_teacher
 from zsq.contract import Silent
 from zsq.core.runtime import Runtime
 from zsq.engine.joint import JointInversion, StoredSums, with_input
-from zsq.engine.objectives import Forward, Term, output_range
+from zsq.engine.objectives import TeacherPass, Term, output_range
 from zsq.engine.parameterise import Pixels
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.views import Clip, RandomCrop, centre_crop
@@ -56,7 +56,7 @@ def test_parts_of_the_set_give_the_statistics_of_the_whole(teacher64):
         stored.store(index, layers)
     wanted = whole_set_by_hand(teacher64, images)
     for index, (logits, layers) in enumerate(seen):
-        forward = Forward(batches[index], logits, layers, None, others=stored.others(index))
+        forward = TeacherPass(batches[index], logits, layers, None, others=stored.others(index))
         found = [set_gap(Alignment("set"), moment)(forward).item() for moment in (0, 1)]
         assert found == pytest.approx(wanted, rel=1e-5)
 
@@ -68,7 +68,7 @@ def test_only_the_current_batch_gets_a_gradient_and_sums_are_refreshed(tiny_teac
         stored.store(index, tapped(images)[1])
     assert not any(s.s1_C.requires_grad for s in stored.others(0)) and stored.others(0)[0].num_images == 3
     logits, layers = tapped(one)
-    set_gap(Alignment("set"), 0)(Forward(one, logits, layers, None, others=stored.others(0))).backward()
+    set_gap(Alignment("set"), 0)(TeacherPass(one, logits, layers, None, others=stored.others(0))).backward()
     assert one.grad.any() and other.grad is None
     before = stored.others(0)[0].s1_C.clone()
     stored.store(1, tapped(other * 2)[1])
@@ -135,7 +135,7 @@ def test_a_set_in_batches_lowers_the_loss_of_the_whole():
 def test_output_range_against_numpy():
     logits = torch.randn(4, 6, generator=rng())
     wanted = (logits.numpy().min(1) - logits.numpy().max(1)).mean()
-    assert output_range(Forward(logits, logits, [], None)).item() == pytest.approx(wanted, rel=1e-6)
+    assert output_range(TeacherPass(logits, logits, [], None)).item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_crop_and_clip():

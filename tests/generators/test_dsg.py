@@ -7,7 +7,7 @@ from toys import NETWORKS, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.core.seeding import torch_generator
-from zsq.engine.objectives import Forward, bn_alignment
+from zsq.engine.objectives import TeacherPass, bn_alignment
 from zsq.engine.parameterise import gaussian
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.generators import create
@@ -86,7 +86,7 @@ def test_the_methods_objective_against_numpy(tmp_path):
     inversion = method.inversion(5)
     images = gaussian((5, *teacher.spec.shape), torch.Generator().manual_seed(1))
     logits, layers = inversion.tapped(images)
-    terms = {t.name: t.function(Forward(images, logits, layers, None)).item() for t in inversion.terms}
+    terms = {t.name: t.function(TeacherPass(images, logits, layers, None)).item() for t in inversion.terms}
     single = np.zeros((5, 3))
     for index, sums in enumerate(layers):
         gaps = Alignment("sample", unbiased=True).gaps(sums)
@@ -138,7 +138,7 @@ def test_the_objective_at_its_start_and_end(tiny_teacher, tmp_path):
     tapped = TappedTeacher(tiny_teacher)
     alignment = slack_alignment(method.mean_slack_L, method.spread_slack_L)
     values = [
-        bn_alignment(alignment)(Forward(x, torch.empty(0), tapped(x)[1], None)) for x in (images, noise)
+        bn_alignment(alignment)(TeacherPass(x, torch.empty(0), tapped(x)[1], None)) for x in (images, noise)
     ]
     assert values[0] < values[1] / 5
 

@@ -15,7 +15,7 @@ from zsq.core.errors import MismatchError, OptionError, RunFolderError
 from zsq.engine.amortise import FreshInputs
 from zsq.engine.classes import first_deep_layer
 from zsq.engine.memories import FreshNoise, centre_alignment, on_images
-from zsq.engine.objectives import Forward, cross_entropy
+from zsq.engine.objectives import TeacherPass, cross_entropy
 from zsq.generators import create
 from zsq.generators.fdda import NOISE, FDDAOptions, mixed_half, single_half
 from zsq.plan import Plan
@@ -47,7 +47,7 @@ def as_forward(made, images, k):
     tapped = made.training(FreshInputs(made.network, "cpu", made.options)).tapped
     logits, layers = tapped(images)
     targets = F.one_hot(torch.full((len(images),), k), logits.shape[1]).float()
-    return Forward(images, logits, layers, targets)
+    return TeacherPass(images, logits, layers, targets)
 
 
 def test_centres_are_the_statistics_of_the_first_image_of_a_class():

@@ -8,7 +8,7 @@ from toys import NETWORKS, image_spec, make_teacher
 from zsq.contract import Silent
 from zsq.engine.conditional import NoiseNetwork
 from zsq.engine.latent import BatchNorm
-from zsq.engine.objectives import Forward
+from zsq.engine.objectives import TeacherPass
 from zsq.engine.statistics import TappedTeacher
 from zsq.generators import create
 from zsq.generators.gdfq import GDFQ, GDFQOptions
@@ -26,7 +26,7 @@ def test_objective_against_numpy():
     targets = torch.eye(5, dtype=torch.float64)[[1, 0, 4, 1]]
     terms = create("gdfq", teacher).terms()
     logits, layers = TappedTeacher(teacher)(images)
-    forward = Forward(images, logits, layers, targets)
+    forward = TeacherPass(images, logits, layers, targets)
     found = {term.name: (term.weight, term.function(forward).item()) for term in terms}
 
     inputs = {}
@@ -109,7 +109,9 @@ def test_training_lowers_each_term(absent, index, tmp_path):
         method.prepare(0, tmp_path / str(iterations), Silent())
         batch = method.synthesize(group, Silent())
         logits, layers = TappedTeacher(teacher)(batch.standard_NCHW)
-        values.append(term.function(Forward(batch.standard_NCHW, logits, layers, batch.targets_NK)).item())
+        values.append(
+            term.function(TeacherPass(batch.standard_NCHW, logits, layers, batch.targets_NK)).item()
+        )
         assert batch.losses.keys() == {term.name}
     assert values[1] < 0.9 * values[0], values
 
@@ -127,4 +129,4 @@ def test_published_constants():
     assert GDFQ.default_batch(image_spec(size=(224, 224))) == 16
     short = GDFQOptions.resolve("gdfq", image_spec(), {}, 100, batch=64)
     assert (short.decay_every, short.training_batch) == (25, 64)
-    assert GDFQ.passes(short, 1000) == 6400
+    assert GDFQ.teacher_passes(short, 1000) == 6400

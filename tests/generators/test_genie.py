@@ -7,7 +7,7 @@ from toys import NETWORKS, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.engine.invert import Inversion
-from zsq.engine.objectives import Forward
+from zsq.engine.objectives import TeacherPass
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.swing import SwingConvolution
 from zsq.generators import create
@@ -17,7 +17,7 @@ from zsq.plan import Plan
 
 def losses(inversion, images):
     logits, layers = inversion.tapped(images)
-    forward = Forward(images, logits, layers, None)
+    forward = TeacherPass(images, logits, layers, None)
     return {term.name: term.function(forward).item() for term in inversion.terms}
 
 
@@ -51,7 +51,7 @@ def test_latent_vectors_and_network_both_have_a_gradient(tiny_teacher):
     inversion.parameterisation.reset(torch.Generator().manual_seed(0))
     images = inversion.parameterisation()
     logits, layers = inversion.tapped(images)
-    forward = Forward(images, logits, layers, None)
+    forward = TeacherPass(images, logits, layers, None)
     # Biases before a BN cancel: their gradient is rounding alone.
     steering = [(n, p) for n, p in inversion.parameterisation.named_parameters() if "bias" not in n]
     assert {"latent_ND", "network.0.linear.weight"} <= {name for name, _ in steering}

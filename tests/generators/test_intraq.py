@@ -8,7 +8,7 @@ from toys import image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.engine.classes import ClassCentres, FeatureTap
-from zsq.engine.objectives import Forward, marginal_distance, soft_inception
+from zsq.engine.objectives import TeacherPass, marginal_distance, soft_inception
 from zsq.engine.statistics import TappedTeacher
 from zsq.engine.targets import softened
 from zsq.engine.views import ResizedCrop
@@ -22,7 +22,7 @@ def rng(seed=0):
 
 
 def forward(logits_NK=None, targets_NK=None, features_NF=None):
-    return Forward(torch.empty(0), logits_NK, [], targets_NK, features_NF=features_NF)
+    return TeacherPass(torch.empty(0), logits_NK, [], targets_NK, features_NF=features_NF)
 
 
 def at_distance(distance):

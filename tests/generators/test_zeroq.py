@@ -6,7 +6,7 @@ import torch
 from toys import NETWORKS, image_spec, make_teacher
 
 from zsq.contract import Silent
-from zsq.engine.objectives import Forward
+from zsq.engine.objectives import TeacherPass
 from zsq.engine.schedules import Plateau
 from zsq.engine.statistics import TappedTeacher
 from zsq.generators import create
@@ -19,7 +19,7 @@ def losses(method, batch, images, tapped=None):
     inversion = method.inversion(batch)
     tapped = tapped or inversion.tapped
     logits, layers = tapped(images)
-    forward = Forward(images, logits, layers, None)
+    forward = TeacherPass(images, logits, layers, None)
     return {term.name: term.function(forward).item() for term in inversion.terms}
 
 

@@ -202,5 +202,5 @@ def test_fields_that_follow_the_batch(batch, overrides, expected):
 
 
 def test_passes_are_iterations_times_images_unless_a_method_says_otherwise():
-    assert Generator.passes(BatchOptions(), 7) == 700
-    assert Generator.passes(Options(), 7) == 0
+    assert Generator.teacher_passes(BatchOptions(), 7) == 700
+    assert Generator.teacher_passes(Options(), 7) == 0

@@ -103,7 +103,7 @@ class AmortisedMethod(Generator):
         return cls.options_class.resolve(cls.name, spec, {}).model_dump()["training_batch"]
 
     @classmethod
-    def passes(cls, options: Any, count: int) -> int:
+    def teacher_passes(cls, options: Any, count: int) -> int:
         """The training's, however many images are then made."""
         return options.iterations * options.training_batch
 
@@ -140,7 +140,7 @@ class AmortisedMethod(Generator):
             names = [name for name in stored if name.startswith("losses.")]
             self.losses = {name.removeprefix("losses."): stored.pop(name).item() for name in names}
             self.network.load_state_dict(stored)
-            log.advance(self.passes(self.options, 0), **self.losses)
+            log.advance(self.teacher_passes(self.options, 0), **self.losses)
 
     def _train(self, seed: int, log: StepLog) -> dict[str, float]:
         inputs = FreshInputs(self.network, self.runtime.device, self.options)

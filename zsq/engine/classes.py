@@ -53,7 +53,7 @@ class FeatureTap:
     """What enters the last weighted layer of a tapped teacher's copy: its pooled features."""
 
     def __init__(self, tapped: TappedTeacher) -> None:
-        """Find that layer in one pass and hook it; `length` is the number of features.
+        """Find that layer in one teacher pass and hook it; `length` is the number of features.
 
         Raises:
             MismatchError: there is no linear layer or convolution.
@@ -78,7 +78,7 @@ class FeatureTap:
         self._features.append(inputs[0])
 
     def take(self) -> Tensor:
-        """(N, F) features of the latest pass, float32; positions are averaged."""
+        """(N, F) features of the latest teacher pass, float32; positions are averaged."""
         features = self._features[-1]
         self._features.clear()
         if features.dim() > 2:

@@ -15,7 +15,7 @@ from zsq.contract import Generator, StepLog, SyntheticBatch, Teacher
 from zsq.core.runtime import Runtime
 from zsq.engine.classes import FeatureTap
 from zsq.engine.memories import Memory
-from zsq.engine.objectives import Forward, Term, weighted
+from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import Optimised, Parameterisation
 from zsq.engine.statistics import LayerSums, require_batch_norm
 from zsq.engine.targets import class_count
@@ -87,13 +87,13 @@ class Inversion:
         self.memories = tuple(memories)
         self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
 
-    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor, Forward | None]]:
-        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor, Forward | None]:
+    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor, TeacherPass | None]]:
+        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor, TeacherPass | None]:
             images = apply_views(views, self.parameterisation(), draws)
             with self.runtime.autocast():
                 logits, layers = self.tapped(images)
             features = self.features.take() if self.features else None
-            forward = Forward(images, logits, layers, targets_NK, features_NF=features)
+            forward = TeacherPass(images, logits, layers, targets_NK, features_NF=features)
             return *weighted(self.terms, forward), forward if self.memories else None
 
         return step

@@ -10,7 +10,7 @@ from torch import Tensor
 from zsq.contract import StepLog
 from zsq.core.runtime import Runtime
 from zsq.engine.invert import LOG_EVERY, LossHistory, Tapped
-from zsq.engine.objectives import Forward, Term, weighted
+from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
 from zsq.engine.statistics import LayerSums, SetSums, input_sums
 from zsq.engine.views import View, apply_views, draw_views
@@ -85,7 +85,7 @@ class JointInversion:
         viewed = apply_views(self.views, images, draws)
         with self.runtime.autocast():
             logits, layers = self.tapped(viewed)
-        forward = Forward(viewed, logits, layers, None, others=others)
+        forward = TeacherPass(viewed, logits, layers, None, others=others)
         return *weighted(self.terms, forward), layers
 
     def run(

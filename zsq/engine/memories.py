@@ -1,4 +1,4 @@
-"""What class-wise terms remember of earlier steps, and these terms: pure functions of one forward pass and
+"""What class-wise terms remember of earlier steps, and these terms: pure functions of one teacher pass and
 of tensors that only change between steps."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zsq.engine.classes import class_moments
-from zsq.engine.objectives import Forward
+from zsq.engine.objectives import TeacherPass
 from zsq.engine.statistics import EPSILON, mean_gap_and_var
 
 
@@ -21,7 +21,7 @@ class Memory(Protocol):
     def before_step(self, iteration: int, generator: torch.Generator) -> None:
         """Draw what this step needs."""
 
-    def after_step(self, iteration: int, forward: Forward) -> None:
+    def after_step(self, iteration: int, forward: TeacherPass) -> None:
         """Learn from this step, whose optimizer step is done; nothing here is differentiated."""
 
 
@@ -37,7 +37,7 @@ class FreshNoise:
         for noise in (*self.mean, *self.spread):
             noise.copy_(torch.randn(noise.shape, generator=generator))
 
-    def after_step(self, iteration: int, forward: Forward) -> None:
+    def after_step(self, iteration: int, forward: TeacherPass) -> None:
         """Nothing is learned."""
 
 
@@ -57,7 +57,7 @@ class ClassCentroids:
     def before_step(self, iteration: int, generator: torch.Generator) -> None:
         """Nothing is drawn."""
 
-    def after_step(self, iteration: int, forward: Forward) -> None:
+    def after_step(self, iteration: int, forward: TeacherPass) -> None:
         """Classes with a correctly classified image move; the first value of a class is taken whole."""
         if iteration + 1 < self.warmup:
             return
@@ -73,7 +73,7 @@ class ClassCentroids:
         self.known_K |= seen_K
 
 
-def asked_classes(forward: Forward) -> tuple[Tensor, Tensor]:
+def asked_classes(forward: TeacherPass) -> tuple[Tensor, Tensor]:
     """The class asked of each image (N,), and 1 or 0 (N,) for whether the teacher sees it there."""
     assert forward.targets_NK is not None
     classes_N = forward.targets_NK.argmax(1)
@@ -86,12 +86,12 @@ def class_alignment(
     over: Literal["mean", "sum"] = "mean",
     noise: FreshNoise | None = None,
     scales: tuple[float, float] = (0.0, 0.0),
-) -> Callable[[Forward], Tensor]:
+) -> Callable[[TeacherPass], Tensor]:
     """Squared gaps of each class's mean and std to its centroids, over the images that the teacher classifies
     as asked (ClusterQ's feature distribution alignment; with `noise` of standard deviations `scales` on the
     centroids its intra-class variance). `over`: mean or sum over channels, layers and classes."""
 
-    def loss(forward: Forward) -> Tensor:
+    def loss(forward: TeacherPass) -> Tensor:
         classes_N, right_N = asked_classes(forward)
         # One row per class of the batch: that of its first image.
         rows_N = (classes_N[:, None] == classes_N).int().argmax(1)
@@ -125,11 +125,11 @@ class ImageCentres:
 
 def centre_alignment(
     centres: ImageCentres, noise: FreshNoise | None = None, scales: tuple[float, float] = (0.0, 0.0)
-) -> Callable[[Forward], Tensor]:
+) -> Callable[[TeacherPass], Tensor]:
     """Squared gaps of the mean and variance of a batch of one class to that class's centre, averaged over
     channels and layers; `noise` of standard deviations `scales` on the centre: its distorted form (FDDA)."""
 
-    def loss(forward: Forward) -> Tensor:
+    def loss(forward: TeacherPass) -> Tensor:
         assert forward.targets_NK is not None
         asked = forward.targets_NK[:1].argmax(1)
         per_layer = []
@@ -146,13 +146,15 @@ def centre_alignment(
     return loss
 
 
-def on_images(term: Callable[[Forward], Tensor], rows: Callable[[int], slice]) -> Callable[[Forward], Tensor]:
+def on_images(
+    term: Callable[[TeacherPass], Tensor], rows: Callable[[int], slice]
+) -> Callable[[TeacherPass], Tensor]:
     """`term` on some images of the batch: those that `rows` names of its size."""
 
-    def loss(forward: Forward) -> Tensor:
+    def loss(forward: TeacherPass) -> Tensor:
         chosen = rows(len(forward.viewed_NCHW))
         layers = [replace(s, s1_NC=s.s1_NC[chosen], s2_NC=s.s2_NC[chosen]) for s in forward.layers]
         targets_NK = forward.targets_NK[chosen] if forward.targets_NK is not None else None
-        return term(Forward(forward.viewed_NCHW[chosen], forward.logits_NK[chosen], layers, targets_NK))
+        return term(TeacherPass(forward.viewed_NCHW[chosen], forward.logits_NK[chosen], layers, targets_NK))
 
     return loss

@@ -1,4 +1,4 @@
-"""Every loss term: a pure function of one forward pass, named, with its paper."""
+"""Every loss term: a pure function of one teacher pass, named, with its paper."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ZSCORE_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Forward:
-    """One forward pass: what the teacher saw (standard space), what it said, its statistics, the targets.
+class TeacherPass:
+    """One teacher pass: what the teacher saw (standard space), what it said, its statistics, the targets.
 
     `others`: per layer, the sums of the set's other images, for whole-set statistics. `features_NF`: what
     enters the last layer, where it is tapped.
@@ -37,33 +37,33 @@ class Term:
 
     name: str
     weight: float
-    function: Callable[[Forward], Tensor]
+    function: Callable[[TeacherPass], Tensor]
 
 
-def weighted(terms: Sequence[Term], forward: Forward) -> tuple[Tensor, Tensor]:
+def weighted(terms: Sequence[Term], forward: TeacherPass) -> tuple[Tensor, Tensor]:
     """The weighted sum of the terms, and their own detached values (T,)."""
     values = [term.function(forward) for term in terms]
     total = torch.stack([t.weight * v for t, v in zip(terms, values, strict=True)]).sum()
     return total, torch.stack(values).detach()
 
 
-def bn_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
+def bn_alignment(alignment: Alignment) -> Callable[[TeacherPass], Tensor]:
     """The statistics of all BN inputs against the stored ones."""
     return lambda forward: alignment(forward.layers, forward.others)
 
 
-def input_alignment(alignment: Alignment) -> Callable[[Forward], Tensor]:
+def input_alignment(alignment: Alignment) -> Callable[[TeacherPass], Tensor]:
     """The images' own statistics against mean 0 and std 1 (ZeroQ, Cai et al., CVPR 2020)."""
     return lambda forward: alignment([input_sums(forward.viewed_NCHW)])
 
 
-def cross_entropy(forward: Forward) -> Tensor:
+def cross_entropy(forward: TeacherPass) -> Tensor:
     """Mean over images of -sum_k target_k log softmax(logits)_k."""
     assert forward.targets_NK is not None
     return F.cross_entropy(forward.logits_NK, forward.targets_NK)
 
 
-def soft_inception(forward: Forward) -> Tensor:
+def soft_inception(forward: TeacherPass) -> Tensor:
     """Mean over images of (p_y - t)^2, y the class of the largest target and t that target (IntraQ, Zhong et
     al., CVPR 2022)."""
     assert forward.targets_NK is not None
@@ -72,11 +72,11 @@ def soft_inception(forward: Forward) -> Tensor:
     return (found_N - wanted_N).square().mean()
 
 
-def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Callable[[Forward], Tensor]:
+def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Callable[[TeacherPass], Tensor]:
     """Mean of relu(lower - d) + relu(d - upper) over the images whose class has a centre, d the cosine
     distance 1 - cos between an image's features and it (IntraQ)."""
 
-    def loss(forward: Forward) -> Tensor:
+    def loss(forward: TeacherPass) -> Tensor:
         assert forward.features_NF is not None and forward.targets_NK is not None
         centres_NF, known_N = centres.of(forward.targets_NK.argmax(1))
         distance_N = 1 - F.cosine_similarity(forward.features_NF, centres_NF, dim=1)
@@ -86,14 +86,14 @@ def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Call
     return loss
 
 
-def output_range(forward: Forward) -> Tensor:
+def output_range(forward: TeacherPass) -> Tensor:
     """Mean over images of min_k - max_k of the teacher's outputs: negative, lower where they spread (Sony
     Model Compression Toolkit, data generation)."""
     low, high = torch.aminmax(forward.logits_NK, dim=1)
     return (low - high).mean()
 
 
-def total_variation_l2(forward: Forward) -> Tensor:
+def total_variation_l2(forward: TeacherPass) -> Tensor:
     """Sum of the 2-norms of the four difference tensors (horizontal, vertical, both diagonals) of the whole
     batch, neither squared nor averaged (DeepInversion, Yin et al., CVPR 2020)."""
     x = forward.viewed_NCHW
@@ -106,12 +106,12 @@ def total_variation_l2(forward: Forward) -> Tensor:
     return torch.stack([_norm(d, d.dim()) for d in differences]).sum()
 
 
-def mean_image_norm(forward: Forward) -> Tensor:
+def mean_image_norm(forward: TeacherPass) -> Tensor:
     """mean_n ||x_n||_2 (DeepInversion's ImageNet L2 term)."""
     return _norm(forward.viewed_NCHW, 3).mean()
 
 
-def batch_norm_l2(forward: Forward) -> Tensor:
+def batch_norm_l2(forward: TeacherPass) -> Tensor:
     """||x||_2 of the whole batch (DeepInversion's CIFAR L2 term)."""
     return _norm(forward.viewed_NCHW, 4)
 

@@ -60,7 +60,7 @@ class SetSums:
 
 
 def layer_sums(activations: Tensor, mean_C: Tensor, var_C: Tensor) -> LayerSums:
-    """One float32 pass over activations (N, C, ...)."""
+    """In float32, of activations (N, C, ...)."""
     shifted = activations.to(mean_C.dtype).flatten(2) if activations.dim() > 2 else activations[..., None]
     shifted = shifted.to(mean_C.dtype) - mean_C[:, None]
     return LayerSums(shifted.sum(2), (shifted * shifted).sum(2), shifted.shape[2], mean_C, var_C)
@@ -132,8 +132,8 @@ class TappedTeacher(nn.Module):
 
     @torch.no_grad()
     def _executed(self, names: dict[nn.Module, str]) -> tuple[list[str], int]:
-        """One pass to see which layers run, and when, as neither follows from the order of declaration; and
-        how many values all layers put out for one image."""
+        """The layers in order of execution, which need not be that of declaration, and how many values all
+        layers put out for one image: seen in one teacher pass."""
         order: list[str] = []
         sizes: list[int] = []
         handles = [
@@ -156,8 +156,8 @@ class TappedTeacher(nn.Module):
     def forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
         """Standard-space images -> logits and the sums at each executed BN, in order of execution.
 
-        More than `chunk` images at once would not fit into memory: they pass in chunks whose activations the
-        backward pass computes again.
+        More than `chunk` images at once would not fit into memory: they go in chunks, whose activations
+        the gradient computes again.
         """
         if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
             logits, layers = self._forward(standard_NCHW)

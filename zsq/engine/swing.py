@@ -24,7 +24,7 @@ def moved(x: Tensor, offset: Tensor) -> Tensor:
 
 class SwingConvolution:
     """A view that leaves the images alone and moves the input of every strided convolution, each by an offset
-    of its own, the same for the whole batch, drawn anew for every pass.
+    of its own, the same for the whole batch, drawn anew for every teacher pass.
 
     Jeon, Lee and Kim, Genie: Show Me the Data for Quantization, CVPR 2023.
     """
@@ -48,6 +48,6 @@ class SwingConvolution:
         return torch.randint(3, tuple(self.offsets.shape), generator=generator)
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
-        """The images themselves; the next pass uses the offsets of `draw`."""
+        """The images themselves; the next teacher pass uses the offsets of `draw`."""
         self.offsets = draw
         return images_NCHW

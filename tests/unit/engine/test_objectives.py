@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from zsq.engine.objectives import (
-    Forward,
+    TeacherPass,
     batch_norm_l2,
     bn_alignment,
     cross_entropy,
@@ -25,7 +25,7 @@ def forward(images, logits=None, targets=None, layers=()):
     def tensor(values):
         return None if values is None else torch.as_tensor(values)
 
-    return Forward(tensor(images), tensor(logits), layers, tensor(targets))
+    return TeacherPass(tensor(images), tensor(logits), layers, tensor(targets))
 
 
 def test_cross_entropy_takes_soft_targets():
