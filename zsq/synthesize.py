@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from zsq.config import GenerateConfig, config_sha256
 from zsq.contract import Generator, SyntheticBatch, Teacher
-from zsq.core.errors import NoBatchNormError, OptionError, ShardError
+from zsq.core.errors import OptionError, ShardError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
+from zsq.core.processes import Processes
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.version import __version__
 from zsq.engine.estimate import estimated_seconds, forward_gflops
-from zsq.engine.statistics import TappedTeacher, image_distances
+from zsq.engine.scoring import Scorer
 from zsq.generators import method_class
 from zsq.images.sources import ImageSet, load_images
 from zsq.plan import Plan, WorkUnit
@@ -41,8 +39,6 @@ from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_n
 from zsq.shards.verify import verify_shard
 from zsq.shards.writer import write_shard
 from zsq.teacher import load_teacher
-
-SCORE_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -288,33 +284,6 @@ def _finished(job: ResolvedRun, unit: WorkUnit, reporter: Reporter | None = None
     return entries
 
 
-class Scorer:
-    """What the teacher says of stored images: logits, and each image's own BN distance."""
-
-    def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
-        """`teacher` is on the runtime's device; one without BN gives NaN distances."""
-        self.teacher, self.device = teacher, runtime.device
-        try:
-            self.tapped: TappedTeacher | None = TappedTeacher(teacher)
-        except NoBatchNormError:
-            self.tapped = None
-
-    @torch.no_grad()
-    def score(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images -> float32 logits (N, K) and BN distances (N,), on the CPU, always in fp32."""
-        logits, distances = [], []
-        for pixels in pixels_NCHW.split(SCORE_BATCH):
-            standard = self.teacher.spec.pixels_to_standard(pixels.to(self.device))
-            if self.tapped is None:
-                logits.append(self.teacher.logits(standard))
-                distances.append(torch.full((len(pixels),), torch.nan))
-                continue
-            chunk, layers = self.tapped(standard)
-            logits.append(chunk)
-            distances.append(image_distances(layers))
-        return torch.cat(logits).float().cpu(), torch.cat(distances).float().cpu()
-
-
 def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter) -> None:
     images = sum(unit.num_images for unit in missing)
     per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
@@ -352,29 +321,3 @@ def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> 
         data_read=job.data_read,
     )
     write_manifest(job.out, manifest)
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that `torchrun` or `accelerate launch` started; one alone otherwise."""
-
-    rank: int = 0
-    count: int = 1
-
-    @classmethod
-    def started(cls) -> Processes:
-        """Ask accelerate where several processes were started."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
-        from accelerate import PartialState
-
-        # The others wait as long as rank 0 trains what they share.
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-        return cls(state.process_index, state.num_processes)
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.count > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()

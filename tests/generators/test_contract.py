@@ -13,6 +13,7 @@ from zsq import synthesize
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
+from zsq.core.processes import Processes
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Term
 from zsq.engine.statistics import Alignment, TappedTeacher, image_distances
@@ -20,7 +21,7 @@ from zsq.generators import available_methods, create
 from zsq.plan import Plan
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
-from zsq.synthesize import Processes, resolve
+from zsq.synthesize import resolve
 from zsq.teacher import load_teacher
 
 METHODS = available_methods()

@@ -16,11 +16,11 @@ from zsq.contract import SyntheticBatch
 from zsq.core.errors import NoBatchNormError, RunFolderError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
-from zsq.engine.statistics import TappedTeacher, image_distances
+from zsq.engine.scoring import Scorer
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run
-from zsq.synthesize import Scorer, resolve
+from zsq.synthesize import resolve
 
 COUNT, BATCH, SHARD = 10, 2, 4
 
@@ -85,24 +85,6 @@ def test_logits_and_bn_distances_are_of_the_stored_pixels(run, tiny_teacher):
         logits, distances = expected_scores(tiny_teacher, content.pixels)
         np.testing.assert_allclose(content.logits, logits, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(content.bn_distance, distances, rtol=1e-3, atol=1e-5)
-
-
-def test_scorer_agrees_with_the_engine(tiny_teacher):
-    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator())
-    standard = tiny_teacher.spec.pixels_to_standard(pixels)
-    logits, distances = Scorer(tiny_teacher, Runtime()).score(pixels)
-    tapped_logits, layers = TappedTeacher(tiny_teacher)(standard)
-    torch.testing.assert_close(logits, tapped_logits)
-    torch.testing.assert_close(logits, tiny_teacher.network(standard))
-    torch.testing.assert_close(distances, image_distances(layers))
-
-
-def test_scores_do_not_depend_on_the_chunk(tiny_teacher, monkeypatch):
-    pixels = torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator())
-    whole = Scorer(tiny_teacher, Runtime()).score(pixels)
-    monkeypatch.setattr(synthesize, "SCORE_BATCH", 3)
-    for ours, theirs in zip(Scorer(tiny_teacher, Runtime()).score(pixels), whole, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_teacher_without_bn_has_no_distance(tmp_path):

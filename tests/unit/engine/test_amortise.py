@@ -13,6 +13,7 @@ from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.contract import Silent
 from zsq.core.errors import StorageError
+from zsq.core.processes import Processes
 from zsq.core.seeding import torch_generator
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.cache import read_tensors, write_tensors
@@ -22,7 +23,6 @@ from zsq.engine.objectives import Term
 from zsq.generators import create
 from zsq.plan import Plan
 from zsq.shards.verify import verify_run
-from zsq.synthesize import Processes
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a.weight": torch.randn(4, 2).T, "n": torch.tensor(3)}
 

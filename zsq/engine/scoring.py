@@ -1,0 +1,40 @@
+"""What the teacher says of finished images, in chunks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zsq.contract import Teacher
+from zsq.core.errors import NoBatchNormError
+from zsq.core.runtime import Runtime
+from zsq.engine.statistics import TappedTeacher, image_distances
+
+SCORE_BATCH = 128
+
+
+class Scorer:
+    """What the teacher says of stored images: logits, and each image's own BN distance."""
+
+    def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
+        """`teacher` is on the runtime's device; one without BN gives NaN distances."""
+        self.teacher, self.device = teacher, runtime.device
+        try:
+            self.tapped: TappedTeacher | None = TappedTeacher(teacher)
+        except NoBatchNormError:
+            self.tapped = None
+
+    @torch.no_grad()
+    def score(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images -> float32 logits (N, K) and BN distances (N,), on the CPU, always in fp32."""
+        logits, distances = [], []
+        for pixels in pixels_NCHW.split(SCORE_BATCH):
+            standard = self.teacher.spec.pixels_to_standard(pixels.to(self.device))
+            if self.tapped is None:
+                logits.append(self.teacher.logits(standard))
+                distances.append(torch.full((len(pixels),), torch.nan))
+                continue
+            chunk, layers = self.tapped(standard)
+            logits.append(chunk)
+            distances.append(image_distances(layers))
+        return torch.cat(logits).float().cpu(), torch.cat(distances).float().cpu()
