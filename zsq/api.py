@@ -11,7 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zsq import synthesize
-from zsq.config import GenerateConfig, RuntimeConfig, load_recipe, validated
+from zsq.config import (
+    AUDIT_RUNTIME,
+    EXPORT,
+    GAP,
+    GENERATE,
+    IMPORT,
+    QUANTIZE,
+    RUNTIME,
+    VERIFY,
+    GapConfig,
+    GenerateConfig,
+    QuantizeConfig,
+    RuntimeConfig,
+    load_recipe,
+    validated,
+)
 from zsq.contract import FittedStudent, ImagesOrigin, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
@@ -30,7 +45,6 @@ if TYPE_CHECKING:
     from zsq.exports.exporting import Comparison
     from zsq.imports.importing import Imported
     from zsq.measure.audits import Audit
-    from zsq.measure.protocol import StudentSpec
     from zsq.report.data import ReportData
     from zsq.saved.cost import Cost
 
@@ -42,13 +56,13 @@ def generate(
     method: str,
     *,
     weights: str | Path | None = None,
-    count: int = 1024,
-    batch: int | None = None,
-    shard_size: int = 256,
-    seed: int = 0,
+    count: int = GENERATE.count,
+    batch: int | None = GENERATE.batch,
+    shard_size: int = GENERATE.shard_size,
+    seed: int = GENERATE.seed,
     out: str | Path | None = None,
-    iterations: int | None = None,
-    real: str | None = None,
+    iterations: int | None = GENERATE.iterations,
+    real: str | None = GENERATE.real,
     set: Mapping[str, Any] | None = None,
     resume: bool = False,
     runtime: RuntimeConfig | None = None,
@@ -77,7 +91,7 @@ def generate(
         "iterations": iterations,
         "real": real,
         "set": dict(set or {}),
-        "runtime": runtime or RuntimeConfig(),
+        "runtime": runtime or RUNTIME,
     }
     config = validated(GenerateConfig, values, "generate")
     folder = _folder(out, f"{Path(teacher).stem.replace(':', '-')}-{method}", resume)
@@ -103,13 +117,13 @@ def quantize(
     bits: str,
     *,
     weights: str | Path | None = None,
-    first_last: int | None = None,
-    seed: int = 0,
-    eval: str | None = None,
-    count: int | None = None,
+    first_last: int | None = QUANTIZE.first_last,
+    seed: int = QUANTIZE.seed,
+    eval: str | None = QUANTIZE.eval,
+    count: int | None = QUANTIZE.count,
     out: str | Path | None = None,
     onnx: str | Path | None = None,
-    passes: Sequence[str] = (),
+    passes: Sequence[str] = QUANTIZE.passes,
     set: Mapping[str, Any] | None = None,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
@@ -124,33 +138,72 @@ def quantize(
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
     """
-    from zsq.saved.cost import student_cost
+    values = {
+        "teacher": teacher,
+        "images": str(images),
+        "student": student,
+        "bits": bits,
+        "weights": None if weights is None else str(weights),
+        "first_last": first_last,
+        "seed": seed,
+        "eval": eval,
+        "count": count,
+        "passes": tuple(passes),
+        "set": dict(set or {}),
+        "runtime": runtime or RUNTIME,
+    }
+    config = validated(QuantizeConfig, values, "quantize")
+    resolved = Runtime.resolve(**config.runtime.model_dump())
+    loaded = load_teacher(config.teacher, _path(config.weights)).to(resolved.device)
+    fitted, files = _fit(config, loaded, resolved, out, onnx, reporter or Reporter(quiet=True))
+    return _scored(config, fitted, files, loaded, resolved, onnx)
 
-    resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
-    parsed = Bits.parse(bits)
-    loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
-    recipe = create(student, loaded.spec, set or {}, resolved, passes=passes)
-    _check_destinations(loaded, parsed, first_last, out, onnx)
-    given = load_images(str(images), loaded.spec, count)
+
+def _fit(
+    config: QuantizeConfig,
+    teacher: Teacher,
+    runtime: Runtime,
+    out: str | Path | None,
+    onnx: str | Path | None,
+    reporter: Reporter,
+) -> tuple[FittedStudent, tuple[Path, ...]]:
+    """The student and the files it was written to; what could not be written is refused before the fit."""
+    bits = Bits.parse(config.bits)
+    student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
+    _check_destinations(teacher, bits, config.first_last, out, onnx)
+    given = load_images(config.images, teacher.spec, config.count)
     pixels, shown = given.pixels, given.provenance
     origin = None if shown is None else ImagesOrigin(shown.method, shown.options, shown.data_read)
-    reporter = reporter or Reporter(quiet=True)
-    if line := own_defaults_line(student, recipe, loaded.spec):
+    if line := own_defaults_line(config.student, student, teacher.spec):
         reporter.say(line)
-    work = round(recipe.images_trained(loaded, len(pixels))) or len(pixels)
-    with reporter.job(f"{student} {parsed}", work) as log, resolved.threads_set():
-        fitted = recipe.fit(loaded, pixels, parsed, first_last=first_last, seed=seed, log=log, origin=origin)
-    files = _write(fitted, loaded, out, onnx)
+    work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
+    with reporter.job(f"{config.student} {bits}", work) as log, runtime.threads_set():
+        fitted = student.fit(
+            teacher, pixels, bits, first_last=config.first_last, seed=config.seed, log=log, origin=origin
+        )
+    return fitted, _write(fitted, teacher, out, onnx)
+
+
+def _scored(
+    config: QuantizeConfig,
+    fitted: FittedStudent,
+    files: tuple[Path, ...],
+    teacher: Teacher,
+    runtime: Runtime,
+    onnx: str | Path | None,
+) -> Quantized:
+    from zsq.saved.cost import student_cost
+
     cost = student_cost(fitted)
-    if eval is None:
+    if config.eval is None:
         return Quantized(fitted, cost, {}, None, files)
-    labelled = load_images(eval, loaded.spec)
-    teacher_logits, teacher_accuracy = score_teacher(loaded, labelled, resolved)
-    metrics = score_student(fitted, labelled, teacher_logits, resolved)
+    labelled = load_images(config.eval, teacher.spec)
+    teacher_logits, teacher_accuracy = score_teacher(teacher, labelled, runtime)
+    metrics = score_student(fitted, labelled, teacher_logits, runtime)
     if onnx is not None:
         from zsq.saved.onnx_qdq import OnnxStudent
 
-        onnx_logits = logits_of(OnnxStudent(onnx, loaded.spec), labelled.pixels, resolved)
+        onnx_logits = logits_of(OnnxStudent(onnx, teacher.spec), labelled.pixels, runtime)
         metrics["onnx_accuracy"] = accuracy(onnx_logits, labelled.labels)
     return Quantized(fitted, cost, metrics, teacher_accuracy, files)
 
@@ -194,12 +247,12 @@ def measure_gap(
     out: str | Path,
     *,
     weights: str | Path | None = None,
-    seeds: int = 3,
-    count: int | None = None,
-    first_last: int | None = None,
-    passes: Sequence[str] = (),
+    seeds: int = GAP.seeds,
+    count: int | None = GAP.count,
+    first_last: int | None = GAP.first_last,
+    passes: Sequence[str] = GAP.passes,
     set: Mapping[str, Any] | None = None,
-    show_real: bool = False,
+    show_real: bool = GAP.show_real,
     resume: bool = False,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
@@ -211,47 +264,25 @@ def measure_gap(
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
     """
-    from zsq.workflow import GapRun, run_gap
+    from zsq.workflow import run_gap
 
-    run = GapRun(
-        title=f"Gap to real images: {teacher}",
-        teacher=teacher,
-        weights=None if weights is None else str(weights),
-        shards=tuple(str(folder) for folder in shards),
-        real=real,
-        eval=eval,
-        students=tuple(_student_specs(students, bits, first_last, passes, set or {})),
-        seeds=seeds,
-        count=count,
-        show_real=show_real,
-        runtime=runtime or RuntimeConfig(),
-    )
-    return run_gap(run, Path(out), resume=resume, reporter=reporter)
-
-
-def _student_specs(
-    students: Sequence[str],
-    bits: Sequence[str],
-    first_last: int | None,
-    passes: Sequence[str],
-    overrides: Mapping[str, Any],
-) -> list[StudentSpec]:
-    from zsq.measure.protocol import StudentSpec
-
-    for key in overrides:
-        if key.partition(".")[0] not in students:
-            raise OptionError(f"--set {key}", f"STUDENT.KEY=VALUE with a student of {', '.join(students)}")
-    return [
-        StudentSpec(
-            name,
-            Bits.parse(width),
-            {k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == name},
-            first_last,
-            tuple(passes),
-        )
-        for name in students
-        for width in bits
-    ]
+    values = {
+        "teacher": teacher,
+        "shards": tuple(str(folder) for folder in shards),
+        "real": real,
+        "eval": eval,
+        "students": tuple(students),
+        "bits": tuple(bits),
+        "weights": None if weights is None else str(weights),
+        "seeds": seeds,
+        "count": count,
+        "first_last": first_last,
+        "passes": tuple(passes),
+        "set": dict(set or {}),
+        "show_real": show_real,
+        "runtime": runtime or RUNTIME,
+    }
+    return run_gap(validated(GapConfig, values, "gap"), Path(out), resume=resume, reporter=reporter)
 
 
 def run(
@@ -283,8 +314,8 @@ def export(
     to: str,
     out: str | Path,
     *,
-    layout: str | None = None,
-    range: str = "uint8",
+    layout: str | None = EXPORT.layout,
+    range: str = EXPORT.range,
 ) -> ExportRecord:
     """Write a finished run as `imagefolder`, `npy`, `npz`, `raw` or `webdataset`; what EXPORT.json says.
 
@@ -304,10 +335,10 @@ def import_images(
     source: str | Path,
     out: str | Path,
     *,
-    name: str = "imported",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    layout: str | None = None,
+    name: str = IMPORT.name,
+    mean: Sequence[float] | None = IMPORT.mean,
+    std: Sequence[float] | None = IMPORT.std,
+    layout: str | None = IMPORT.layout,
 ) -> Imported:
     """Make a shard set of images that come from elsewhere; `name` is its source in a gap table.
 
@@ -330,7 +361,7 @@ def verify_export(
     *,
     teacher: str | None = None,
     weights: str | Path | None = None,
-    tolerance: float = 1e-3,
+    tolerance: float = VERIFY.tolerance,
 ) -> Comparison:
     """Check that an export shows the pixels and labels of a run, whatever its layout and range.
 
@@ -370,7 +401,7 @@ def audit(
     from zsq.core.files import atomic_write_text
     from zsq.measure.audits import audit_images, audit_json
 
-    resolved = Runtime.resolve(**(runtime or RuntimeConfig()).model_dump())
+    resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
     own, seen, unseen = (load_images(str(s), loaded.spec) for s in (shards, train, holdout))
     labelled = loaded.task == "embed" and bool((seen.labels >= 0).all() and (unseen.labels >= 0).all())

@@ -1,4 +1,7 @@
-"""The command line: joins the parts, holds no logic. Heavy imports happen inside the commands."""
+"""The command line: joins the parts, holds no logic. Heavy imports happen inside the commands.
+
+A command's parameters are those of the API function that it stands for; `_asked` hands them over.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from zsq.config import AUDIT_RUNTIME, EXPORT, GAP, GENERATE, IMPORT, QUANTIZE, RUNTIME, VERIFY
 from zsq.core.errors import ZsqError
 from zsq.core.version import __version__
 
@@ -46,58 +50,50 @@ Passes = Annotated[
 
 @app.command()
 def generate(
+    context: typer.Context,
     teacher: Teacher,
     method: Annotated[str, typer.Option(help="Method; see `zsq list methods`.")],
-    weights: Weights = None,
-    count: Annotated[int, typer.Option(help="Number of images.")] = 1024,
-    batch: Annotated[int | None, typer.Option(help="Images optimised together; the method's own.")] = None,
-    shard_size: Annotated[int, typer.Option(help="Most images per shard.")] = 256,
-    seed: Seed = 0,
+    weights: Weights = GENERATE.weights,
+    count: Annotated[int, typer.Option(help="Number of images.")] = GENERATE.count,
+    batch: Annotated[
+        int | None, typer.Option(help="Images optimised together; the method's own.")
+    ] = GENERATE.batch,
+    shard_size: Annotated[int, typer.Option(help="Most images per shard.")] = GENERATE.shard_size,
+    seed: Seed = GENERATE.seed,
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/TEACHER-METHOD.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps; schedules scale along.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps; schedules scale along.")
+    ] = GENERATE.iterations,
     real: Annotated[
         str | None, typer.Option(metavar="SRC", help="Real images, for methods that read some.")
-    ] = None,
+    ] = GENERATE.real,
     set_: Set = None,
     resume: Resume = False,
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    device: Device = "auto",
+    precision: Precision = RUNTIME.precision,
+    compile: Compile = RUNTIME.compile,
+    threads: Threads = RUNTIME.threads,
+    device: Device = RUNTIME.device,
 ) -> None:
     """Make calibration images from a teacher and write them as HDF5 shards."""
-    from zsq.api import generate as run
+    from zsq import api
 
-    folder = run(
-        teacher=teacher,
-        method=method,
-        weights=weights,
-        count=count,
-        batch=batch,
-        shard_size=shard_size,
-        seed=seed,
-        out=out,
-        iterations=iterations,
-        real=real,
-        set=_pairs(set_),
-        resume=resume,
-        runtime=_runtime(precision, compile, threads, device),
-        reporter=_reporter(),
-    )
-    typer.echo(folder)
+    typer.echo(api.generate(**_asked(context)))
 
 
 @app.command()
 def quantize(
+    context: typer.Context,
     teacher: Teacher,
     images: Annotated[str, typer.Option(metavar="SRC", help="Images to fit on.")],
     student: Annotated[str, typer.Option(help="Student; see `zsq list students`.")],
     bits: Annotated[str, typer.Option(help="As in W4A4.")],
-    weights: Weights = None,
-    first_last: FirstLast = None,
-    seed: Seed = 0,
-    eval: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled images to score on.")] = None,
-    count: Annotated[int | None, typer.Option(help="Use this many of the images.")] = None,
+    weights: Weights = QUANTIZE.weights,
+    first_last: FirstLast = QUANTIZE.first_last,
+    seed: Seed = QUANTIZE.seed,
+    eval: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Labelled images to score on.")
+    ] = QUANTIZE.eval,
+    count: Annotated[int | None, typer.Option(help="Use this many of the images.")] = QUANTIZE.count,
     out: Annotated[
         Path | None, typer.Option(help="Save the student: a folder, or NAME.safetensors for NAME.json too.")
     ] = None,
@@ -106,31 +102,15 @@ def quantize(
     ] = None,
     passes: Passes = None,
     set_: Set = None,
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    device: Device = "auto",
+    precision: Precision = RUNTIME.precision,
+    compile: Compile = RUNTIME.compile,
+    threads: Threads = RUNTIME.threads,
+    device: Device = RUNTIME.device,
 ) -> None:
     """Fit one student on images of any source and say how well it does."""
-    from zsq.api import quantize as run
+    from zsq import api
 
-    result = run(
-        teacher=teacher,
-        images=images,
-        student=student,
-        bits=bits,
-        weights=weights,
-        first_last=first_last,
-        seed=seed,
-        eval=eval,
-        count=count,
-        out=out,
-        onnx=onnx,
-        passes=_names(passes),
-        set=_pairs(set_),
-        runtime=_runtime(precision, compile, threads, device),
-        reporter=_reporter(),
-    )
+    result = api.quantize(**_asked(context))
     fitted = result.fitted
     for tensor in fitted.tensors:
         scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"
@@ -145,6 +125,7 @@ def quantize(
 
 @app.command()
 def gap(
+    context: typer.Context,
     teacher: Teacher,
     shards: Annotated[
         list[str],
@@ -155,10 +136,12 @@ def gap(
     student: Annotated[list[str], typer.Option(help="Student; repeatable.")],
     bits: Annotated[list[str], typer.Option(help="Bit widths; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
-    weights: Weights = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Student seeds.")] = 3,
-    count: Annotated[int | None, typer.Option(help="Images per set; default the smallest set's.")] = None,
-    first_last: FirstLast = None,
+    weights: Weights = GAP.weights,
+    seeds: Annotated[int, typer.Option(help="Student seeds.")] = GAP.seeds,
+    count: Annotated[
+        int | None, typer.Option(help="Images per set; default the smallest set's.")
+    ] = GAP.count,
+    first_last: FirstLast = GAP.first_last,
     passes: Passes = None,
     set_: Annotated[
         list[str] | None,
@@ -166,60 +149,37 @@ def gap(
     ] = None,
     show_real: Annotated[
         bool, typer.Option("--show-real", help="Put real images on the contact sheet.")
-    ] = False,
+    ] = GAP.show_real,
     resume: Resume = False,
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    device: Device = "auto",
+    precision: Precision = RUNTIME.precision,
+    compile: Compile = RUNTIME.compile,
+    threads: Threads = RUNTIME.threads,
+    device: Device = RUNTIME.device,
 ) -> None:
     """Measure what replacing real images by synthetic ones costs, and report it."""
-    from zsq.api import measure_gap as run
+    from zsq import api
 
-    data = run(
-        teacher=teacher,
-        shards=shards,
-        real=real,
-        eval=eval,
-        students=student,
-        bits=bits,
-        out=out,
-        weights=weights,
-        seeds=seeds,
-        count=count,
-        first_last=first_last,
-        passes=_names(passes),
-        set=_pairs(set_),
-        show_real=show_real,
-        resume=resume,
-        runtime=_runtime(precision, compile, threads, device),
-        reporter=_reporter(),
-    )
+    asked = _asked(context)
+    data = api.measure_gap(students=asked.pop("student"), **asked)
     _show(data, out)
 
 
 @app.command()
 def run(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file; see `zsq list recipes`.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
     resume: Resume = False,
     budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
-    precision: Precision = "auto",
-    compile: Compile = "auto",
-    threads: Threads = None,
-    device: Device = "auto",
+    precision: Precision = RUNTIME.precision,
+    compile: Compile = RUNTIME.compile,
+    threads: Threads = RUNTIME.threads,
+    device: Device = RUNTIME.device,
 ) -> None:
     """Run a recipe: generate, fit students, measure the gap, report."""
-    from zsq.api import run as run_recipe
+    from zsq import api
 
-    data, folder = run_recipe(
-        recipe,
-        out=out,
-        resume=resume,
-        budget_hours=budget_hours,
-        runtime=_runtime(precision, compile, threads, device),
-        reporter=_reporter(),
-    )
+    data, folder = api.run(**_asked(context))
     _show(data, folder)
 
 
@@ -251,9 +211,9 @@ def inspect(
 ) -> None:
     """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
     saved student is and how it was made."""
-    from zsq.api import inspect as run
+    from zsq import api
 
-    for line in run(folder):
+    for line in api.inspect(folder):
         typer.echo(line)
 
 
@@ -267,7 +227,7 @@ def verify(
         str | None, typer.Option(help="With --against: compare its logits with the stored ones too.")
     ] = None,
     weights: Weights = None,
-    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit.")] = 1e-3,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit.")] = VERIFY.tolerance,
 ) -> None:
     """Check every file against its hash and every array against the schema; and an export against both."""
     from zsq.core.errors import OptionError
@@ -278,9 +238,9 @@ def verify(
     result = verify_run(folder)
     typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
     if against is not None:
-        from zsq.api import verify_export
+        from zsq import api
 
-        same = verify_export(folder, against, teacher=teacher, weights=weights, tolerance=tolerance)
+        same = api.verify_export(folder, against, teacher=teacher, weights=weights, tolerance=tolerance)
         logits = "" if teacher is None else f", logits within {same.logit_difference:.2g}"
         typer.echo(f"{against} ({same.to}): the same {same.num_images} images and labels{logits}")
 
@@ -290,15 +250,15 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
     to: Annotated[str, typer.Option(help="imagefolder, npy, npz, raw or webdataset.")],
     out: Annotated[Path, typer.Option(help="New folder for the files and EXPORT.json.")],
-    layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, else nchw.")] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, else nchw.")] = EXPORT.layout,
     range: Annotated[
         str, typer.Option(help="uint8 0..255, unit 0..1, or norm as the teacher takes.")
-    ] = "uint8",
+    ] = EXPORT.range,
 ) -> None:
     """Write the images of a run as files for other tools."""
-    from zsq.api import export as run
+    from zsq import api
 
-    record = run(folder, to, out, layout=layout, range=range)
+    record = api.export(folder, to, out, layout=layout, range=range)
     typer.echo(f"{record.num_images} images, {'; '.join(record.applied)}")
     for line in record.use:
         typer.echo(f"    {line}")
@@ -309,17 +269,19 @@ def export(
 def import_(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Images made elsewhere.")],
     out: Annotated[Path, typer.Option(help="New run folder.")],
-    name: Annotated[str, typer.Option(help="Name of the source in a gap table.")] = "imported",
+    name: Annotated[str, typer.Option(help="Name of the source in a gap table.")] = IMPORT.name,
     mean: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
     std: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
-    layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, tensors: nchw.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="nchw or nhwc; npz: nhwc, tensors: nchw.")
+    ] = IMPORT.layout,
 ) -> None:
     """Make a shard set of images that come from elsewhere."""
-    from zsq.api import import_images
+    from zsq import api
     from zsq.config import parse_numbers
 
     moments = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}
-    done = import_images(source, out, name=name, layout=layout, **moments)
+    done = api.import_images(source, out, name=name, layout=layout, **moments)
     if done.clamped:
         typer.echo(f"{done.clamped:.2%} of the values were outside of 0..255 and are clamped", err=True)
     typer.echo(f"{done.num_images} images, {done.num_labelled} with a label: {out}")
@@ -333,41 +295,39 @@ def audit(
     holdout: Annotated[str, typer.Option(metavar="SRC", help="Your images of that kind that it was not.")],
     out: Annotated[Path, typer.Option(help="JSON file for the figures; no image is written.")],
     weights: Weights = None,
-    threads: Threads = None,
-    device: Device = "auto",
+    threads: Threads = AUDIT_RUNTIME.threads,
+    device: Device = AUDIT_RUNTIME.device,
 ) -> None:
     """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
-    from zsq.api import audit as run
+    from zsq import api
+    from zsq.config import AuditRuntime
     from zsq.measure.audits import audit_lines
 
-    runtime = _runtime("fp32", "off", threads, device)
-    found = run(teacher, shards, train, holdout, out, weights=weights, runtime=runtime)
+    runtime = _runtime(AuditRuntime, {"threads": threads, "device": device})
+    found = api.audit(teacher, shards, train, holdout, out, weights=weights, runtime=runtime)
     for line in audit_lines(found):
         typer.echo(line)
     typer.echo(out)
 
 
-def _names(text: str | None) -> list[str]:
-    return [] if text is None else [name.strip() for name in text.split(",")]
-
-
-def _pairs(pairs: list[str] | None) -> dict[str, Any]:
-    from zsq.config import parse_set
-
-    return parse_set(pairs or [])
-
-
-def _runtime(precision: str, compile: str, threads: int | None, device: str) -> Any:
-    from zsq.config import RuntimeConfig, validated
-
-    values = {"precision": precision, "compile": compile, "threads": threads, "device": device}
-    return validated(RuntimeConfig, values, "runtime")
-
-
-def _reporter() -> Any:
+def _asked(context: typer.Context) -> dict[str, Any]:
+    """The command's options as the API takes them: those of the runtime as one, pairs and lists parsed."""
+    from zsq.config import RuntimeConfig, parse_set
     from zsq.core.progress import Reporter
 
-    return Reporter()
+    values = {name.rstrip("_"): value for name, value in context.params.items()}
+    runtime = {name: values.pop(name) for name in RuntimeConfig.model_fields}
+    if "set" in values:
+        values["set"] = parse_set(values["set"] or [])
+    if "passes" in values:
+        values["passes"] = [name.strip() for name in (values["passes"] or "").split(",") if name.strip()]
+    return {**values, "runtime": _runtime(RuntimeConfig, runtime), "reporter": Reporter()}
+
+
+def _runtime(model: type[Any], values: dict[str, Any]) -> Any:
+    from zsq.config import validated
+
+    return validated(model, values, "runtime")
 
 
 def _show(data: Any, folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""What a command was asked to do: one frozen model per stage, TOML recipes, their hash."""
+"""What a command was asked to do: one frozen model per command, TOML recipes, their hash.
+
+The models state each option's default; the command line and the Python API read them here.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,13 @@ class RuntimeConfig(Record):
     device: str = "auto"
 
 
+class AuditRuntime(RuntimeConfig):
+    """What `zsq audit` computes with: always float32, always the same kernels."""
+
+    precision: str = "fp32"
+    compile: str = "off"
+
+
 class GenerateConfig(Record):
     """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own."""
 
@@ -46,6 +56,74 @@ class GenerateConfig(Record):
     real: str | None = None
     set: dict[str, Any] = Field({})
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+class FitConfig(Record):
+    """What fitting a student takes, alone or in a comparison. `first_last` None is the student's own."""
+
+    teacher: str
+    weights: str | None = None
+    first_last: int | None = None
+    count: PositiveInt | None = None
+    passes: tuple[str, ...] = ()
+    set: dict[str, Any] = Field({})
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+class QuantizeConfig(FitConfig):
+    """`zsq quantize`: one student on `images`, scored on `eval`."""
+
+    images: str
+    student: str
+    bits: str
+    seed: Seed = 0
+    eval: str | None = None
+
+
+class GapConfig(FitConfig):
+    """`zsq gap`: every student at every width on `real` images and on every shard set."""
+
+    shards: Annotated[tuple[str, ...], Field(min_length=1)]
+    real: str
+    eval: str
+    students: Annotated[tuple[str, ...], Field(min_length=1)]
+    bits: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: PositiveInt = 3
+    show_real: bool = False
+
+
+class VerifyConfig(Record):
+    """`zsq verify --against`: the largest difference of a logit that passes."""
+
+    tolerance: float = 1e-3
+
+
+class ExportConfig(Record):
+    """`zsq export`. `layout` None is the format's own."""
+
+    to: str
+    layout: str | None = None
+    range: str = "uint8"
+
+
+class ImportConfig(Record):
+    """`zsq import`. `mean` and `std` are of float values: one number, or one per channel."""
+
+    source: str
+    name: str = "imported"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layout: str | None = None
+
+
+# Their defaults; what a command must be given is not set.
+GENERATE = GenerateConfig.model_construct()
+QUANTIZE = QuantizeConfig.model_construct()
+GAP = GapConfig.model_construct()
+VERIFY = VerifyConfig.model_construct()
+EXPORT = ExportConfig.model_construct()
+IMPORT = ImportConfig.model_construct()
+RUNTIME, AUDIT_RUNTIME = RuntimeConfig(), AuditRuntime()
 
 
 class RecipeTeacher(Record):
@@ -80,8 +158,8 @@ class RecipeGenerate(Record):
 
     count: PositiveInt
     shard_sets: PositiveInt = 3
-    shard_size: PositiveInt = 256
-    seed: Seed = 0
+    shard_size: PositiveInt = GENERATE.shard_size
+    seed: Seed = GENERATE.seed
     iterations: PositiveInt | None = None
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from zsq.bench import Bench, Budget
-from zsq.config import GenerateConfig, Recipe, RecipeSource, RuntimeConfig
+from zsq.config import GapConfig, GenerateConfig, Recipe, RecipeSource
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
@@ -211,60 +211,58 @@ def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
         reporter.say(line)
 
 
-@dataclass(frozen=True)
-class GapRun:
-    """`zsq gap` as asked for."""
-
-    title: str
-    teacher: str
-    weights: str | None
-    shards: tuple[str, ...]
-    real: str
-    eval: str
-    students: tuple[StudentSpec, ...]
-    seeds: int
-    count: int | None
-    show_real: bool
-    runtime: RuntimeConfig
-
-    def settings(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        students = [{**asdict(spec), "bits": str(spec.bits)} for spec in self.students]
-        return {**vars(self), "students": students, "runtime": self.runtime.model_dump()}
-
-
-def run_gap(run: GapRun, out: Path, *, resume: bool = False, reporter: Reporter | None = None) -> ReportData:
+def run_gap(
+    config: GapConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None
+) -> ReportData:
     """Measure the gap of existing shard sets; the report goes to `out`.
 
     Raises:
         ZsqError: whatever a fit or the report raises; finished fits are kept.
     """
     reporter = reporter or Reporter(quiet=True)
-    teacher = load_teacher(run.teacher, Path(run.weights) if run.weights else None)
-    sets = shard_sets_by_source([Path(folder) for folder in run.shards])
+    specs, title = _gap_students(config), f"Gap to real images: {config.teacher}"
+    teacher = load_teacher(config.teacher, Path(config.weights) if config.weights else None)
+    sets = shard_sets_by_source([Path(folder) for folder in config.shards])
     datasets = [ShardDataset(folder) for folders in sets.values() for folder in folders]
-    count = run.count or min(len(dataset) for dataset in datasets)
+    count = config.count or min(len(dataset) for dataset in datasets)
     num_sets = max(len(folders) for folders in sets.values())
-    runtime = Runtime.resolve(**run.runtime.model_dump())
-    real, evaluation = (load_images(text, teacher.spec) for text in (run.real, run.eval))
+    runtime = Runtime.resolve(**config.runtime.model_dump())
+    real, evaluation = (load_images(text, teacher.spec) for text in (config.real, config.eval))
     check_identities(teacher, real, evaluation)
-    students = resolve_students(run.students, teacher.spec, runtime)
+    students = resolve_students(specs, teacher.spec, runtime)
+    asked = [{**asdict(spec), "bits": str(spec.bits)} for spec in specs]
+    settings = {**config.model_dump(mode="json"), "title": title, "students": asked}
     protocol = Protocol(
         teacher=teacher.to(runtime.device),
         eval=evaluation,
         real_sets=real.disjoint_sets(num_sets, count, 0),
         students=students,
-        seeds=run.seeds,
+        seeds=config.seeds,
         runtime=runtime,
-        title=run.title,
-        show_real=run.show_real,
-        settings=run.settings() | own_defaults_of(students, teacher.spec),
+        title=title,
+        show_real=config.show_real,
+        settings=settings | own_defaults_of(students, teacher.spec),
     )
     say_own_defaults(protocol, reporter)
     bench = Bench(protocol, out, "gap", resume, reporter)
     bench.sets = sets
     bench.fit(num_sets, Budget(None))
     return bench.report()
+
+
+def _gap_students(config: GapConfig) -> list[StudentSpec]:
+    """One per student and width; `config.set` has keys STUDENT.OPTION."""
+    options: dict[str, dict[str, Any]] = {name: {} for name in config.students}
+    for key, value in config.set.items():
+        name, _, option = key.partition(".")
+        if name not in options:
+            raise OptionError(f"--set {key}", f"STUDENT.KEY=VALUE with a student of {', '.join(options)}")
+        options[name][option] = value
+    return [
+        StudentSpec(name, Bits.parse(width), options[name], config.first_last, config.passes)
+        for name in config.students
+        for width in config.bits
+    ]
 
 
 def shard_sets_by_source(folders: list[Path]) -> dict[str, list[Path]]:

@@ -273,10 +273,11 @@ def test_wrong_recipe(text, found, tmp_path, capsys):
     ("change", "found"),
     [
         (("--shards", "nowhere"), "nowhere does not exist"),
-        (("--seeds", 0), "--seeds"),
+        (("--seeds", 0), "seeds: Input should be greater than or equal to 1, not 0"),
+        (("--count", -1), "count: Input should be greater than or equal to 1, not -1"),
         (("--set", "lsq-kd.iterations=3"), "--set lsq-kd.iterations"),
         (("--count", 2000), "1089 images"),
-        (("--bits", "W4A4"), "is named 2 times"),
+        (("--bits", "W4A4"), "is named twice"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -34,8 +34,6 @@ from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.schema import ShardContent
 from zsq.shards.verify import verify_shard
 
-LOGIT_TOLERANCE = 1e-3
-
 
 class Kind(NamedTuple):
     """How one kind of export is written and read."""
@@ -53,9 +51,7 @@ FORMATS: dict[str, Kind] = {
 }
 
 
-def export_run(
-    folder: Path, to: str, out: Path, layout: str | None = None, range: str = "uint8"
-) -> ExportRecord:
+def export_run(folder: Path, to: str, out: Path, layout: str | None, range: str) -> ExportRecord:
     """Write a finished run as files for other tools; `out` is complete or absent.
 
     Args:
@@ -151,9 +147,7 @@ class Comparison:
     logit_difference: float | None
 
 
-def verify_export(
-    folder: Path, export: Path, teacher: Teacher | None = None, tolerance: float = LOGIT_TOLERANCE
-) -> Comparison:
+def verify_export(folder: Path, export: Path, teacher: Teacher | None, tolerance: float) -> Comparison:
     """Undo what EXPORT.json states, and compare every pixel and label with the run's.
 
     Args:

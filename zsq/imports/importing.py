@@ -38,10 +38,10 @@ class Imported:
 def import_images(
     source: str,
     out: Path,
-    name: str = "imported",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    layout: str | None = None,
+    name: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    layout: str | None,
 ) -> Imported:
     """Write the images of `source` as a run folder without a teacher; complete or absent.
 
