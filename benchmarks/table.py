@@ -1,14 +1,15 @@
 """Run a recipe as a benchmark: `python benchmarks/table.py RECIPE [--budget-hours H]`.
 
 Continues `outputs/RECIPE`, keeps finished fits in `benchmarks/results/RECIPE.json`, and takes up the fits
-found there, so that a table can be completed in several sittings and on several machines.
+found there, so that a table can be completed in several sittings and on several machines. The bootstrap
+replicates of an embedding teacher stay in `outputs/RECIPE`: without that folder its fits are made again.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from common import RESULTS, BudgetHours, Threads
@@ -32,10 +33,14 @@ def main(
     budget_hours: BudgetHours = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
+    rewrite: Annotated[bool, typer.Option(help="Only write the kept table anew, in today's form.")] = False,
 ) -> None:
     """Run or continue the recipe and keep its table."""
     name = Path(recipe).stem
     target = RESULTS / f"{name}.json"
+    if rewrite:
+        write(target, json.loads(target.read_text(encoding="utf-8")))
+        return
     loaded = load_recipe(recipe)
     if threads is not None:
         loaded = loaded.model_copy(update={"runtime": RuntimeConfig(threads=threads)})
@@ -43,12 +48,8 @@ def main(
 
     def keep(data: ReportData, fits: list[RunRecord]) -> None:
         shown = {key: value for key, value in data.as_json().items() if key in SHOWN}
-        table = {
-            "command": f"python benchmarks/table.py {recipe}",
-            "machine": machine(),
-            **shown,
-        }
-        atomic_write_text(target, with_fits(json.dumps(table, indent=1), fits))
+        command = f"python benchmarks/table.py {recipe}"
+        write(target, {"command": command, "machine": machine(), **shown, "fits": fits})
 
     run_recipe(
         loaded,
@@ -79,17 +80,11 @@ def fits_of(target: Path, recipe: Recipe) -> list[RunRecord]:
     return list(table["fits"])
 
 
-def with_fits(table: str, fits: list[RunRecord]) -> str:
-    """A JSON object with `fits` as its last entry; the hundreds of replicates of a fit on one line."""
-    lines = []
-    for fit in fits:
-        plain = {key: value for key, value in fit.items() if key not in ("replicates", "roc")}
-        text = json.dumps(plain, indent=1)
-        for key in ("replicates", "roc"):
-            if key in fit:
-                text = f"{text[:-2]},\n {json.dumps(key)}: {json.dumps(fit[key])}\n}}"
-        lines.append("  " + text.replace("\n", "\n  "))
-    return f"{table[:-2]},\n " + '"fits": [\n' + ",\n".join(lines) + "\n ]\n}\n"
+def write(target: Path, table: dict[str, Any]) -> None:
+    """Keep a table: its `fits` without bootstrap replicates, which the intervals in `rows`, `gaps` and
+    `contrasts` are made of."""
+    fits = [{key: value for key, value in fit.items() if key != "replicates"} for fit in table["fits"]]
+    atomic_write_text(target, json.dumps({**table, "fits": fits}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,15 @@ class Bench:
         self.sets: dict[str, list[Path]] = {}
 
     def adopt(self, records: Iterable[RunRecord], sources: Iterable[str]) -> None:
-        """Take fits made elsewhere for finished, where they are of this protocol and one of `sources`."""
+        """Take fits made elsewhere for finished, where they are of this protocol and one of `sources`.
+
+        An embedder's fits without replicates are made again: there would be no intervals.
+        """
         arms = dict.fromkeys((REAL, *sources), self.protocol.real_sets)
-        self.fits.adopt(self.protocol.belonging(records, arms))
+        own = self.protocol.belonging(records, arms)
+        if self.protocol.teacher.task == "embed":
+            own = [record for record in own if "replicates" in record]
+        self.fits.adopt(own)
 
     def arms(self, num_sets: int) -> dict[str, list[Tensor]]:
         """Source -> pixels of its first `num_sets` shard sets, as many as the real sets hold."""

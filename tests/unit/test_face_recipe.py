@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +121,26 @@ def test_several_shard_sets_have_welchs_interval(finished):
     gap_of_one, gap_of_two = (gaps_from_rows(rows, replicates)[0] for rows in (one, two))
     assert gap_of_one.ci95 != gap_of_two.ci95 and gap_of_two.bootstrap95 is not None
     assert gaps_from_rows(one)[0].ci95 is None
+
+
+def test_fits_without_replicates_are_made_again(tmp_path, finished, monkeypatch):
+    _, _, fits = finished
+    monkeypatch.setattr(bench, "build_report", lambda data, out: None)
+    given = [*fits[:6], *({k: v for k, v in fit.items() if k != "replicates"} for fit in fits[6:])]
+    made = []
+    run_recipe(load(tmp_path), tmp_path / "run", finished=given, on_report=lambda _, own: made.extend(own))
+    assert len(made) == 8 and all("replicates" in fit for fit in made)
+    assert made[:6] == fits[:6]
+    assert all(own["seconds"] != fit["seconds"] for own, fit in zip(made[6:], fits[6:], strict=True))
+
+
+def test_no_committed_table_holds_replicates():
+    tables = [
+        json.loads(path.read_text())
+        for path in (Path(__file__).parents[2] / "benchmarks" / "results").glob("*.json")
+    ]
+    fits = [fit for table in tables for fit in table.get("fits", ()) if isinstance(fit, dict)]
+    assert fits and not any("replicates" in fit for fit in fits)
 
 
 def test_classifiers_have_no_replicates():
