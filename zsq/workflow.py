@@ -60,9 +60,7 @@ def run_recipe(
         if budget.spent():
             break
         for source in recipe.sources:
-            folder = out / f"{source.label}-{shard_set}"
-            config = source_config(recipe, source, shard_set)
-            generate(config, folder, resume=True, teacher=protocol.teacher, reporter=reporter)
+            folder = _made_set(recipe, source, shard_set, out, protocol.teacher, reporter)
             bench.sets.setdefault(source.label, []).append(folder)
         bench.fit(shard_set + 1, budget)
         data = bench.report()
@@ -70,6 +68,15 @@ def run_recipe(
     if budget.spent():
         reporter.say("the time budget is spent; --resume completes the table")
     return data or bench.report()
+
+
+def _made_set(
+    recipe: Recipe, source: RecipeSource, shard_set: int, out: Path, teacher: Teacher, reporter: Reporter
+) -> Path:
+    """The folder of one shard set, made or completed."""
+    folder = out / f"{source.label}-{shard_set}"
+    config = source_config(recipe, source, shard_set)
+    return generate(config, folder, resume=True, teacher=teacher, reporter=reporter)
 
 
 def recipe_protocol(recipe: Recipe) -> Protocol:

@@ -106,7 +106,8 @@ def audit_images(
     """Compare uint8 (N, C, H, W) images; the teacher is on the runtime's device.
 
     Args:
-        identities: int64 (N,) of the training and of the held-out images, where known.
+        identities: int64 (N,) of the training and of the held-out images, where known; else each image is
+            taken for an identity of its own.
 
     Raises:
         MismatchError: images of another shape than the teacher's, or fewer than 2 training or held-out ones.
@@ -119,13 +120,16 @@ def audit_images(
     owners = [_Owners(*pair) for pair in zip(embed.spaces(train), embed.spaces(holdout), strict=True)]
     own = embed.spaces(synthetic)
     labels = identities or (torch.arange(len(train)), torch.arange(len(holdout)))
-    groups = tuple(np.unique(each.numpy(), return_inverse=True)[1] for each in labels)
+    numbered = tuple(np.unique(each.numpy(), return_inverse=True)[1] for each in labels)
     return Audit(
         len(synthetic),
         len(train),
         len(holdout),
         "identities" if identities else "images",
-        {space: owner.figures(rows, *groups) for space, owner, rows in zip(SPACES, owners, own, strict=True)},
+        {
+            space: owner.figures(rows, *numbered)
+            for space, owner, rows in zip(SPACES, owners, own, strict=True)
+        },
         _suspects(owners, own),
         _control(owners, embed, train),
     )
@@ -192,7 +196,7 @@ class _Owners:
         null = np.quantile(self.ratios(self.holdout_HD, held_out=True)[2], NULL_QUANTILE)
         return COPY_RATIO * min(1.0, float(null))
 
-    def figures(self, rows_SD: np.ndarray, groups_T: np.ndarray, groups_H: np.ndarray) -> Space:
+    def figures(self, rows_SD: np.ndarray, identity_T: np.ndarray, identity_H: np.ndarray) -> Space:
         """All of a synthetic set."""
         synthetic = _index(rows_SD)
         train_T, holdout_H = (_nearest(synthetic, rows)[0] for rows in (self.train_TD, self.holdout_HD))
@@ -201,31 +205,31 @@ class _Owners:
             _spread(_nearest(self.holdout, rows_SD)[0]),
             _spread(_nearest(self.train, self.holdout_HD)[0]),
             self.threshold,
-            *membership(train_T, holdout_H, groups_T, groups_H),
+            *membership(train_T, holdout_H, identity_T, identity_H),
         )
 
 
 def membership(
-    train_T: np.ndarray, holdout_H: np.ndarray, groups_T: np.ndarray, groups_H: np.ndarray
+    train_T: np.ndarray, holdout_H: np.ndarray, identity_T: np.ndarray, identity_H: np.ndarray
 ) -> tuple[float, Interval]:
     """AUC, 0..100, of telling training from held-out images by their distance to the synthetic set, and its
-    95 % bootstrap interval over groups of images, which count from 0 on each side."""
+    95 % bootstrap interval over identities, which count from 0 on each side."""
     is_train = np.arange(len(train_T) + len(holdout_H)) < len(train_T)
     curve = Curve(-np.concatenate([train_T, holdout_H]), is_train)
     random = numpy_generator(0, 0, "audit bootstrap")
     draws = []
     for _ in range(DRAWS):
-        times = [_times(groups, random) for groups in (groups_T, groups_H)]
+        times = [_times(identities, random) for identities in (identity_T, identity_H)]
         draws.append(100 * area(*curve.rates(np.concatenate(times))))
     interval = percentile_interval(np.array(draws))
     assert interval is not None
     return 100 * area(*curve.rates()), interval
 
 
-def _times(groups_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(N,): how often each image is there when as many groups are drawn, with replacement, as there are."""
-    size = int(groups_N.max()) + 1
-    return random.multinomial(size, np.full(size, 1 / size))[groups_N]
+def _times(identity_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(N,): how often each image is there when as many identities as there are are drawn with repeats."""
+    size = int(identity_N.max()) + 1
+    return random.multinomial(size, np.full(size, 1 / size))[identity_N]
 
 
 def _suspects(owners: Sequence[_Owners], spaces: Sequence[np.ndarray]) -> list[Suspect]:

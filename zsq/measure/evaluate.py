@@ -84,7 +84,10 @@ def agreement(student_NK: Tensor, teacher_NK: Tensor) -> float:
 
 
 def check_labels(images: LabelledImages, num_classes: int | None) -> None:
-    """Pass images that all have one of the teacher's classes, or of an embedder (None) any label.
+    """Refuse images without labels, or with labels that are none of the teacher's classes.
+
+    Args:
+        num_classes: None for an embedding network, whose images may have any labels.
 
     Raises:
         ImagesError: unlabelled images, or too few identities to make pairs of.

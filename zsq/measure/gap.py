@@ -147,14 +147,14 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
     """One row per source, student, bits, number of images and metric, in order of first appearance."""
     records = list(records)
     replicates = replicates_of(records)
-    groups: dict[RowKey, list[tuple[Run, float]]] = {}
+    values: dict[RowKey, list[tuple[Run, float]]] = {}
     for record in records:
         for metric, value in record["metrics"].items():
             key = (record["source"], record["student"], record["bits"], record["num_images"], metric)
             run = Run(record["shard_set"], record["seed"], value)
-            groups.setdefault(key, []).append((run, record["seconds"]))
+            values.setdefault(key, []).append((run, record["seconds"]))
     rows = []
-    for key, pairs in groups.items():
+    for key, pairs in values.items():
         runs = tuple(run for run, _ in pairs)
         means = set_means(runs)
         seconds = float(np.mean([seconds for _, seconds in pairs]))

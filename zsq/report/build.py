@@ -224,7 +224,7 @@ def sets_grid(data: ReportData) -> Grid:
         )
         for source, values in data.bn_distance.items()
     )
-    return Grid(("source", "passes per image", "BN distance", "intra-class distance"), lines, 1)
+    return Grid(("source", "teacher passes per image", "BN distance", "intra-class distance"), lines, 1)
 
 
 def tensors_grid(data: ReportData, student: str) -> Grid:

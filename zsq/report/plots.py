@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -124,45 +124,56 @@ def _cost_panel(
     look: Mapping[str, tuple[str, str]],
     teacher_accuracy: float | None,
 ) -> None:
+    """One student's panel: lines for teacher and real images, a point per source, lines through curves."""
     reaches = [(e.main.source, *(e.main.ci95 or (e.main.mean, e.main.mean))) for e in panel]
     if teacher_accuracy is not None:
         ax.axhline(teacher_accuracy, color=GREY, linewidth=1.0, linestyle=":", label="teacher")
         reaches.append((REAL, teacher_accuracy, teacher_accuracy))
     low, high = _axis(reaches)
     span = high - low
+    place = _places(ax, cost)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for entry in panel:
+        row, label = entry.main, name[entry.main.source]
+        colour, marker = look[label]
+        low_95, high_95 = row.ci95 or (row.mean, row.mean)
+        if row.source == REAL:
+            ax.axhline(row.mean, color=colour, linewidth=1.2, linestyle="--", label=REAL)
+            ax.axhspan(low_95, high_95, color=GREY, alpha=0.2, linewidth=0)
+            continue
+        x = place(cost[row.source], label == row.source)
+        if row.mean < low:
+            ax.plot(x, low - 0.12 * span, color=colour, marker="v", linestyle="none", label=label)
+            text = f"{row.source} {number(row.mean)}, below"
+            ax.annotate(text, (x, low - 0.12 * span), (8, 0), textcoords="offset points", va="center")
+        else:
+            errors = [[row.mean - low_95], [high_95 - row.mean]]
+            points.setdefault(label, []).append((x, row.mean))
+            ax.errorbar(x, row.mean, errors, color=colour, fmt=marker, capsize=3, label=label)
+    for label, curve in points.items():
+        ax.plot(*zip(*sorted(curve), strict=True), color=look[label][0], linewidth=1.0)
+    ax.set_ylim(low - 0.22 * span, high + 0.12 * span)
+
+
+def _places(ax: Axes, cost: Mapping[str, float]) -> Callable[[float, bool], float]:
+    """Scale the axis of costs; a function from a source's cost, and whether it stands alone, to its place.
+
+    Sources of equal cost stand side by side: their points would hide each other.
+    """
     positive = [value for value in cost.values() if value > 0]
     is_wide = bool(positive) and max(positive) > 20 * min(positive)
     if is_wide:
         ax.set_xscale("symlog", linthresh=min(positive))
         ax.xaxis.set_major_formatter("{x:g}")
     drawn: Counter[float] = Counter()
-    points: dict[str, list[tuple[float, float]]] = {}
-    for entry in panel:
-        row, label = entry.main, name[entry.main.source]
-        colour, marker = look[label]
-        bounds = row.ci95 or (row.mean, row.mean)
-        if row.source == REAL:
-            ax.axhline(row.mean, color=colour, linewidth=1.2, linestyle="--", label=REAL)
-            ax.axhspan(*bounds, color=GREY, alpha=0.2, linewidth=0)
-            continue
-        passes = cost[row.source]
-        x = passes
-        if label == row.source:
-            # Sources of equal cost side by side: their points would hide each other.
-            x += drawn[passes] * 0.03 * (passes if is_wide else max([1.0, *positive]))
-            drawn[passes] += 1
-        if row.mean < low:
-            y = low - 0.12 * span
-            ax.plot(x, y, color=colour, marker="v", linestyle="none", label=label)
-            text = f"{row.source} {number(row.mean)}, below"
-            ax.annotate(text, (x, y), (8, 0), textcoords="offset points", va="center")
-        else:
-            errors = [[row.mean - bounds[0]], [bounds[1] - row.mean]]
-            points.setdefault(label, []).append((x, row.mean))
-            ax.errorbar(x, row.mean, errors, color=colour, fmt=marker, capsize=3, label=label)
-    for label, curve in points.items():
-        ax.plot(*zip(*sorted(curve), strict=True), color=look[label][0], linewidth=1.0)
-    ax.set_ylim(low - 0.22 * span, high + 0.12 * span)
+
+    def place(value: float, alone: bool) -> float:
+        if not alone:
+            return value
+        drawn[value] += 1
+        return value + (drawn[value] - 1) * 0.03 * (value if is_wide else max([1.0, *positive]))
+
+    return place
 
 
 @as_svg

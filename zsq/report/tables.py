@@ -35,20 +35,20 @@ class Entry:
 
 def entries(rows: Sequence[Row], gaps: Sequence[Gap]) -> list[Entry]:
     """One entry per student, bits and source: by student, then real first and noise last."""
-    grouped: dict[tuple[str, str, int, str], list[Row]] = {}
+    by_source: dict[tuple[str, str, int, str], list[Row]] = {}
     students: dict[tuple[str, str, int], int] = {}
     sources: dict[str, int] = {}
     for row in rows:
         student = (row.student, row.bits, row.num_images)
         students.setdefault(student, len(students))
         sources.setdefault(row.source, len(sources))
-        grouped.setdefault((*student, row.source), []).append(row)
+        by_source.setdefault((*student, row.source), []).append(row)
     by_key = {(g.student, g.bits, g.num_images, g.source, g.metric): g for g in gaps}
-    keys = sorted(grouped, key=lambda k: (students[k[:3]], _rank(k[3]), sources[k[3]]))
+    keys = sorted(by_source, key=lambda k: (students[k[:3]], _rank(k[3]), sources[k[3]]))
     return [
         Entry(main, by_key.get((*key, main.metric)), {row.metric: row for row in others})
         for key in keys
-        for main, *others in [grouped[key]]
+        for main, *others in [by_source[key]]
     ]
 
 
