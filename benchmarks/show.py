@@ -1,40 +1,56 @@
-"""Show a committed table: `python benchmarks/show.py NAME` prints it as markdown and draws docs/NAME.svg, and
-docs/NAME-cost.svg where sources differ in cost; of embedding teachers docs/NAME-roc.svg."""
+"""Show results that are kept: `python benchmarks/show.py NAME` prints the tables made of them as markdown.
+
+Of a recipe it draws docs/NAME.svg, docs/NAME-cost.svg where sources differ in cost, and docs/NAME-roc.svg of
+embedding teachers; of `throughput`, a bar per contender.
+"""
 
 from __future__ import annotations
 
+import statistics
 from typing import Annotated, Any
 
 import typer
 from common import DOCS, Results
+from tables import TABLES, measured
 
-from zsq.measure.gap import Gap, Row, Run
-from zsq.report.build import sets_grid
-from zsq.report.data import ReportData
 from zsq.report.plots import cost_figure, gap_figure, roc_figure
-from zsq.report.tables import Grid, entries, gap_grid, markdown_table
+from zsq.report.svg import INK, as_svg, blank
+from zsq.report.tables import entries, gap_grid, markdown_table
 
 
 def main(name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/results.")]) -> None:
-    """Print and draw one table."""
-    table = Results(name).read()
-    rows = [row_of(row) for row in table["rows"]]
-    gaps = [Gap(**gap) for gap in table["gaps"]]
-    grid = gap_grid(rows, gaps)
-    # Number of images, sets and seconds end each line; they stand beside the table in the text.
-    lines = tuple(line[:-3] for line in grid.lines)
-    typer.echo(markdown_table(Grid(grid.header[:-3], lines, grid.num_left)))
-    data = report_data(table, rows, gaps)
-    if data.layer_names:
-        typer.echo()
-        typer.echo(markdown_table(sets_grid(data)))
-    shown = entries(rows, gaps)
+    """Print and draw one file's tables.
+
+    Raises:
+        BadParameter: no such file, or nothing is made of it.
+    """
+    kept = Results(name).read()
+    made = [table for key, table in TABLES.items() if key == name or key.startswith(f"{name}-")]
+    if not kept or not (made or "gaps" in kept):
+        raise typer.BadParameter(f"no table is made of {name}; expected one of {', '.join(TABLES)}")
+    for table in made:
+        typer.echo(markdown_table(table()) + "\n")
+    if "gaps" in kept:
+        if not made:
+            found = measured(name)
+            typer.echo(markdown_table(gap_grid(found.rows, found.gaps)))
+        draw_recipe(name)
+    elif name.startswith("throughput"):
+        draw(name, rates_figure(kept["rows"]))
+
+
+def draw_recipe(name: str) -> None:
+    """The figures of one recipe."""
+    found = measured(name)
+    shown = entries(found.rows, found.gaps)
     draw(name, gap_figure(shown))
-    if data.roc:
-        draw(f"{name}-roc", roc_figure(data.roc))
-    elif len({cost for cost in data.cost.values() if cost}) > 1:
-        figure = cost_figure(shown, data.cost, data.teacher["accuracy"], data.curves)
-        draw(f"{name}-cost", figure)
+    if found.data.roc:
+        draw(f"{name}-roc", roc_figure(found.data.roc))
+    elif len({cost for cost in found.data.cost.values() if cost}) > 1:
+        draw(
+            f"{name}-cost",
+            cost_figure(shown, found.data.cost, found.data.teacher["accuracy"], found.data.curves),
+        )
 
 
 def draw(name: str, figure: str) -> None:
@@ -44,25 +60,22 @@ def draw(name: str, figure: str) -> None:
     (DOCS / f"{name}.svg").write_text(figure, encoding="utf-8")
 
 
-def report_data(table: dict[str, Any], rows: list[Row], gaps: list[Gap]) -> ReportData:
-    """What a committed table keeps of its report."""
-    return ReportData(
-        title=table["title"],
-        teacher=table["teacher"],
-        settings=table["settings"],
-        rows=rows,
-        gaps=gaps,
-        layer_names=table["bn_distance"]["layers"],
-        bn_distance=table["bn_distance"]["sources"],
-        intra_class_distance=table.get("intra_class_distance", {}),
-        cost=table["cost"],
-        roc=table.get("roc", {}),
-    )
-
-
-def row_of(values: dict[str, Any]) -> Row:
-    """A row as `report.json` holds it."""
-    return Row(**(values | {"runs": tuple(Run(**run) for run in values["runs"])}))
+@as_svg
+def rates_figure(rows: dict[str, Any]) -> Any:
+    """One panel per network with a bar per contender."""
+    figure = blank(1.75 * len(rows))
+    for ax, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.values(), strict=True):
+        rate = {key: statistics.median(values) for key, values in row["rates"].items()}
+        ax.set_title(f"{row['network']}, batch {row['batch']}, {row['precision']}")
+        ax.barh(
+            list(rate), list(rate.values()), color=["#0072b2" if "zsq" in key else "#808080" for key in rate]
+        )
+        for height, value in enumerate(rate.values()):
+            ax.annotate(f"{value:.3g}", (value, height), (4, 0), textcoords="offset points", va="center")
+        ax.invert_yaxis()
+        ax.tick_params(colors=INK)
+    figure.supxlabel("image-iterations per second", fontsize="medium")
+    return figure
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 `python benchmarks/throughput.py run [--mct PYTHON]` measures; PYTHON is that of an environment with
 benchmarks/consumers/mct.txt installed. Each contender is a process of its own; they take turns, round by
 round, and a rate is the median over the rounds. A finished network is kept in
-benchmarks/results/throughput.json; `python benchmarks/throughput.py show` prints the table and draws
-docs/throughput.svg. With AVX2 alone, both files are called throughput-avx2.
+benchmarks/results/throughput.json, or throughput-avx2.json with AVX2 alone; `python benchmarks/show.py
+throughput` prints the tables and draws docs/throughput.svg.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import typer
-from common import DOCS, Results, run_again
+from common import Results, run_again
 from torch import Tensor, nn
 
 # AVX2 alone also where a better processor is told so: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -285,7 +284,6 @@ def run(
     for network in only or NETWORKS:
         row = measured(network, mct, rounds, steps, threads)
         results.write(threads=threads, rows=results.read().get("rows", {}) | {network: row})
-    show()
 
 
 @app.command()
@@ -323,64 +321,6 @@ def fit(weights: Path, name: str, threads: int, steps: int) -> None:
         start = time.perf_counter()
         recipe.fit(teacher, pixels, Bits(4, 4))
     print(json.dumps({"seconds": time.perf_counter() - start}))
-
-
-@app.command()
-def show() -> None:
-    """Print the table and draw it."""
-    from zsq.report.tables import Grid, markdown_table
-
-    rows = Results(KIND).read()["rows"]
-    header = ("network", "contender", "image-iterations/s", "spread", "zsq is", "job, cold start", "zsq is")
-    lines = []
-    for name, row in rows.items():
-        _, _, images, passes = NETWORKS[name]
-        rate = {key: statistics.median(values) for key, values in row["rates"].items()}
-        whole = {
-            key: images * passes / value + (row["cold_start_seconds"] if key == "zsq" else 0)
-            for key, value in rate.items()
-        }
-        for key, values in row["rates"].items():
-            label = f"{key} ({row['precision']})" if key in ("zsq", "convolutions") else key
-            lines.append((
-                name, label, f"{rate[key]:.4g}", f"{min(values):.4g} to {max(values):.4g}",
-                f"{rate['zsq'] / rate[key]:.2f}x", f"{whole[key] / 60:.1f} min",
-                f"{whole[key] / whole['zsq']:.2f}x",
-            ))  # fmt: skip
-    typer.echo(markdown_table(Grid(header, tuple(lines), 2)))
-    for name, row in rows.items():
-        typer.echo(
-            f"{name}: first steps after {row['cold_start_seconds']:.0f} s cold, "
-            f"{row['warm_start_seconds']:.0f} s from the cache"
-        )
-    (DOCS / f"{KIND}.svg").write_text(figure_of(rows), encoding="utf-8")
-
-
-def figure_of(rows: dict[str, Any]) -> str:
-    """One panel per network with a bar per contender, as SVG on white."""
-    from zsq.report.svg import INK, as_svg, blank
-
-    @as_svg
-    def draw() -> Any:
-        figure = blank(1.75 * len(rows))
-        for ax, (name, row) in zip(
-            figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
-        ):
-            rate = {key: statistics.median(values) for key, values in row["rates"].items()}
-            ax.set_title(f"{name}, batch {row['batch']}, {row['precision']}")
-            ax.barh(
-                list(rate),
-                list(rate.values()),
-                color=["#0072b2" if "zsq" in key else "#808080" for key in rate],
-            )
-            for height, value in enumerate(rate.values()):
-                ax.annotate(f"{value:.3g}", (value, height), (4, 0), textcoords="offset points", va="center")
-            ax.invert_yaxis()
-            ax.tick_params(colors=INK)
-        figure.supxlabel("image-iterations per second", fontsize="medium")
-        return figure
-
-    return draw().replace("<svg ", '<svg style="background:#fff;color:#000" ', 1)
 
 
 if __name__ == "__main__":

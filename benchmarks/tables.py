@@ -1,0 +1,340 @@
+"""Write the tables of README.md and docs/*.md from benchmarks/results: `python benchmarks/tables.py`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end of table -->`; NAME is one of `TABLES`. With
+`--check` nothing is written, and pages whose tables differ from their JSON are named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from common import DOCS, Results
+from throughput import NETWORKS
+
+from zsq.measure.gap import Gap, Row, Run
+from zsq.measure.protocol import REAL
+from zsq.report.build import sets_grid
+from zsq.report.data import ReportData
+from zsq.report.tables import DASH, Grid, entries, gap_grid, markdown_table, number
+from zsq.widths import Bits
+
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a recipe's file holds."""
+
+    rows: list[Row]
+    gaps: list[Gap]
+    data: ReportData
+
+    def mean(self, student: str, source: str) -> float:
+        """Of the first metric."""
+        return self._found(student, source).mean
+
+    def gap(self, student: str, source: str) -> float | None:
+        """To real images, of the first metric; None of real images themselves."""
+        metric = self._found(student, source).metric
+        of = (gap for gap in self.gaps if (gap.student, gap.source, gap.metric) == (student, source, metric))
+        return next((gap.gap for gap in of), None)
+
+    def bn_distance(self, source: str) -> float:
+        """Mean over layers."""
+        return statistics.mean(self.data.bn_distance[source])
+
+    def _found(self, student: str, source: str) -> Row:
+        return next(row for row in self.rows if (row.student, row.source) == (student, source))
+
+
+def measured(name: str) -> Measured:
+    """Read one file of benchmarks/results."""
+    table = Results(name).read()
+    rows = [Row(**(row | {"runs": tuple(Run(**run) for run in row["runs"])})) for row in table["rows"]]
+    gaps = [Gap(**gap) for gap in table["gaps"]]
+    distances = table.get("bn_distance", {"layers": (), "sources": {}})
+    data = ReportData(
+        title=table["title"],
+        teacher=table["teacher"],
+        settings=table["settings"],
+        rows=rows,
+        gaps=gaps,
+        layer_names=distances["layers"],
+        bn_distance=distances["sources"],
+        intra_class_distance=table.get("intra_class_distance", {}),
+        cost=table.get("cost", {}),
+        roc=table.get("roc", {}),
+    )
+    return Measured(rows, gaps, data)
+
+
+def gaps_of(name: str, columns: Sequence[str], left: int) -> Grid:
+    """Columns of the gap table; after `accuracy` or `gap`, `95 %` is the interval of that one."""
+    found = measured(name)
+    whole = gap_grid(found.rows, found.gaps)
+    places: list[int] = []
+    for column in columns:
+        places.append(whole.header.index(column, places[-1] + 1 if places else 0))
+    students = list(dict.fromkeys(line[0] for line in whole.lines))
+    lines = sorted(whole.lines, key=lambda line: _order(students, *line[:4]))
+    return Grid(tuple(columns), tuple(tuple(line[place] for place in places) for line in lines), left)
+
+
+def _order(students: list[str], student: str, bits: str, source: str, mean: str) -> tuple[Any, ...]:
+    """By student, then the most bits, then real images before the others, the best of them first."""
+    width = Bits.parse(bits)
+    return students.index(student), -width.weights, -width.activations, source != REAL, -float(mean)
+
+
+def sets_of(name: str) -> Grid:
+    """What each source cost, and what its first set is like."""
+    return sets_grid(measured(name).data)
+
+
+ALL = ("bits", "source", "accuracy", "95 %", "gap", "95 %", "recovery", "agreement")
+
+
+def curve() -> Grid:
+    """Accuracy by method and passes per image."""
+    found = measured("methods-curve")
+    costs = sorted({cost for cost in found.data.cost.values() if cost})
+    methods = dict.fromkeys(found.data.curves.values())
+    lines = tuple(
+        (method, *(number(found.mean("lsq-kd", f"{method}-{cost:.0f}")) for cost in costs))
+        for method in methods
+    )
+    return Grid(("method", *(f"{cost:.0f} passes" for cost in costs)), lines, 1)
+
+
+def second() -> Grid:
+    """Two students of the second teacher side by side, and what the images are like."""
+    found = measured("methods-second")
+    lines = []
+    for source in dict.fromkeys(entry.main.source for entry in entries(found.rows, found.gaps)):
+        cells = []
+        for student in ("lsq-kd", "genie-m"):
+            cells += [number(found.mean(student, source), 1), number(found.gap(student, source), 1)]
+        distance, variety = found.bn_distance(source), found.data.intra_class_distance[source]
+        digits = 0 if distance >= 100 else 2
+        lines.append((source, *cells, number(distance, digits), number(variety, 3)))
+    lines.sort(key=lambda line: (line[0] != REAL, -float(line[3])))
+    header = ("source", "`lsq-kd`", "gap", "`genie-m`", "gap", "BN distance", "intra-class distance")
+    return Grid(header, tuple(lines), 1)
+
+
+def students_headline() -> Grid:
+    """By bits, then student."""
+    header = ("student", "bits", "source", "accuracy", "95 %", "gap", "95 %", "agreement")
+    grid = gaps_of("students-headline", header, 3)
+    widths = ("W4A4", "W2A4", "W4A32")
+    return replace(grid, lines=tuple(sorted(grid.lines, key=lambda line: widths.index(line[1]))))
+
+
+def students_screen() -> Grid:
+    """Accuracy by student and source, with time and memory of a fit."""
+    found, cost = measured("students-screen"), Results("students-screen-cost").read()["fits"]
+    lines = []
+    for student in dict.fromkeys(row.student for row in found.rows):
+        fit = cost[f"{student} W2A4"]
+        accuracy = (number(found.mean(student, source)) for source in ("real", "dsg", "noise"))
+        memory = f"{fit['peak_mb'] - fit['peak_mb_before']} MB"
+        lines.append((f"`{student}`", *accuracy, f"{fit['seconds']:.0f} s", memory))
+    lines.sort(key=lambda line: -float(line[1]))
+    return Grid(("student", "real", "dsg", "noise", "time", "memory"), tuple(lines), 1)
+
+
+def rounding() -> Grid:
+    """Images before and after they are stored."""
+    lines = tuple(
+        (
+            method,
+            f"{row['bn_distance']:.4g}",
+            f"{row['bn_distance_uint8']:.4g}",
+            f"{row['same_class_percent']:.1f} %",
+        )
+        for method, row in Results("rounding").read()["methods"].items()
+    )
+    return Grid(("method", "BN distance", "as uint8", "same top-1 class"), lines, 1)
+
+
+def tuning() -> Grid:
+    """Agreement by learning rate; bold is the best of a line."""
+    rows = Results("tuning").rows()
+    rates = sorted({row["learning_rate"] for row in rows}, reverse=True)
+    means = {
+        (row["student"], row["bits"], row["source"], row["learning_rate"]): f"{row['mean']:.1f}"
+        for row in rows
+    }
+    lines = []
+    names = sorted(
+        {key[:3] for key in means},
+        key=lambda name: (name[0] == "kd", name[1] == "W2A4", name[2] == "dsg"),
+    )
+    for name in names:
+        cells = [means.get((*name, rate), DASH) for rate in rates]
+        best = max((cell for cell in cells if cell != DASH), key=float)
+        marked = [f"**{cell}**" if cell == best and cells.count(best) == 1 else cell for cell in cells]
+        lines.append((f"`{name[0]}`", *name[1:], *marked))
+    return Grid(("student", "bits", "images", *(_power(rate) for rate in rates)), tuple(lines), 3)
+
+
+def _power(rate: float) -> str:
+    exponent = math.floor(math.log10(rate))
+    return f"{rate / 10**exponent:.3g}e{exponent}"
+
+
+def by_source(
+    rows: Iterable[tuple[tuple[str, ...], str, float]], header: Sequence[str], sources: Sequence[str]
+) -> Grid:
+    """One column per source, the first being real images; in brackets what the others lose to them."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for names, source, accuracy in rows:
+        found.setdefault(names, {})[source] = accuracy
+    lines = tuple(
+        (*names, *(_against_real(of.get(source), of[sources[0]], source == sources[0]) for source in sources))
+        for names, of in found.items()
+    )
+    return Grid((*header, *sources), lines, len(header))
+
+
+def _against_real(accuracy: float | None, real: float, is_real: bool) -> str:
+    if accuracy is None:
+        return ""
+    return f"{accuracy:.2f}" + ("" if is_real else f" ({real - accuracy:+.2f})")
+
+
+def consumers() -> Grid:
+    """Accuracy by tool and bits."""
+    rows = sorted(
+        (row for row in Results("consumers").rows() if row["accuracy"]),
+        key=lambda row: (row["tool"], row["bits"] != "W8A8"),
+    )
+    cells = (((row["tool"], row["bits"]), row["source"], row["accuracy"]) for row in rows)
+    return by_source(cells, ("tool", "bits"), ("real", "deepinversion", "dsg", "noise"))
+
+
+def mct_images() -> Grid:
+    """Another tool's images beside ours."""
+    rows = [row for row in measured("mct-images").rows if row.metric == "accuracy"]
+    cells = (
+        ((row.bits,), {"mct": "model-compression-toolkit"}.get(row.source, row.source), row.mean)
+        for row in rows
+    )
+    return by_source(cells, ("bits",), ("real", "deepinversion", "model-compression-toolkit", "noise"))
+
+
+def face() -> Grid:
+    """What the face network's student keeps."""
+    columns = ("bits", "source", "cosine", "95 %", "gap", "95 %", "tar@1e-3", "tar@1e-2", "auc", "eer")
+    grid = gaps_of("face", columns, 2)
+    return Grid((*columns[:6], "TAR at 1e-3", "at 1e-2", "AUC", "EER"), grid.lines, 2)
+
+
+def _rates(row: dict[str, Any]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in row["rates"].items()}
+
+
+def throughput() -> Grid:
+    """Every contender on every network, and the time of a whole job."""
+    lines = []
+    for name, row in Results("throughput").read()["rows"].items():
+        _, _, images, passes = NETWORKS[name]
+        rate = _rates(row)
+        whole = {
+            key: images * passes / value + (row["cold_start_seconds"] if key == "zsq" else 0)
+            for key, value in rate.items()
+        }
+        for key, values in row["rates"].items():
+            label = f"{key} ({row['precision']})" if key in ("zsq", "convolutions") else key
+            spread = f"{min(values):.4g} to {max(values):.4g}"
+            job, faster = f"{whole[key] / 60:.1f} min", f"{whole[key] / whole['zsq']:.2f}x"
+            lines.append(
+                (name, label, f"{rate[key]:.4g}", spread, f"{rate['zsq'] / rate[key]:.2f}x", job, faster)
+            )
+    header = ("network", "contender", "image-iterations/s", "spread", "zsq is", "job, cold start", "zsq is")
+    return Grid(header, tuple(lines), 2)
+
+
+def cold_starts() -> Grid:
+    """How long compiling takes."""
+    lines = tuple(
+        (name, f"{row['cold_start_seconds']:.0f} s", f"{row['warm_start_seconds']:.0f} s")
+        for name, row in Results("throughput").read()["rows"].items()
+    )
+    return Grid(("network", "first step after, cold", "from the cache"), lines, 1)
+
+
+def speed() -> Grid:
+    """Against other ways to make images, in short."""
+    names = {"resnet20": "CIFAR ResNet-20", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
+    lines = []
+    for name, row in Results("throughput").read()["rows"].items():
+        batch, size, _, _ = NETWORKS[name]
+        rate = _rates(row)
+        cells = (number(rate[key], 0 if rate[key] >= 100 else 1) for key in ("zsq", "mct", "textbook"))
+        lines.append((f"{names[name]}, {size} px, batch {batch}", *cells))
+    return Grid(("network", "zsq", "model-compression-toolkit", "plain loop"), tuple(lines), 1)
+
+
+TABLES: dict[str, Callable[[], Grid]] = {
+    "methods-screen": partial(gaps_of, "methods-screen", ALL[1:], 1),
+    "methods-screen-sets": partial(sets_of, "methods-screen"),
+    "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
+    "methods-headline-sets": partial(sets_of, "methods-headline"),
+    "methods-curve": curve,
+    "cifar10-resnet20": partial(gaps_of, "cifar10-resnet20", ("student", *ALL), 3),
+    "methods-second": second,
+    "methods-224px": partial(gaps_of, "methods-224px", ("bits", "source", "accuracy", "gap", "agreement"), 2),
+    "methods-224px-sets": partial(sets_of, "methods-224px"),
+    "rounding": rounding,
+    "students-headline": students_headline,
+    "students-screen": students_screen,
+    "tuning": tuning,
+    "consumers": consumers,
+    "mct-images": mct_images,
+    "face": face,
+    "throughput": throughput,
+    "throughput-cold-starts": cold_starts,
+    "throughput-short": speed,
+}
+
+
+def rendered(page: str) -> str:
+    """A page with every table in it made anew.
+
+    Raises:
+        KeyError: it names a table that is not there.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        return f"{found[1]}{markdown_table(TABLES[found[2]]())}\n{found[4]}"
+
+    return BLOCK.sub(block, page)
+
+
+def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
+    """Make every table anew, or name the pages that differ."""
+    differing: list[Path] = []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = rendered(before)
+        if after != before:
+            differing.append(page)
+            if not check:
+                page.write_text(after, encoding="utf-8")
+    for page in differing:
+        typer.echo(f"{page.name}: {'differs from its JSON' if check else 'written'}")
+    raise typer.Exit(int(check and bool(differing)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

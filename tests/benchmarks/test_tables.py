@@ -1,0 +1,34 @@
+"""Every committed table is the one that its JSON gives."""
+
+import re
+
+import pytest
+import tables
+
+# Figures of `zsq audit`, which writes one JSON per set into the run's folder.
+WITHOUT_JSON = {"faces.md": 1}
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_committed_tables_are_those_of_their_json(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == tables.rendered(text), "run `python benchmarks/tables.py`"
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_every_table_of_numbers_is_made(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- table ") == len(tables.BLOCK.findall(text)) == text.count("<!-- end of table -->")
+    by_hand = re.findall(r"^\|.*---:.*\|$", tables.BLOCK.sub("", text), re.MULTILINE)
+    assert len(by_hand) == WITHOUT_JSON.get(page.name, 0)
+
+
+def test_another_number_is_noticed():
+    page = f"<!-- table methods-curve -->\n{tables.markdown_table(tables.curve())}\n<!-- end of table -->\n"
+    assert tables.rendered(page) == page
+    assert tables.rendered(page.replace("79.74", "79.75")) == page
+
+
+def test_every_table_is_shown_somewhere():
+    shown = {name for page in tables.PAGES for _, name, _, _ in tables.BLOCK.findall(page.read_text())}
+    assert shown == tables.TABLES.keys()
