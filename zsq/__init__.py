@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 from zsq.core.version import __version__
 
 if TYPE_CHECKING:
-    from zsq.api import (
-        audit,
-        export,
-        generate,
-        import_images,
-        inspect,
-        measure_gap,
-        quantize,
-        run,
-        verify_export,
-    )
-    from zsq.images.sources import load_images
-    from zsq.saved.onnx_qdq import export_onnx
-    from zsq.saved.saving import load_student, save_student
-    from zsq.shards.reader import ShardDataset
-    from zsq.shards.verify import verify_run
-    from zsq.teacher import load_teacher
+    from zsq.api import audit as audit
+    from zsq.api import export as export
+    from zsq.api import generate as generate
+    from zsq.api import import_images as import_images
+    from zsq.api import inspect as inspect
+    from zsq.api import measure_gap as measure_gap
+    from zsq.api import quantize as quantize
+    from zsq.api import run as run
+    from zsq.api import verify_export as verify_export
+    from zsq.images.sources import load_images as load_images
+    from zsq.saved.onnx_qdq import export_onnx as export_onnx
+    from zsq.saved.saving import load_student as load_student
+    from zsq.saved.saving import save_student as save_student
+    from zsq.shards.reader import ShardDataset as ShardDataset
+    from zsq.shards.verify import verify_run as verify_run
+    from zsq.teacher import load_teacher as load_teacher
 
+# Public name -> module. Type checkers read the imports above, everything else follows from this table.
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
     "audit": "zsq.api",
@@ -48,25 +48,7 @@ _HOMES = {
     "verify_run": "zsq.shards.verify",
 }
 
-__all__ = [
-    "ShardDataset",
-    "__version__",
-    "audit",
-    "export",
-    "export_onnx",
-    "generate",
-    "import_images",
-    "inspect",
-    "load_images",
-    "load_student",
-    "load_teacher",
-    "measure_gap",
-    "quantize",
-    "run",
-    "save_student",
-    "verify_export",
-    "verify_run",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -74,3 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'zsq' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

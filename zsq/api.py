@@ -6,7 +6,6 @@ What draws or computes reports is imported where it is used: `generate` starts i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +26,14 @@ from zsq.config import (
     load_recipe,
     validated,
 )
-from zsq.contract import FittedStudent, ImagesOrigin, Teacher
-from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
-from zsq.measure.evaluate import accuracy, logits_of, score_student, score_teacher
+from zsq.measure.quantize import Quantized, quantize_images
 from zsq.runfolder import latest_folder, next_folder
 from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
-from zsq.students import create, own_defaults_line
 from zsq.teacher import load_teacher
-from zsq.widths import Bits
 
 if TYPE_CHECKING:
     from zsq.exports.export_json import ExportRecord
@@ -46,7 +41,6 @@ if TYPE_CHECKING:
     from zsq.imports.importing import Imported
     from zsq.measure.audits import Audit
     from zsq.report.data import ReportData
-    from zsq.saved.cost import Cost
 
 OUTPUTS = Path("outputs")
 
@@ -98,18 +92,6 @@ def generate(
     return synthesize.generate(config, folder, resume=resume, reporter=reporter)
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """A fitted student, what it costs, and its scores in points: `accuracy` and `agreement` where labels were
-    given. `files` are those that were written."""
-
-    fitted: FittedStudent
-    cost: Cost
-    metrics: Mapping[str, float]
-    teacher_accuracy: float | None
-    files: tuple[Path, ...] = ()
-
-
 def quantize(
     teacher: str,
     images: str | Path,
@@ -153,88 +135,7 @@ def quantize(
         "runtime": runtime or RUNTIME,
     }
     config = validated(QuantizeConfig, values, "quantize")
-    resolved = Runtime.resolve(**config.runtime.model_dump())
-    loaded = load_teacher(config.teacher, _path(config.weights)).to(resolved.device)
-    fitted, files = _fit(config, loaded, resolved, out, onnx, reporter or Reporter(quiet=True))
-    return _scored(config, fitted, files, loaded, resolved, onnx)
-
-
-def _fit(
-    config: QuantizeConfig,
-    teacher: Teacher,
-    runtime: Runtime,
-    out: str | Path | None,
-    onnx: str | Path | None,
-    reporter: Reporter,
-) -> tuple[FittedStudent, tuple[Path, ...]]:
-    """The student and the files it was written to; what could not be written is refused before the fit."""
-    bits = Bits.parse(config.bits)
-    student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
-    _check_destinations(teacher, bits, config.first_last, out, onnx)
-    given = load_images(config.images, teacher.spec, config.count)
-    pixels, shown = given.pixels, given.provenance
-    origin = None if shown is None else ImagesOrigin(shown.method, shown.options, shown.data_read)
-    if line := own_defaults_line(config.student, student, teacher.spec):
-        reporter.say(line)
-    work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
-    with reporter.job(f"{config.student} {bits}", work) as log, runtime.threads_set():
-        fitted = student.fit(
-            teacher, pixels, bits, first_last=config.first_last, seed=config.seed, log=log, origin=origin
-        )
-    return fitted, _write(fitted, teacher, out, onnx)
-
-
-def _scored(
-    config: QuantizeConfig,
-    fitted: FittedStudent,
-    files: tuple[Path, ...],
-    teacher: Teacher,
-    runtime: Runtime,
-    onnx: str | Path | None,
-) -> Quantized:
-    from zsq.saved.cost import student_cost
-
-    cost = student_cost(fitted)
-    if config.eval is None:
-        return Quantized(fitted, cost, {}, None, files)
-    labelled = load_images(config.eval, teacher.spec)
-    teacher_logits, teacher_accuracy = score_teacher(teacher, labelled, runtime)
-    metrics = score_student(fitted, labelled, teacher_logits, runtime)
-    if onnx is not None:
-        from zsq.saved.onnx_qdq import OnnxStudent
-
-        onnx_logits = logits_of(OnnxStudent(onnx, teacher.spec), labelled.pixels, runtime)
-        metrics["onnx_accuracy"] = accuracy(onnx_logits, labelled.labels)
-    return Quantized(fitted, cost, metrics, teacher_accuracy, files)
-
-
-def _check_destinations(
-    teacher: Teacher, bits: Bits, first_last: int | None, out: str | Path | None, onnx: str | Path | None
-) -> None:
-    """Refuse before a long fit what could not be written after it."""
-    from zsq.saved.onnx_qdq import check_exportable
-    from zsq.saved.saving import check_destination, check_saveable
-
-    if out is not None:
-        check_destination(out)
-        check_saveable(teacher)
-    if onnx is not None:
-        if Path(onnx).is_dir():
-            raise OptionError(f"--onnx {onnx} is a folder", "a file")
-        check_exportable(bits, first_last)
-
-
-def _write(
-    fitted: FittedStudent, teacher: Teacher, out: str | Path | None, onnx: str | Path | None
-) -> tuple[Path, ...]:
-    from zsq.saved.onnx_qdq import export_onnx
-    from zsq.saved.saving import save_student
-
-    files = () if out is None else save_student(fitted, teacher, out)
-    if onnx is None:
-        return files
-    export_onnx(fitted, onnx)
-    return *files, Path(onnx)
+    return quantize_images(config, _path(out), _path(onnx), reporter or Reporter(quiet=True))
 
 
 def measure_gap(

@@ -1,7 +1,9 @@
 """What starts fast stays fast, and imports go one way."""
 
+import ast
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from commands import PYTHON, environment, run_python
@@ -72,3 +74,17 @@ def test_every_public_name_can_be_had():
         assert getattr(zsq, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         zsq.nothing  # noqa: B018
+
+
+def test_type_checkers_are_told_of_the_same_names():
+    import zsq
+
+    imported = {
+        alias.asname: node.module
+        for node in ast.walk(ast.parse(Path(zsq.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    assert imported == zsq._HOMES
+    assert set(zsq.__all__) <= set(dir(zsq))
