@@ -1,7 +1,7 @@
 """The reconstruction engine: fit the quantizers of one unit so that its output stays the float network's.
 
 It knows neither bits nor images nor what a unit is: it gets a unit as a network of its own, features, and a
-phase that says as data what is trained, on which inputs and by which terms.
+phase that says as data what is trained, on which inputs and by which losses.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.calibration import BATCH
 from zsq.fitting.training import LOG_EVERY, shuffled_batches, tensors_of
-from zsq.fitting.unit_losses import Forward, Term
+from zsq.fitting.unit_losses import UnitBatch, UnitLoss
 from zsq.fitting.unitdata import UnitData
 from zsq.placement.subgraphs import structure
-from zsq.quantizers.grids import FakeQuantizer, Kind, keep_positive
+from zsq.quantizers.grids import Kind, Quantizer, Role, keep_positive
 from zsq.quantizers.rounding import Dropped, SoftRounding, mixed, random_bytes
 
 Inputs = Literal["float", "quantized", "mixed"]
-Role = Literal["rounding", "weight step", "activation step"]
 
 # h(V) of this is 1 exactly, of its negative 0.
 DECIDED = 20.0
@@ -35,7 +34,7 @@ INPUT_NOISE = "input noise"
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters of one role under Adam; `cosine`: the learning rate falls to 0 over the phase."""
 
     role: Role
@@ -65,7 +64,7 @@ class Annealing:
 
 @dataclass(frozen=True)
 class Phase:
-    """One pass over all units.
+    """One course of training, on each unit in turn.
 
     Attributes:
         kinds: quantizers that are put in place when a unit's turn comes.
@@ -77,9 +76,9 @@ class Phase:
 
     name: str
     kinds: tuple[Kind, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[ParameterGroup, ...]
     inputs: Inputs
-    terms: tuple[Term, ...]
+    losses: tuple[UnitLoss, ...]
     iterations: int
     annealing: Annealing
     keep: float = 1.0
@@ -169,7 +168,7 @@ class Engine:
 
     @torch.no_grad()
     def error(self, network: fx.GraphModule, phase: Phase, data: UnitData) -> float:
-        """The first term over all images with rounding decided and nothing dropped."""
+        """The first loss over all images with rounding decided and nothing dropped."""
         tensors = tensors_of(network)
         decided = {
             f"{name}.variables": torch.where(module.variables >= 0, DECIDED, -DECIDED)
@@ -187,7 +186,7 @@ class Engine:
 def _make_step(
     template: fx.GraphModule, phase: Phase, channels: int, runtime: Runtime
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(tensors, (beta, strength), float input, student's input, target, importance) -> (loss, first term)."""
+    """(tensors, (beta, strength), float input, student's input, target, importance) -> (loss, first loss)."""
     names = [name for name, _ in template.named_parameters() if name.endswith(".variables")]
     inputs = phase.effective_inputs
 
@@ -206,8 +205,8 @@ def _make_step(
         with runtime.autocast():
             output = torch.func.functional_call(template, own, (x,)).float()
         variables = tuple(tensors[name] for name in names)
-        forward = Forward(output, target, importance, variables, annealed[0], annealed[1], channels)
-        values = [term.weight * term.value(forward) for term in phase.terms]
+        batch = UnitBatch(output, target, importance, variables, annealed[0], annealed[1], channels)
+        values = [loss.weight * loss.value(batch) for loss in phase.losses]
         return torch.stack(values).sum(), values[0].detach()
 
     return step
@@ -217,9 +216,7 @@ def parameters_by_role(network: nn.Module) -> dict[Role, list[Tensor]]:
     """Trainable parameters of the quantizers in `network`."""
     found: dict[Role, list[Tensor]] = {"rounding": [], "weight step": [], "activation step": []}
     for module in network.modules():
-        if isinstance(module, SoftRounding):
-            found["rounding"].append(module.variables)
-            found["weight step"].append(module.step)
-        elif isinstance(module, FakeQuantizer) and module.kind == "activation":
-            found["activation step"].append(module.step)
-    return {role: [p for p in parameters if p.requires_grad] for role, parameters in found.items()}
+        if isinstance(module, Quantizer):
+            for role, parameter in module.roles().items():
+                found[role] += [parameter] if parameter.requires_grad else []
+    return found

@@ -24,7 +24,7 @@ from zsq.fitting.augmentation import shift_and_flip
 
 LOG_EVERY = 20
 # With 256 images, what 160 steps of 128 images are.
-PASSES = 80
+EPOCHS = 80
 
 Outputs = Tensor | tuple[Tensor, ...]
 Loss = Callable[[Any, Any], Tensor]
@@ -33,7 +33,7 @@ Loss = Callable[[Any, Any], Tensor]
 class TrainingOptions(Options):
     """What every trained student has; a student states its own defaults.
 
-    `iterations` are optimiser steps; None is `PASSES` over the images.
+    `iterations` are optimiser steps; None is `EPOCHS` over the images.
     """
 
     iterations: int | None = Field(160, ge=0)
@@ -56,7 +56,7 @@ class TrainingOptions(Options):
         """Optimiser steps of a fit on so many images."""
         if self.iterations is not None:
             return self.iterations
-        return math.ceil(PASSES * num_images / self.batch)
+        return math.ceil(EPOCHS * num_images / self.batch)
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ def make_schedule(options: TrainingOptions, optimizer: Optimizer, num_steps: int
 
 
 def shuffled_batches(num_images: int, batch: int, steps: int, seed: int, name: str) -> Tensor:
-    """(steps, batch) image indices: one shuffled pass after another, whatever the number of images."""
+    """(steps, batch) image indices: one shuffled epoch after another, whatever the number of images."""
     generator = torch_generator(seed, 0, f"{name} batches")
-    num_passes = max(1, math.ceil(steps * batch / num_images))
-    passes = [torch.randperm(num_images, generator=generator) for _ in range(num_passes)]
-    return torch.cat(passes)[: steps * batch].view(steps, batch)
+    num_epochs = max(1, math.ceil(steps * batch / num_images))
+    epochs = [torch.randperm(num_images, generator=generator) for _ in range(num_epochs)]
+    return torch.cat(epochs)[: steps * batch].view(steps, batch)

@@ -1,4 +1,4 @@
-"""What a unit's reconstruction minimises: terms over one minibatch, as data."""
+"""What a unit's reconstruction minimises: a weighted sum of losses over one minibatch, as data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zsq.quantizers.rounding import rounding_penalty
 
 
 @dataclass(frozen=True)
-class Forward:
+class UnitBatch:
     """One minibatch of a unit.
 
     Attributes:
@@ -32,32 +32,32 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Term:
+class UnitLoss:
     """`weight` times `value`, a scalar."""
 
     name: str
     weight: float
-    value: Callable[[Forward], Tensor]
+    value: Callable[[UnitBatch], Tensor]
 
 
-def unit_error(exponent: float = 2.0) -> Term:
+def unit_error(exponent: float = 2.0) -> UnitLoss:
     """|output - target|^p, summed over channels, mean over images and positions."""
 
-    def value(forward: Forward) -> Tensor:
-        difference = forward.output - forward.target
+    def value(batch: UnitBatch) -> Tensor:
+        difference = batch.output - batch.target
         powered = difference.square() if exponent == 2 else difference.abs().pow(exponent)
-        if forward.importance is not None:
-            powered = powered * forward.importance
-        return powered.sum() * (forward.channels / powered.numel())
+        if batch.importance is not None:
+            powered = powered * batch.importance
+        return powered.sum() * (batch.channels / powered.numel())
 
-    return Term("error", 1.0, value)
+    return UnitLoss("error", 1.0, value)
 
 
-def rounding_term(weight: float) -> Term:
+def rounding_loss(weight: float) -> UnitLoss:
     """The rounding penalty of all weights of the unit: a plain sum, so `weight` goes with `unit_error`."""
 
-    def value(forward: Forward) -> Tensor:
-        penalty = sum((rounding_penalty(v, forward.beta) for v in forward.variables), forward.strength * 0)
-        return penalty * forward.strength
+    def value(batch: UnitBatch) -> Tensor:
+        penalty = sum((rounding_penalty(v, batch.beta) for v in batch.variables), batch.strength * 0)
+        return penalty * batch.strength
 
-    return Term("rounding", weight, value)
+    return UnitLoss("rounding", weight, value)

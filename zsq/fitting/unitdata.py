@@ -60,7 +60,7 @@ def gather(
     sees_student: bool,
     weighted: bool,
 ) -> UnitData:
-    """Pass all images through both networks once.
+    """Run both networks once on all images.
 
     Args:
         full, student: traced networks with the same nodes; the student's later units are still float.

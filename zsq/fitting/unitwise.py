@@ -16,8 +16,8 @@ from zsq.core.imagespec import SMALL_IMAGE, ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
-from zsq.fitting.reconstruction import Annealing, Engine, Group, Inputs, Phase
-from zsq.fitting.unit_losses import rounding_term, unit_error
+from zsq.fitting.reconstruction import Annealing, Engine, Inputs, ParameterGroup, Phase
+from zsq.fitting.unit_losses import rounding_loss, unit_error
 from zsq.fitting.unitdata import Images, gather
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
@@ -113,7 +113,7 @@ class UnitwiseStudent(Student):
         """What is learned, in which order."""
 
     def single_phase(
-        self, name: str, groups: tuple[Group, ...], inputs: Inputs, keep: float = 1.0
+        self, name: str, groups: tuple[ParameterGroup, ...], inputs: Inputs, keep: float = 1.0
     ) -> tuple[Phase, ...]:
         """Weights and activations in one phase, with the unit's error and the rounding penalty."""
         options = self.options
@@ -123,7 +123,7 @@ class UnitwiseStudent(Student):
                 kinds=("weight", "activation"),
                 groups=groups,
                 inputs=inputs,
-                terms=(unit_error(), rounding_term(options.rounding_weight)),
+                losses=(unit_error(), rounding_loss(options.rounding_weight)),
                 iterations=options.iterations,
                 annealing=self.annealing,
                 keep=keep,
@@ -144,7 +144,7 @@ class UnitwiseStudent(Student):
         return Annealing(self.options.beta_start, self.options.beta_end, self.options.warm_up)
 
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """See `Student.images_trained`: the units of one iteration each make one pass together."""
+        """See `Student.images_trained`: one iteration of every unit is one of the whole network."""
         return sum(phase.iterations for phase in self.phases()) * self.options.batch
 
     def run(self, fit: Fit) -> FittedStudent:

@@ -113,7 +113,7 @@ PASSES: dict[str, Pass] = {
 
 
 def check_passes(names: Sequence[str]) -> None:
-    """Pass a list of passes that can follow each other.
+    """Check that passes exist and can follow each other.
 
     Raises:
         OptionError: an unknown name, one named twice, or an order that cannot be.

@@ -49,7 +49,7 @@ def walk(network: fx.GraphModule, norm_batches: Sequence[Tensor], visit: Visit) 
 
 
 def moments(batches: Batches) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, float64 (C,), in two passes."""
+    """Mean and biased variance of each channel, float64 (C,): the mean first, then the squares around it."""
     rows = [batch.double().transpose(0, 1).flatten(1) for batch in batches]
     num = sum(part.shape[1] for part in rows)
     mean_C = torch.stack([part.sum(dim=1) for part in rows]).sum(dim=0) / num

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
 from zsq.placement.sites import Placement, Site
@@ -197,9 +197,6 @@ class _Partition:
 
     def _is_quantizer(self, node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in self.sites
-
-    def _module(self, node: fx.Node) -> nn.Module:
-        return self.network.get_submodule(str(node.target))
 
     @staticmethod
     def _shape(node: fx.Node) -> tuple[int, ...]:

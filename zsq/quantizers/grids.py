@@ -6,8 +6,8 @@ and the value that comes out is s (q - z). Rounding is to nearest, ties to even.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from torch import Tensor, nn
 SMALLEST_STEP = 1e-30
 
 Kind = Literal["weight", "activation"]
+# How a file holds a quantizer. affine: s (q - z). interval: levels between two learned ends, at a scale of
+# their own.
+Form = Literal["affine", "interval"]
+# What a parameter of a quantizer is for.
+Role = Literal["rounding", "weight step", "activation step"]
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -78,9 +83,13 @@ def keep_positive(steps: Iterable[Tensor]) -> None:
 
 
 class Quantizer(nn.Module):
-    """What stands at a site of a student and counts as a row of its table."""
+    """What stands at a site of a student and counts as a row of its table.
+
+    A class that a file can hold states its `form`, and has `integers`, `values` and `restored`.
+    """
 
     kind: Kind
+    form: ClassVar[Form]
 
     @property
     def num_scales(self) -> int:
@@ -92,10 +101,37 @@ class Quantizer(nn.Module):
         """Whether it gives values below zero."""
         raise NotImplementedError
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the largest integer of the grid."""
+        raise NotImplementedError
+
+    def roles(self) -> dict[Role, Tensor]:
+        """The parameters that a reconstruction may train."""
+        return {}
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """Integers of the grid on which the quantizer puts `weight`, float32, same shape."""
+        raise NotImplementedError
+
+    def values(self, integers: Tensor) -> Tensor:
+        """float32 weights that the quantizer puts on these integers."""
+        raise NotImplementedError
+
+    @classmethod
+    def restored(cls, kind: Kind, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
+        """The quantizer of these numbers and of the tensors of its state, by name.
+
+        Raises:
+            ValueError: they make none. KeyError: a tensor is missing.
+        """
+        raise NotImplementedError
+
 
 class FakeQuantizer(Quantizer):
     """One tensor's grid as a module: a buffer per step and zero point, or a parameter per learned step."""
 
+    form = "affine"
     step: Tensor
     zero_point: Tensor
 
@@ -115,8 +151,12 @@ class FakeQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid, float32 whatever autocast says."""
         return fake_quantize(
-            x, self.step.clamp(min=SMALLEST_STEP), self.zero_point, self.lo, self.hi, self.gradient_scale(x)
+            x, self._positive_step, self.zero_point, self.lo, self.hi, self.gradient_scale(x)
         )
+
+    @property
+    def _positive_step(self) -> Tensor:
+        return self.step.clamp(min=SMALLEST_STEP)
 
     @property
     def num_scales(self) -> int:
@@ -127,6 +167,36 @@ class FakeQuantizer(Quantizer):
     def signed(self) -> bool:
         """Whether the grid has values below zero."""
         return self.lo < 0 or bool((self.zero_point > 0).any())
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """lo and hi."""
+        return self.lo, self.hi
+
+    def roles(self) -> dict[Role, Tensor]:
+        """The step, learned or not."""
+        return {"weight step" if self.kind == "weight" else "activation step": self.step}
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """q of s (q - z)."""
+        return (self(weight) / self._positive_step).round() + self.zero_point
+
+    def values(self, integers: Tensor) -> Tensor:
+        """s (q - z)."""
+        return (integers - self.zero_point) * self._positive_step
+
+    @classmethod
+    def restored(cls, kind: Kind, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
+        """See `Quantizer.restored`."""
+        step, zero_point, (lo, hi) = tensors["step"], tensors["zero_point"], bounds
+        if zero_point.shape != step.shape:
+            raise ValueError(f"{step.numel()} steps and {zero_point.numel()} zero points")
+        if not bool((step > 0).all()):
+            raise ValueError("a step that is not positive")
+        whole = torch.equal(zero_point, zero_point.round())
+        if not whole or int(zero_point.min()) < lo or int(zero_point.max()) > hi:
+            raise ValueError(f"a zero point off the levels {lo}..{hi}")
+        return cls(step, zero_point, lo, hi, kind)
 
     def gradient_scale(self, x: Tensor) -> float:
         """LSQ's 1 / sqrt(N Qp): N weights of the layer, or N features of one image."""

@@ -4,12 +4,13 @@ rounded to 2^b levels there, both ends among them. Rounding passes the gradient,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import Quantizer
+from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import NUM_RATIOS, lp_affine
 
@@ -40,15 +41,27 @@ class IntervalQuantizer(Quantizer):
         self.least_width = LEAST_WIDTH * (high - low)
 
     @classmethod
-    def of(cls, low: Tensor, high: Tensor, scale: Tensor, bits: int) -> Self:
-        """With ends and a scale that are known."""
+    def restored(cls, kind: Kind, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
+        """See `Quantizer.restored`."""
+        low, high, scale = (tensors[name] for name in ("low", "high", "scale"))
+        if bounds != (0, 2**bits - 1) or any(end.dim() for end in (low, high, scale)) or not bool(low < high):
+            raise ValueError("no interval of two ends and a scale")
         quantizer = cls.__new__(cls)
         IntervalQuantizer.__init__(quantizer, low.item(), high.item(), bits)
         quantizer.scale = nn.Parameter(scale.detach().clone())
         return quantizer
 
-    def inputs(self, integers: Tensor) -> Tensor:
-        """What lies in the middle of each level."""
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """0 and 2^b - 1."""
+        return 0, 2**self.bits - 1
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """Numbers of the levels."""
+        return (self.levels(weight) * (2**self.bits - 1)).round()
+
+    def values(self, integers: Tensor) -> Tensor:
+        """The middle of each level."""
         return self.low + (self.high - self.low) * (integers / (2**self.bits - 1))
 
     def levels(self, x: Tensor) -> Tensor:
@@ -69,7 +82,7 @@ class IntervalQuantizer(Quantizer):
 class IntervalWeight(IntervalQuantizer):
     """A weight on `scale` (2 levels - 1): an even number of values around zero, none of them zero."""
 
-    kind = "weight"
+    kind, form = "weight", "interval"
 
     def __init__(self, weight: Tensor, bits: int, search: bool) -> None:
         """Starts where the error is least, or (`search` false) at 3 standard deviations around zero with the
@@ -91,7 +104,7 @@ class IntervalWeight(IntervalQuantizer):
     @torch.no_grad()
     def settled(self, weight: Tensor) -> Tensor:
         """The middles of the weight's levels: nothing of the weight but its levels is left."""
-        return self.inputs((self.levels(weight) * (2**self.bits - 1)).round())
+        return self.values(self.integers(weight))
 
     @property
     def signed(self) -> bool:
@@ -102,7 +115,7 @@ class IntervalWeight(IntervalQuantizer):
 class IntervalActivation(IntervalQuantizer):
     """An activation on `low` + `scale` levels."""
 
-    kind = "activation"
+    kind, form = "activation", "interval"
 
     def __init__(self, histogram: Histogram, bits: int, search: bool) -> None:
         """Starts where the error is least, or (`search` false) at 3 standard deviations with the mean kept:

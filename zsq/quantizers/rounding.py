@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer
+from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, Quantizer, Role
 
 # The rectified sigmoid's ends (Louizos et al. 2018, as in AdaRound section 3.1).
 ZETA, GAMMA = 1.1, -0.1
@@ -32,13 +32,14 @@ def rounding_penalty(variables: Tensor, beta: Tensor) -> Tensor:
     return (1 - (2 * soft_bits(variables) - 1).abs().pow(beta)).sum()
 
 
-class SoftRounding(nn.Module):
+class SoftRounding(Quantizer):
     """A weight with learned rounding: s (clip(B + h(V) + z, lo, hi) - z), with B = floor(W / s).
 
     B is computed once, with the first step, and stays when the step is learned (GENIE, Jeon et al. 2023): the
     gradient of s is B + h(V) inside the grid and -z or hi - z outside, that of h is s inside and 0 outside.
     """
 
+    kind = "weight"
     base: Tensor
     zero_point: Tensor
 
@@ -57,6 +58,10 @@ class SoftRounding(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The softly rounded weight, float32; the float `weight` is in B and V."""
         return self._on_grid(self.base + soft_bits(self.variables))
+
+    def roles(self) -> dict[Role, Tensor]:
+        """V and the step."""
+        return {"rounding": self.variables, "weight step": self.step}
 
     def _on_grid(self, integers: Tensor) -> Tensor:
         low, high = self.lo - self.zero_point, self.hi - self.zero_point

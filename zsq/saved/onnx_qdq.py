@@ -68,7 +68,7 @@ def _operation(
 
 
 def check_exportable(bits: Bits, first_last: int | None) -> None:
-    """Pass widths that 8-bit containers hold, where the packages that export are installed.
+    """Check that 8-bit containers hold these widths and that the packages that export are installed.
 
     Raises:
         OptionError: other widths. MissingExtraError: a package is not there.
@@ -83,7 +83,7 @@ def check_exportable(bits: Bits, first_last: int | None) -> None:
 
 
 def export_onnx(fitted: FittedStudent, path: str | Path) -> None:
-    """Write the student as an ONNX file that onnx's own checker passes.
+    """Write the student as an ONNX file that onnx's own checker accepts.
 
     Input `images` is float32 norm (N, C, H, W), output `outputs` float32 (N, num_outputs).
 

@@ -13,9 +13,8 @@ from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Sha256, StrictRecord
 from zsq.placement.sites import row_name
-from zsq.quantizers.grids import Kind
+from zsq.quantizers.grids import Form, Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
-from zsq.saved.stored_grids import Form
 from zsq.widths import Bits, Width, check_first_last
 
 

@@ -31,7 +31,7 @@ from zsq.quantizers.grids import Quantizer
 from zsq.saved.cost import Cost, student_cost
 from zsq.saved.record import CostRecord, GridRecord, MadeRecord, StudentRecord, TeacherIdentity
 from zsq.saved.stored_graph import build_graph, graph_tensors, record_graph
-from zsq.saved.stored_grids import form_of, levels_of, restore, weight_integers, weight_values
+from zsq.saved.stored_grids import is_stored, restore, weight_integers
 from zsq.widths import Bits
 
 TENSORS, RECORD = ".safetensors", ".json"
@@ -47,7 +47,7 @@ def student_files(path: str | Path) -> tuple[Path, Path]:
 
 
 def check_destination(path: str | Path) -> None:
-    """Pass a place where no student is yet: two of them would share a moment of mixed files.
+    """Check that no student is there yet: two of them would share a moment of mixed files.
 
     Raises:
         OptionError: a student is there, or a file where the folder would be.
@@ -60,7 +60,7 @@ def check_destination(path: str | Path) -> None:
 
 
 def check_saveable(teacher: Teacher) -> None:
-    """Pass a teacher whose students can be saved.
+    """Check that students of this teacher can be saved.
 
     Raises:
         UntraceableError: its graph holds what a file cannot.
@@ -97,7 +97,7 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
     quantizers = {
         row_name(path): (path, module)
         for path, module in fitted.network.named_modules()
-        if form_of(module) is not None and any(name.startswith(f"{path}.") for name in tensors)
+        if is_stored(module) and any(name.startswith(f"{path}.") for name in tensors)
     }
     assert quantizers.keys() == {row.name for row in fitted.tensors}, "every quantizer has a row"
     grids = [_grid(row, *quantizers[row.name]) for row in fitted.tensors]
@@ -201,7 +201,7 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
             integers = tensors[grid.name]
             _check_integers(grid, integers)
             # The slopes of a PReLU are quantized as one row.
-            tensors[grid.name] = weight_values(integers, quantizer).detach().view(integers.shape)
+            tensors[grid.name] = quantizer.values(integers).detach().view(integers.shape)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"'{name}' holds NaN or infinity")
@@ -228,7 +228,7 @@ def _quantizer(grid: GridRecord, tensors: dict[str, Tensor]) -> Quantizer:
     prefix = f"{grid.path}."
     parts = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
     try:
-        quantizer = restore(grid.form, grid.kind, grid.bits, grid.lo, grid.hi, parts)
+        quantizer = restore(grid.form, grid.kind, grid.bits, (grid.lo, grid.hi), parts)
     except KeyError as error:
         raise ValueError(f"'{grid.path}' has no {error}") from None
     except ValueError as error:
@@ -248,10 +248,8 @@ def _check_integers(grid: GridRecord, integers: Tensor) -> None:
 
 
 def _grid(row: QuantizedTensor, path: str, quantizer: Quantizer) -> GridRecord:
-    lo, hi = levels_of(quantizer)
-    form = form_of(quantizer)
-    assert form is not None
-    return GridRecord(**asdict(row), path=path, form=form, lo=lo, hi=hi)
+    lo, hi = quantizer.bounds
+    return GridRecord(**asdict(row), path=path, form=quantizer.form, lo=lo, hi=hi)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from zsq.core.records import StrictRecord, first_fault
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
 from zsq.saved.operations import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
-from zsq.saved.stored_grids import form_of
+from zsq.saved.stored_grids import is_stored
 
 # Names are written into the source that torch.fx compiles: identifiers as they are, other parts of a
 # sub-module's path between quotes.
@@ -70,7 +70,7 @@ def record_graph(network: nn.Module) -> GraphRecord:
     modules = {
         path: _record_module(path, network.get_submodule(path))
         for path in called
-        if form_of(network.get_submodule(path)) is None
+        if not is_stored(network.get_submodule(path))
     }
     try:
         return GraphRecord.model_validate({"modules": modules, "nodes": nodes})
@@ -158,7 +158,7 @@ def _record_module(path: str, module: nn.Module) -> dict[str, Any]:
     quantizer = getattr(module, "weight_quantizer", None)
     # A subclass with a forward of its own computes something else.
     own = kind is nn.Module or type(module).forward is not kind.forward
-    if own or not (type(quantizer) in (nn.Identity, type(None)) or form_of(quantizer)):
+    if own or not (type(quantizer) in (nn.Identity, type(None)) or is_stored(quantizer)):
         found = f"the module {type(module).__name__} ('{path}') cannot be saved"
         raise UntraceableError(found, "", _REMEDY)
     names = [name for name in inspect.signature(kind).parameters if hasattr(module, name)]

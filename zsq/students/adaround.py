@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.options import Options
-from zsq.fitting.reconstruction import Group, Phase
+from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 
 
@@ -37,5 +37,5 @@ class AdaRound(UnitwiseStudent):
 
     def phases(self) -> tuple[Phase, ...]:
         """One: the rounding."""
-        groups = (Group("rounding", self.options.rounding_rate),)
+        groups = (ParameterGroup("rounding", self.options.rounding_rate),)
         return self.single_phase("rounding", groups, "quantized")

@@ -9,8 +9,8 @@ from pydantic import Field
 from zsq.contract import Facts, Fit
 from zsq.core.errors import MismatchError
 from zsq.core.options import Options
-from zsq.fitting.reconstruction import Group, Phase
-from zsq.fitting.unit_losses import rounding_term, unit_error
+from zsq.fitting.reconstruction import ParameterGroup, Phase
+from zsq.fitting.unit_losses import rounding_loss, unit_error
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.placement.units import Unit
 from zsq.widths import MOST_BITS, Width
@@ -58,9 +58,9 @@ class BRECQ(UnitwiseStudent):
         weights = Phase(
             name="weights",
             kinds=("weight",),
-            groups=(Group("rounding", options.rounding_rate),),
+            groups=(ParameterGroup("rounding", options.rounding_rate),),
             inputs="quantized",
-            terms=(unit_error(), rounding_term(options.rounding_weight)),
+            losses=(unit_error(), rounding_loss(options.rounding_weight)),
             iterations=options.iterations,
             annealing=self.annealing,
             weighted=options.fisher,
@@ -68,9 +68,9 @@ class BRECQ(UnitwiseStudent):
         activations = Phase(
             name="activations",
             kinds=("activation",),
-            groups=(Group("activation step", options.activation_learning_rate, cosine=True),),
+            groups=(ParameterGroup("activation step", options.activation_learning_rate, cosine=True),),
             inputs="float",
-            terms=(unit_error(options.activation_exponent),),
+            losses=(unit_error(options.activation_exponent),),
             iterations=round(options.iterations * options.activation_share),
             annealing=self.annealing,
         )

@@ -20,7 +20,7 @@ from zsq.quantizers.running import CurrentMinMax, RunningMinMax
 
 
 class GDFQFTOptions(TrainingOptions):
-    """alpha T^2 KL + CE; `iterations=null`, the default, is 80 passes over the images.
+    """alpha T^2 KL + CE; `iterations=null`, the default, is 80 epochs over the images.
 
     Published by GDFQ and Qimera for CIFAR: iterations=80000 batch=200 schedule=step decay_every=20000
     range_iterations=800 and otherwise the defaults; for ImageNet batch=16 learning_rate=1e-6. IntraQ and FDDA
@@ -51,7 +51,7 @@ class GDFQFT(TrainedStudent):
             "ranges are an exponential mean without bias; the public code divides the mean by its correction "
             "again at every step, or starts it at 0",
             "classes are the teacher's top-1, for stored images of any source have no labels",
-            "80 passes over the images with cosine, after 20 batches that set the ranges: ours; published "
+            "80 epochs over the images with cosine, after 20 batches that set the ranges: ours; published "
             "are 80,000 steps, 17 hours of two cores on a CIFAR ResNet-20",
             "the network trains on stored images, shifted and mirrored, instead of a generator's stream",
             "outputs of linear bottlenecks are quantized like every input of a layer",

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.options import Options
-from zsq.fitting.reconstruction import Group, Phase
+from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
@@ -56,8 +56,8 @@ class GenieM(UnitwiseStudent):
         """One for all."""
         options = self.options
         groups = (
-            Group("rounding", options.rounding_rate),
-            Group("weight step", options.step_learning_rate, cosine=True),
-            Group("activation step", options.activation_learning_rate, cosine=True),
+            ParameterGroup("rounding", options.rounding_rate),
+            ParameterGroup("weight step", options.step_learning_rate, cosine=True),
+            ParameterGroup("activation step", options.activation_learning_rate, cosine=True),
         )
         return self.single_phase("joint", groups, "mixed", options.keep)

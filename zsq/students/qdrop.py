@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.options import Options
-from zsq.fitting.reconstruction import Group, Phase
+from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 
 
@@ -32,7 +32,7 @@ class QDrop(UnitwiseStudent):
         deviations=(
             "2,000 iterations per block instead of 20,000 where the network takes 64 px or less",
             "with fewer iterations than published the rounding learns as many times faster",
-            "batches are shuffled passes over the images instead of draws with replacement",
+            "batches are of shuffled epochs over the images instead of draws with replacement",
             "ranges by clipping both ends and each of them by ratios of its own instead of 100 ranges times "
             "all zero points; of activations from all images instead of 256",
             "the residual stream stays in float; residual_stream=quantized shares the next layer's quantizer",
@@ -46,7 +46,7 @@ class QDrop(UnitwiseStudent):
         """One for all."""
         options = self.options
         groups = (
-            Group("rounding", options.rounding_rate),
-            Group("activation step", options.activation_learning_rate, cosine=True),
+            ParameterGroup("rounding", options.rounding_rate),
+            ParameterGroup("activation step", options.activation_learning_rate, cosine=True),
         )
         return self.single_phase("joint", groups, "mixed", options.keep)

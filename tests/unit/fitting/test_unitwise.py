@@ -15,8 +15,8 @@ from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, UntraceableError
 from zsq.core.runtime import Runtime
 from zsq.fitting import reconstruction
-from zsq.fitting.reconstruction import Annealing, Engine, Group
-from zsq.fitting.unit_losses import Forward, rounding_term, unit_error
+from zsq.fitting.reconstruction import Annealing, Engine, ParameterGroup
+from zsq.fitting.unit_losses import UnitBatch, rounding_loss, unit_error
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.rounding import SoftRounding
 from zsq.students import create, own_defaults_line
@@ -464,8 +464,10 @@ def test_schedules():
     assert annealing.at(0.0) == annealing.at(0.199) == (20.0, 0.0)
     assert annealing.at(0.2) == (20.0, 1.0) and annealing.at(0.6) == pytest.approx((11.0, 1.0))
     assert annealing.at(1.0) == pytest.approx((2.0, 1.0))
-    assert Group("rounding", 0.1).rate(0.7) == 0.1
-    assert [Group("rounding", 0.1, cosine=True).rate(p) for p in (0, 0.5, 1)] == pytest.approx([0.1, 0.05, 0])
+    assert ParameterGroup("rounding", 0.1).rate(0.7) == 0.1
+    assert [ParameterGroup("rounding", 0.1, cosine=True).rate(p) for p in (0, 0.5, 1)] == pytest.approx(
+        [0.1, 0.05, 0]
+    )
 
 
 @pytest.mark.parametrize("exponent", [2.0, 2.4])
@@ -474,15 +476,15 @@ def test_terms_equal_float64(exponent):
     output, target, importance = (torch.randn(6, 5, 4, 3, generator=generator) for _ in range(3))
     variables = (torch.randn(7, generator=generator), torch.randn(2, 2, generator=generator))
     beta, one = torch.tensor(5.0), torch.tensor(1.0)
-    forward = Forward(output, target, None, variables, beta, one, channels=5)
+    forward = UnitBatch(output, target, None, variables, beta, one, channels=5)
     difference = np.abs(output.double().numpy() - target.double().numpy()) ** exponent
     term = unit_error(exponent)
     assert term.value(forward).item() == pytest.approx(difference.sum(1).mean(), rel=1e-5)
-    weighted = Forward(output, target, importance, variables, beta, one, channels=5)
+    weighted = UnitBatch(output, target, importance, variables, beta, one, channels=5)
     expected = (difference * importance.double().numpy()).sum(1).mean()
     assert term.value(weighted).item() == pytest.approx(expected, rel=1e-5)
     h = [np.clip(1.2 / (1 + np.exp(-v.double().numpy())) - 0.1, 0, 1) for v in variables]
     penalty = sum((1 - np.abs(2 * x - 1) ** 5.0).sum() for x in h)
-    assert rounding_term(1.0).value(forward).item() == pytest.approx(penalty, rel=1e-5)
-    off = Forward(output, target, None, variables, beta, torch.tensor(0.0), channels=5)
-    assert rounding_term(1.0).value(off).item() == 0
+    assert rounding_loss(1.0).value(forward).item() == pytest.approx(penalty, rel=1e-5)
+    off = UnitBatch(output, target, None, variables, beta, torch.tensor(0.0), channels=5)
+    assert rounding_loss(1.0).value(off).item() == 0
