@@ -26,6 +26,7 @@ from zsq.config import (
     load_recipe,
     validated,
 )
+from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
@@ -135,7 +136,12 @@ def quantize(
         "runtime": runtime or RUNTIME,
     }
     config = validated(QuantizeConfig, values, "quantize")
-    return quantize_images(config, _path(out), _path(onnx), reporter or Reporter(quiet=True))
+    return quantize_images(
+        config,
+        None if out is None else output_path(out),
+        None if onnx is None else output_path(onnx, "--onnx"),
+        reporter or Reporter(quiet=True),
+    )
 
 
 def measure_gap(
@@ -183,7 +189,7 @@ def measure_gap(
         "show_real": show_real,
         "runtime": runtime or RUNTIME,
     }
-    return run_gap(validated(GapConfig, values, "gap"), Path(out), resume=resume, reporter=reporter)
+    return run_gap(validated(GapConfig, values, "gap"), output_path(out), resume=resume, reporter=reporter)
 
 
 def run(
@@ -229,7 +235,7 @@ def export(
     """
     from zsq.exports.exporting import export_run
 
-    return export_run(Path(folder), to, Path(out), layout, range)
+    return export_run(Path(folder), to, output_path(out), layout, range)
 
 
 def import_images(
@@ -253,7 +259,7 @@ def import_images(
     """
     from zsq.imports.importing import import_images as run
 
-    return run(str(source), Path(out), name, mean, std, layout)
+    return run(str(source), output_path(out), name, mean, std, layout)
 
 
 def verify_export(
@@ -302,15 +308,16 @@ def audit(
     from zsq.core.files import atomic_write_text
     from zsq.measure.audits import audit_images, audit_json
 
+    target = None if out is None else output_path(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
     own, seen, unseen = (load_images(str(s), loaded.spec) for s in (shards, train, holdout))
     labelled = loaded.task == "embed" and bool((seen.labels >= 0).all() and (unseen.labels >= 0).all())
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
-    if out is not None:
+    if target is not None:
         sources = {"teacher": teacher, "shards": str(shards), "train": train, "holdout": holdout}
-        atomic_write_text(Path(out), json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
+        atomic_write_text(target, json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
     return found
 
 
@@ -348,7 +355,7 @@ def inspect(folder: str | Path) -> list[str]:
 
 def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
     if out is not None:
-        return Path(out)
+        return output_path(out)
     base = OUTPUTS / name
     return latest_folder(base) if resume else next_folder(base)
 

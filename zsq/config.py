@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError
 
 from zsq.core.errors import OptionError, UnknownNameError
-from zsq.core.records import Record, first_fault
+from zsq.core.records import Record, first_fault, read_toml
 from zsq.core.selection import split_source
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -236,10 +235,7 @@ def recipe_paths() -> dict[str, Path]:
 
 def recipe_titles() -> dict[str, str]:
     """Name -> title of the recipes that come with zsq."""
-    return {
-        name: tomllib.loads(path.read_text(encoding="utf-8"))["title"]
-        for name, path in sorted(recipe_paths().items())
-    }
+    return {name: read_toml(path, "recipe")["title"] for name, path in sorted(recipe_paths().items())}
 
 
 def load_recipe(name: str) -> Recipe:
@@ -255,12 +251,7 @@ def load_recipe(name: str) -> Recipe:
         if name not in known:
             raise UnknownNameError("recipe", name, known)
         path, folder = known[name], Path()
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"recipe {path} cannot be read ({error.strerror})", "a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"recipe {path} is not TOML ({error})") from None
+    values = read_toml(path, "recipe")
     return validated(Recipe, {**values, "folder": folder}, f"recipe {path.name}")
 
 
@@ -294,7 +285,8 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
             raise OptionError(f"--set {pair}", "key=value")
         try:
             values[key] = json.loads(text)
-        except json.JSONDecodeError:
+        # Integers of thousands of digits and thousands of brackets are text too, which no option takes.
+        except (ValueError, RecursionError):
             values[key] = text
     return values
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +11,17 @@ from typing import Any
 
 from zsq.config import config_json
 from zsq.core.errors import RunFolderError, StorageError
-from zsq.core.files import atomic_write_text, fsync_folder, is_leftover
+from zsq.core.files import (
+    atomic_write_text,
+    fsync_folder,
+    is_leftover,
+    read_regular,
+    remove_leftovers,
+    temporary_sibling,
+)
 
 RUN_FILE = "run.json"
+MAX_RUN_FILE_BYTES = 2**24
 
 
 def next_folder(base: Path) -> Path:
@@ -43,26 +49,23 @@ def whole_folder(out: Path) -> Iterator[Path]:
         RunFolderError: `out` holds something already.
         StorageError: the disk refused.
     """
-    out = out.absolute()
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
+        # Taking its place would leave the shell in a folder that is gone.
+        if out.exists() and out.samefile(Path()):
+            raise RunFolderError(f"{out} is the current folder", "a new folder", "choose another --out")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RunFolderError(f"{out} is in the way", "a new or empty folder", "choose another --out")
         out.parent.mkdir(parents=True, exist_ok=True)
-        for sibling in out.parent.iterdir():
-            if is_leftover(sibling.name, out.name):
-                shutil.rmtree(sibling, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        for folder in (temporary, *(path for path in temporary.iterdir() if path.is_dir())):
-            fsync_folder(folder)
-        temporary.replace(out)
-        fsync_folder(out.parent)
+        remove_leftovers(out.parent)
+        with temporary_sibling(out, Path.mkdir) as temporary:
+            yield temporary
+            for folder in (temporary, *(path for path in temporary.iterdir() if path.is_dir())):
+                fsync_folder(folder)
+            temporary.replace(out)
+            fsync_folder(out.parent)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise StorageError(f"cannot write {out}: {reason}", remedy="choose another --out") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
@@ -77,7 +80,7 @@ def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
     except OSError as error:
         raise StorageError(f"cannot create {folder}: {error.strerror}") from None
     path = folder / RUN_FILE
-    if all(is_leftover(entry.name, RUN_FILE) for entry in os.scandir(folder)):
+    if all(is_leftover(entry.name) for entry in os.scandir(folder)):
         atomic_write_text(path, config_json(options) + "\n")
         return
     if not resume:
@@ -89,8 +92,8 @@ def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
 
 def _check_same(path: Path, options: dict[str, Any]) -> None:
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        before = dict(json.loads(read_regular(path, MAX_RUN_FILE_BYTES)))
+    except (OSError, ValueError, TypeError, RecursionError):
         raise RunFolderError(
             f"{path.parent} holds no readable {RUN_FILE}",
             "the folder of an earlier run",

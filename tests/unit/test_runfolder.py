@@ -19,7 +19,7 @@ def test_a_new_folder_holds_its_options(tmp_path):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_empty_folder_and_a_torn_start_are_fresh(tmp_path, resume):
-    (tmp_path / f".{RUN_FILE}.0a1b2c3d.tmp").write_text('{"cou')
+    (tmp_path / f".{RUN_FILE}.0a1b2c3d.zsq.tmp").write_text('{"cou')
     open_run(tmp_path, OPTIONS, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
     assert json.loads((tmp_path / RUN_FILE).read_text())["count"] == 8

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from zsq.core.errors import StorageError
+from zsq.core.files import append_regular
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -41,8 +42,7 @@ def append_line(path: Path, line: str) -> None:
         StorageError: the disk refused.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_regular(path, f"{line}\n".encode())
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from zsq.core.errors import OptionError
+from zsq.core.files import read_regular
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+MOST_TOML_BYTES = 2**20
 MOST_SHOWN = 60  # characters of a wrong value
 
 # Where the message says it all, or where the value is everything that was read.
@@ -22,6 +28,21 @@ class Record(BaseModel):
 
 class StrictRecord(Record, strict=True):
     """A record that converts nothing: the text "1" is no number."""
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file, which messages call `what`.
+
+    Raises:
+        OptionError: no file that can be read, or no TOML.
+    """
+    try:
+        return tomllib.loads(read_regular(path, MOST_TOML_BYTES).decode())
+    except OSError as error:
+        raise OptionError(f"{what} {path} cannot be read ({error.strerror})", "a TOML file") from None
+    # Not only a TOMLDecodeError: integers of thousands of digits, thousands of brackets.
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{what} {path} is not TOML ({error})") from None
 
 
 def first_fault(error: ValidationError) -> str:

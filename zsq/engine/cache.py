@@ -13,8 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from zsq.core.errors import StorageError
-from zsq.core.files import atomic_write_bytes
+from zsq.core.files import atomic_write_bytes, read_regular
 
+MAX_BYTES = 16 * 2**30
 DIGEST = "sha256"  # a tensor of the file: the sha256 of all others, saved without it
 
 
@@ -35,7 +36,7 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
         StorageError: the disk refused.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
 
 from zsq.core.errors import ExportError
+from zsq.core.files import read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
 
@@ -131,9 +132,7 @@ def read_record(folder: Path) -> ExportRecord:
     """
     path = folder / RECORD_NAME
     try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            raise ExportError(f"{path} is larger than {MAX_RECORD_BYTES} bytes", "a record of an export")
-        return ExportRecord.model_validate_json(path.read_bytes())
+        return ExportRecord.model_validate_json(read_regular(path, MAX_RECORD_BYTES))
     except OSError as error:
         remedy = "name the folder that `zsq export` wrote"
         raise ExportError(f"{path} cannot be read: {error.strerror}", "an export", remedy) from None

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, StudentFileError
-from zsq.core.files import atomic_write_bytes, atomic_write_text
+from zsq.core.files import atomic_write_bytes, atomic_write_text, read_regular
 from zsq.core.records import first_fault
 from zsq.core.version import __version__
 from zsq.placement.sites import row_name
@@ -36,6 +36,7 @@ from zsq.widths import Bits
 
 TENSORS, RECORD = ".safetensors", ".json"
 DEFAULT_STEM = "student"
+MAX_TENSOR_BYTES = 16 * 2**30
 MAX_RECORD_BYTES = 64 * 2**20
 
 
@@ -158,16 +159,14 @@ def read_student(path: str | Path) -> tuple[StudentRecord, FittedStudent]:
         StudentFileError: as `load_student`.
     """
     tensors_path, record_path = student_files(path)
-    data = _read(tensors_path)
-    if record_path.is_file() and record_path.stat().st_size > MAX_RECORD_BYTES:
-        raise StudentFileError(f"{record_path} has {record_path.stat().st_size} bytes", "a student's JSON")
-    text = _read(record_path)
+    data = _read(tensors_path, MAX_TENSOR_BYTES)
+    text = _read(record_path, MAX_RECORD_BYTES)
     return _student(data, text, f"student {record_path}")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most_bytes: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, most_bytes)
     except OSError as error:
         raise StudentFileError(
             f"student file {path}: {error.strerror}",

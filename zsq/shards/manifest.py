@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, m
 
 from zsq.contract import Task, Teacher
 from zsq.core.errors import ImagesError, ShardError
-from zsq.core.files import atomic_write_text
+from zsq.core.files import atomic_write_text, read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
 from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
@@ -158,9 +158,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     path = find_shards(folder).run / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ShardError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes", "a manifest")
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_regular(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         remedy = "finish the run with --resume"
         raise ShardError(f"{path} does not exist", "the manifest of a finished run", remedy) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zsq.core.errors import ShardError
+from zsq.core.files import open_regular
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import read_shard
 from zsq.shards.schema import ShardEntry, ShardProvenance
@@ -39,7 +40,7 @@ def verify_shard(path: Path, sha256: str | None = None) -> tuple[ShardEntry, Sha
         ShardError: missing, altered or not in the format.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ShardError(f"{path} cannot be read: {error.strerror}", "a shard file") from None

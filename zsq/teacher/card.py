@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import logging
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from zsq.config import expand_variables
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
-from zsq.core.records import Record, first_fault
+from zsq.core.records import Record, first_fault, read_toml
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 _logger = logging.getLogger(__name__)
@@ -87,12 +86,7 @@ def read_card(path: Path) -> TeacherCard:
     Raises:
         UsageError: no such file, no TOML, an unknown, missing or invalid field, or an undefined variable.
     """
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"teacher card {path}: {error.strerror}", "file:CARD.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"teacher card {path} is no TOML ({error})") from None
+    fields = read_toml(path, "teacher card")
     try:
         return TeacherCard(**_expanded(fields, str(path)))
     except ValidationError as error:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zsq.core.errors import MismatchError, WeightsError
+from zsq.core.files import open_regular
 
 CONVERSION = (
     "where you trust the file, load it and save its state dict: torch.save(model.state_dict(), 'weights.pt') "
@@ -42,7 +43,7 @@ def read_sha256(path: Path) -> str:
         WeightsError: there is no file that can be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(
@@ -68,7 +69,7 @@ def read_content(path: Path) -> Any:
     Raises:
         WeightsError: damaged, or of a format that carries code.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(9)
     return _read_safetensors(path) if head[8:9] == b"{" else _read_checkpoint(path, head)
 

@@ -198,7 +198,7 @@ def test_a_failed_export_leaves_nothing(run, tmp_path):
 
 
 def test_what_a_killed_export_left_is_removed_and_a_full_folder_is_not(run, tmp_path):
-    (tmp_path / ".out.0a1b2c3d.tmp" / "7").mkdir(parents=True)
+    (tmp_path / ".out.0a1b2c3d.zsq.tmp" / "7").mkdir(parents=True)
     (tmp_path / "out").mkdir()
     zsq.export(run, "npy", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]

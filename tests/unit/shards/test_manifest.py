@@ -78,7 +78,7 @@ def test_absent_manifest_says_how_to_finish_the_run(make_run):
 
 def test_shards_are_found_in_order_under_either_name(make_run):
     run, _ = make_run()
-    (run / "shards" / ".shard-00009.h5.0a0b0c0d.tmp").touch()
+    (run / "shards" / ".shard-00009.h5.0a0b0c0d.zsq.tmp").touch()
     (run / "shards" / "shard-1.h5").touch()
     for folder in (run, run / "shards"):
         found = find_shards(folder)

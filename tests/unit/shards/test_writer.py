@@ -150,10 +150,11 @@ def test_file_and_folder_are_synced_around_the_rename(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_killed_writers_go_with_the_next_write(tmp_path):
-    (tmp_path / ".file.0123abcd.tmp").write_bytes(b"half")
-    (tmp_path / ".other.0123abcd.tmp").write_bytes(b"of another file")
+    (tmp_path / ".file.0123abcd.zsq.tmp").write_bytes(b"half")
+    (tmp_path / ".other.0123abcd.zsq.tmp").write_bytes(b"of another file")
+    (tmp_path / ".mine.0123abcd.tmp").write_bytes(b"of another program")
     atomic_write_text(tmp_path / "file", "é")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123abcd.tmp", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.0123abcd.tmp", "file"]
     assert (tmp_path / "file").read_bytes() == "é".encode()
 
 

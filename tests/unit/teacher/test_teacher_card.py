@@ -178,7 +178,7 @@ def test_importable_module(folder, tmp_path):
         ),
         ("my_net:Net", "my_net", "architecture: String should match"),
         ("my_net:Net", "../my_net:Net", "architecture: String should match"),
-        ("num_classes = 5", "num_classes = ", "is no TOML"),
+        ("num_classes = 5", "num_classes = ", "is not TOML"),
     ],
 )
 def test_a_wrong_field_is_named(folder, old, new, message):
@@ -230,7 +230,7 @@ def test_card_network_and_weights_must_agree(folder, old, new, message):
 
 
 def test_missing_files(folder):
-    with pytest.raises(UsageError, match=r"nowhere.toml: No such file"):
+    with pytest.raises(UsageError, match=r"nowhere.toml cannot be read \(No such file"):
         load_teacher("file:nowhere.toml")
     with pytest.raises(WeightsError, match=r"none.pt: No such file"):
         load_teacher(write_card(folder, "sub/net.pt", "none.pt"))
@@ -238,5 +238,5 @@ def test_missing_files(folder):
 
 def test_unreadable_card(folder):
     (folder / "card.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="is no TOML"):
+    with pytest.raises(UsageError, match="is not TOML"):
         read_card(folder / "card.toml")
