@@ -5,13 +5,19 @@ BIN := .venv/bin
 CONSUMERS ?= $(HOME)/.cache/zsq-consumers
 TOOLS := onnxruntime nncf torchao mct webdataset
 
-.PHONY: demo test consumers lint bench clean
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest consumers lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/zsq run digits
 
 test: .venv/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 consumers: $(TOOLS:%=$(CONSUMERS)/%/.installed)
 	for tool in $(TOOLS); do \
@@ -43,5 +49,11 @@ bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch .venv/.installed $@
 
+$(LOWEST)/.installed: pyproject.toml .ci/floors.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/floors.py dev > $(LOWEST)/floors.txt
+	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/floors.txt --editable .
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv $(LOWEST) build dist *.egg-info

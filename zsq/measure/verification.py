@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.integrate import trapezoid
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import GroupKFold
 
@@ -117,7 +118,7 @@ class Curve:
 
 def area(far: np.ndarray, tar: np.ndarray) -> float:
     """Area under the curve: the chance that a genuine pair is more similar than an impostor one."""
-    return float(np.trapezoid(tar, far))
+    return float(trapezoid(tar, far))
 
 
 def tar_at(far: np.ndarray, tar: np.ndarray, limit: float) -> float:

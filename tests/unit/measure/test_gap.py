@@ -96,7 +96,7 @@ def test_bootstrap_of_one_seed_is_scipys():
         method="percentile",
         vectorized=True,
         n_resamples=10_000,
-        rng=random,
+        random_state=random,
     ).confidence_interval
     measured = bootstrap_interval(runs(real[:, None]), runs(own[:, None]))
     np.testing.assert_allclose(measured, (expected.low, expected.high), atol=0.1)
