@@ -28,7 +28,7 @@ def test_import_loads_nothing_heavy(statement):
 def test_import_opens_no_file_outside_of_python():
     """No data set, no recipe, no weights: only modules and what Python keeps beside them.
 
-    Pydantic looks for plugins in the entry points of installed packages.
+    Pydantic looks for plugins in the entry points of installed packages, editable ones too.
     """
     code = """
 import sys
@@ -36,7 +36,7 @@ opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 import zsq, zsq.cli
 library = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
-python = (".py", ".pyc", ".so", library, ".dist-info/entry_points.txt")
+python = (".py", ".pyc", ".so", library, "-info/entry_points.txt")
 print(*[path for path in opened if not path.endswith(python)], sep="\\n")
 """
     assert [line for line in run_python(code).split("\n") if line and not line.isdigit()] == []
