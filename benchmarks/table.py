@@ -8,6 +8,7 @@ replicates of an embedding teacher stay in `outputs/RECIPE`: without that folder
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from zsq.bench import machine
 from zsq.config import Recipe, RuntimeConfig, load_recipe
 from zsq.core.files import atomic_write_text
 from zsq.core.progress import Reporter
+from zsq.measure.gap import gaps_from_rows, rows_from_runs
 from zsq.measure.protocol import RunRecord
 from zsq.report.data import ReportData
 from zsq.workflow import run_recipe
@@ -33,13 +35,13 @@ def main(
     budget_hours: BudgetHours = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
-    rewrite: Annotated[bool, typer.Option(help="Only write the kept table anew, in today's form.")] = False,
+    rewrite: Annotated[bool, typer.Option(help="Compute the kept table again, fit nothing.")] = False,
 ) -> None:
     """Run or continue the recipe and keep its table."""
     name = Path(recipe).stem
     target = RESULTS / f"{name}.json"
     if rewrite:
-        write(target, json.loads(target.read_text(encoding="utf-8")))
+        write(target, computed_again(json.loads(target.read_text(encoding="utf-8"))))
         return
     loaded = load_recipe(recipe)
     if threads is not None:
@@ -78,6 +80,15 @@ def fits_of(target: Path, recipe: Recipe) -> list[RunRecord]:
     if not same or any(known.get(source.label, source) != source for source in recipe.sources):
         raise typer.BadParameter(f"{target} was made of other images; move it away")
     return list(table["fits"])
+
+
+def computed_again(table: dict[str, Any]) -> dict[str, Any]:
+    """The table with rows and gaps of its fits; an embedder's are kept, since its replicates are not."""
+    if table["teacher"].get("task") == "embed":
+        return table
+    rows = rows_from_runs(table["fits"])
+    gaps = gaps_from_rows(rows)
+    return {**table, "rows": [asdict(row) for row in rows], "gaps": [asdict(gap) for gap in gaps]}
 
 
 def write(target: Path, table: dict[str, Any]) -> None:

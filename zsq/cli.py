@@ -335,6 +335,7 @@ def _show(data: Any, folder: Path) -> None:
 
     from zsq.report.tables import gap_table
 
+    typer.echo(data.verdict + "\n")
     Console().print(gap_table(data.rows, data.gaps))
     typer.echo(f"report: {folder / 'report.html'}")
 

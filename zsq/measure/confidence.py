@@ -36,6 +36,19 @@ class Run:
     value: float
 
 
+def metric_range(metric: str) -> Interval:
+    """The least and the largest value that a metric can have, in points."""
+    return (-100.0, 100.0) if metric == "cosine" else (0.0, 100.0)
+
+
+def within(interval: Interval | None, limits: Interval) -> Interval | None:
+    """An interval cut off at what is possible: those of few sets reach beyond it."""
+    if interval is None:
+        return None
+    low, high = (min(max(bound, limits[0]), limits[1]) for bound in interval)
+    return (low, high)
+
+
 def set_means(runs: Iterable[Run]) -> np.ndarray:
     """Mean over student seeds of each shard set, float64 (sets,)."""
     values: dict[int, list[float]] = {}

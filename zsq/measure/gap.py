@@ -22,6 +22,7 @@ from zsq.measure.confidence import (
     Run,
     bootstrap_interval,
     mean_interval,
+    metric_range,
     paired_interval,
     paired_recovery,
     percentile_interval,
@@ -29,6 +30,7 @@ from zsq.measure.confidence import (
     replicates_of,
     set_means,
     welch_interval,
+    within,
 )
 from zsq.measure.evaluate import all_scores
 from zsq.measure.protocol import NOISE, REAL, PlannedFit, Protocol, RunRecord, fit_key
@@ -38,7 +40,7 @@ from zsq.measure.protocol import NOISE, REAL, PlannedFit, Protocol, RunRecord, f
 class Row:
     """One metric of one student on one source: mean over shard sets; `seconds` is the mean time of a fit.
 
-    `ci95` is over shard sets, or with one set of an embedder over identities.
+    `ci95` is over shard sets, or with one set of an embedder over identities; within the metric's range.
     """
 
     source: str
@@ -57,8 +59,8 @@ class Gap:
     """Mean on real images minus mean on the source, in points.
 
     `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; with one set of an embedder, `ci95`
-    is the paired bootstrap's over identities. `recovery` is the share of the way from noise to real images:
-    0 like noise, 1 like real images.
+    is the paired bootstrap's over identities. Both end where a difference of the metric ends. `recovery` is
+    the share of the way from noise to real images: 0 like noise, 1 like real images.
     """
 
     source: str
@@ -159,6 +161,7 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
         means = set_means(runs)
         seconds = float(np.mean([seconds for _, seconds in pairs]))
         interval = mean_interval(means) or percentile_interval(replicates.get(key))
+        interval = within(interval, metric_range(key[-1]))
         rows.append(Row(*key, float(means.mean()), interval, runs, seconds))
     return rows
 
@@ -186,6 +189,8 @@ def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.
     real_R, own_R, noise_R = (
         None if of_sets else replicates.get(row_key(row, source)) for source in (REAL, row.source, NOISE)
     )
+    low, high = metric_range(row.metric)
+    interval = welch_interval(real_sets, own_sets) or paired_interval(real_R, own_R)
     recovered = None
     if noise is not None and of_sets:
         recovered = recovery(real_sets, own_sets, set_means(noise.runs))
@@ -198,7 +203,7 @@ def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.
         row.num_images,
         row.metric,
         gap=float(real_sets.mean() - own_sets.mean()),
-        ci95=welch_interval(real_sets, own_sets) or paired_interval(real_R, own_R),
+        ci95=within(interval, (low - high, high - low)),
         bootstrap95=bootstrap_interval(real.runs, row.runs),
         recovery=recovered,
     )

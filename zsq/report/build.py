@@ -55,6 +55,7 @@ def markdown(data: ReportData) -> str:
     """The tables of the page, without its pictures."""
     parts = [
         f"# {data.title}",
+        data.verdict,
         *(f"- {name}: {value}" for name, value in teacher_facts(data)),
         "## Gap to real images",
         markdown_table(gap_grid(data.rows, data.gaps)),
@@ -101,6 +102,7 @@ def html(data: ReportData) -> str:
     sheets = data.shown_sheets
     return environment.get_template("report.html.j2").render(
         title=data.title,
+        verdict=data.verdict,
         facts=teacher_facts(data),
         gap_grid=gap_grid(data.rows, data.gaps),
         explanation=explanation(data.rows, data.embeds),

@@ -14,6 +14,7 @@ from zsq.contract import QuantizedTensor
 from zsq.measure.contrasts import Contrast
 from zsq.measure.gap import Gap, Row
 from zsq.measure.protocol import NOISE, REAL
+from zsq.report.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class ReportData:
         return self.teacher.get("task") == "embed"
 
     @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        return verdict(self.rows, self.gaps)
+
+    @property
     def curves(self) -> dict[str, str]:
         """source -> its method, of methods that a recipe runs at several costs, each once."""
         costs: dict[str, dict[str, float]] = {}
@@ -81,6 +87,7 @@ class ReportData:
         return finite(
             {
                 "title": self.title,
+                "verdict": self.verdict,
                 "teacher": dict(self.teacher),
                 "settings": dict(self.settings),
                 "rows": [dataclasses.asdict(row) for row in self.rows],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from zsq.measure.confidence import Interval
+from zsq.measure.confidence import Interval, metric_range
 from zsq.measure.protocol import NOISE, REAL
 from zsq.measure.verification import ROC_FARS
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
@@ -41,9 +42,11 @@ def gap_figure(table: Sequence[Entry]) -> Figure:
         ax.set_yticks(range(len(panel)), [entry.main.source for entry in panel])
         ax.set_ylim(len(panel) - 0.4, -0.6)
         low, high = _axis([(entry.main.source, *_reach(entry)) for entry in panel])
+        least, most = metric_range(panel[0].main.metric)
         for height, entry in enumerate(panel):
             _gap_bar(ax, height, entry, look[entry.main.source][0], high)
         ax.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+        _end_axis(ax, "x", (least - most, most - least))
     figure.supxlabel(f"{bars[0].main.metric} on real images minus on the source, points", fontsize="medium")
     return figure
 
@@ -68,6 +71,14 @@ def _axis(reaches: Sequence[tuple[str, float, float]]) -> Interval:
         return every
     kept = bounds(own)
     return kept if every[1] - every[0] > CUT_RATIO * (kept[1] - kept[0]) else every
+
+
+def _end_axis(ax: Axes, which: Literal["x", "y"], limits: Interval) -> None:
+    """Line and ticks of an axis no further than values can be; what is beyond is room for marks and text."""
+    axis, (low, high) = (ax.xaxis, ax.get_xlim()) if which == "x" else (ax.yaxis, ax.get_ylim())
+    low, high = max(low, limits[0]), min(high, limits[1])
+    ax.spines["bottom" if which == "x" else "left"].set_bounds(low, high)
+    axis.set_ticks([tick for tick in axis.get_majorticklocs() if low <= tick <= high])
 
 
 def _gap_bar(ax: Axes, height: int, entry: Entry, colour: str, high: float) -> None:
@@ -153,6 +164,7 @@ def _cost_panel(
     for label, curve in points.items():
         ax.plot(*zip(*sorted(curve), strict=True), color=look[label][0], linewidth=1.0)
     ax.set_ylim(low - 0.22 * span, high + 0.12 * span)
+    _end_axis(ax, "y", metric_range(panel[0].main.metric))
 
 
 def _places(ax: Axes, cost: Mapping[str, float]) -> Callable[[float, bool], float]:
@@ -192,6 +204,7 @@ def roc_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             style = "--" if source == REAL else "-"
             ax.plot(ROC_FARS, tars.get(source, [math.nan] * len(ROC_FARS)), style, color=look[source][0])
         ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
+        _end_axis(ax, "y", (0.0, 100.0))
     for ax in axes[len(curves) :]:
         ax.set_visible(False)
     figure.supxlabel("false accept rate", fontsize="medium")

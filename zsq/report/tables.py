@@ -171,10 +171,13 @@ def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
 
 
 def plus_minus(value: float, bounds: Interval | None) -> str:
-    """`value \u00b1 half width`, for the symmetric intervals; the value alone without one."""
+    """`value \u00b1 half width`, of an interval with unequal halves `value [low, high]`; else the value."""
     if bounds is None:
         return number(value)
-    return f"{number(value)} \u00b1 {number((bounds[1] - bounds[0]) / 2)}"
+    below, above = value - bounds[0], bounds[1] - value
+    if abs(above - below) > 0.01:
+        return f"{number(value)} {interval(bounds, 1)}"
+    return f"{number(value)} \u00b1 {number((above + below) / 2)}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -173,6 +173,26 @@ def test_gaps_are_real_minus_source_of_the_same_student():
     assert dsg.ci95[0] < 8.0 < dsg.ci95[1] and dsg.bootstrap95[0] < 8.0 < dsg.bootstrap95[1]
 
 
+def test_intervals_end_where_the_metric_ends():
+    values = {"real": (98.0, 100.0), "dsg": (0.0, 9.0), "noise": (0.0, 0.5)}
+    metrics = ("accuracy", "cosine")
+    records = [
+        record(source, k, 0, 0.0, metrics=dict.fromkeys(metrics, value))
+        for source, of_sets in values.items()
+        for k, value in enumerate(of_sets)
+    ]
+    rows = rows_from_runs(records)
+    found = {(row.source, row.metric): row.ci95 for row in rows}
+    low, high = mean_interval(np.array([0.0, 9.0]))
+    assert low < 0 and found["dsg", "accuracy"] == (0.0, pytest.approx(high))
+    assert found["dsg", "cosine"] == pytest.approx((low, high))
+    assert found["real", "accuracy"][1] == found["real", "cosine"][1] == 100.0
+    gaps = {(gap.source, gap.metric): gap.ci95 for gap in gaps_from_rows(rows)}
+    wanted = welch_interval(np.array([98.0, 100.0]), np.array([0.0, 9.0]))
+    assert wanted[1] > 100 and gaps["dsg", "accuracy"] == (pytest.approx(wanted[0]), 100.0)
+    assert gaps["dsg", "cosine"] == pytest.approx(wanted)
+
+
 def test_without_noise_there_is_no_recovery():
     records = [record(source, k, 0, 50.0 + k) for source in ("real", "dsg") for k in range(2)]
     assert [gap.recovery for gap in gaps_from_rows(rows_from_runs(records))] == [None, None]

@@ -71,6 +71,15 @@ def test_the_page_fetches_nothing(make_data):
     assert "@import" not in styles and "url(" not in styles
 
 
+def test_every_form_opens_with_the_verdict(make_data):
+    data = make_data()
+    wanted = "Over 2 pairs of student and bit width, images of dsg cost 0.0 to 1.0 points of accuracy"
+    assert data.verdict.startswith(wanted) and data.as_json()["verdict"] == data.verdict
+    assert markdown(data).splitlines()[2] == data.verdict
+    texts = Page(html(data)).texts
+    assert texts.index(data.verdict) < texts.index("teacher")
+
+
 def test_the_gap_table_comes_first_and_every_picture_has_words(make_data):
     page = Page(html(make_data()))
     names = [tag for tag, _ in page.tags]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from zsq.measure.gap import Gap, Row, Run
 from zsq.report.data import ReportData, finite
-from zsq.report.plots import cost_figure, distance_figure, gap_figure
+from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.sheets import contact_sheet, png_data_uri
 from zsq.report.svg import INK, looks
 from zsq.report.tables import DASH, MINUS, entries, gap_table, interval, number, ordered_sources, plus_minus
@@ -37,6 +37,7 @@ def test_numbers_are_written_alike_everywhere():
     assert number(87.456, 0) == "87"
     assert interval((-0.5, 1.25)) == f"[{MINUS}0.50, 1.25]" and interval(None) == DASH
     assert plus_minus(86.0, (85.75, 86.25)) == "86.00 \u00b1 0.25" and plus_minus(86.0, None) == "86.00"
+    assert plus_minus(87.0, (71.8, 100.0)) == "87.00 [71.8, 100.0]"
 
 
 def test_real_comes_first_and_noise_last():
@@ -90,6 +91,23 @@ def test_noise_that_dwarfs_the_rest_is_cut_and_says_so():
         [row("real", 87.0), row("a", 86.0), row("noise", 85.0)], [gap("noise", 2.0), gap("a", 1.0)]
     )
     assert not any("cut" in text for text in texts(gap_figure(near)))
+
+
+def ticks(svg):
+    """Numbers that stand alone in a figure: those of axes, and the gaps beside bars."""
+    words = [text.replace(MINUS, "-") for text in texts(svg)]
+    return [float(word) for word in words if word.replace(".", "").replace("-", "").isdigit()]
+
+
+def test_axes_end_at_0_and_100():
+    cost = {"a": 250.0, "b": 9.0}
+    table = entries([row("real", 99.9), row("a", 0.1), row("b", 0.2)], [gap("a", 99.8), gap("b", 99.7)])
+    assert {0, 100} <= set(ticks(gap_figure(table))) and max(ticks(gap_figure(table))) == 100
+    # Costs are on an axis of their own, up to 250.
+    shares = [value for value in ticks(cost_figure(table, cost, 100.0)) if value not in range(120, 300)]
+    assert {0, 100} <= set(shares) and all(0 <= value <= 100 for value in shares)
+    curve = {"kd W4A4": {"real": [0.0] * 12 + [100.0] * 13}}
+    assert max(ticks(roc_figure(curve))) == 100 and min(ticks(roc_figure(curve))) == 0
 
 
 @pytest.mark.parametrize("cost", [{"a": 250.0, "b": 250.0}, {"a": 20.0, "b": 20000.0}, {"a": 0.0}])
