@@ -5,6 +5,7 @@ A command's parameters are those of the API function that it stands for; `_asked
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -15,6 +16,7 @@ import typer
 
 from zsq.config import AUDIT_RUNTIME, EXPORT, GAP, GENERATE, IMPORT, QUANTIZE, RUNTIME, VERIFY
 from zsq.core.errors import ZsqError
+from zsq.core.interrupt import INTERRUPTED, one_line_at_interrupt
 from zsq.core.version import __version__
 
 app = typer.Typer(
@@ -23,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-INTERRUPTED = 130
 
 # A wrong call. Newer typer has a click of its own inside, so that click's name for it is another class.
 CallError: Any = typer.BadParameter.__base__
@@ -358,19 +358,29 @@ def _options(
 def main() -> None:
     """Entry point: every foreseeable failure is one line on standard error and an exit code."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
-        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    except ZsqError as error:
-        _leave(str(error), error.exit_code)
-    except CallError as error:
-        _leave(f"{error.format_message().rstrip('.')}; see `zsq --help`", error.exit_code)
-    except OSError as error:
-        _leave(str(error), 1)
-    if status == INTERRUPTED:
-        _leave("interrupted; what is finished is kept, --resume continues", INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be text of any encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with one_line_at_interrupt():
+        try:
+            status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        except ZsqError as error:
+            _leave(str(error), error.exit_code)
+        except CallError as error:
+            _leave(f"{error.format_message().rstrip('.')}; see `{_help_of(error)}`", error.exit_code)
+        except OSError as error:
+            _leave(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        # What typer makes of a Ctrl-C.
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
     sys.exit(status)
+
+
+def _help_of(error: Any) -> str:
+    """`zsq generate --help` where the call of that command is wrong."""
+    command = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
+    return f"zsq {command} --help" if command else "zsq --help"
 
 
 def _leave(message: str, status: int) -> NoReturn:

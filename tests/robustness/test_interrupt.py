@@ -1,12 +1,15 @@
 """Ctrl-C ends a run in one line; what is finished stays, and resuming completes it."""
 
 import hashlib
+import os
 import signal
+import subprocess
 import time
 
 import pytest
-from commands import call, start
+from commands import PYTHON, call, environment, start
 
+from zsq.core.interrupt import LINE
 from zsq.shards.verify import verify_run, verify_shard
 
 INTERRUPTED = 130
@@ -34,7 +37,7 @@ def test_interrupt_of_a_running_command(tmp_path, capsys):
     assert printed == ""
     estimate, line = said.splitlines()
     assert estimate.startswith("zeroq: 160 images")
-    assert line == "zsq: interrupted; what is finished is kept, --resume continues"
+    assert line == LINE == "zsq: interrupted; what is finished is kept, --resume continues"
     kept = hashes(out)
     assert 2 <= len(kept) < 40
     for path in (out / "shards").glob("*.h5"):
@@ -57,3 +60,67 @@ def test_interrupt_anywhere_is_one_line(where, tmp_path, monkeypatch, capsys):
     assert outcome.status == INTERRUPTED
     assert outcome.err.splitlines()[-1].startswith("zsq: interrupted")
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.1, 0.3, 0.6, 1.2, 2.4])
+def test_interrupt_at_any_moment_of_the_start(delay, tmp_path):
+    """While zsq and torch are imported, the teacher is built, the first images are made."""
+    process = started("from zsq.__main__ import main; main()", *arguments(tmp_path / "run", iterations=9999))
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == INTERRUPTED
+    assert said[-1] == LINE
+    assert not any("Traceback" in line for line in said)
+
+
+def started(code, *arguments):
+    """A process that has come as far as to run `code`."""
+    process = subprocess.Popen(
+        [PYTHON, "-c", f"print('ready', flush=True)\n{code}", *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_an_interrupt_that_became_another_error_is_one_line(tmp_path, monkeypatch, capsys):
+    """As numpy's import and some callbacks do."""
+
+    def load(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ImportError("numpy cannot be imported") from None
+
+    monkeypatch.setattr("zsq.synthesize.load_teacher", load)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcome = call(capsys, *arguments(tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (outcome.status, outcome.err) == (INTERRUPTED, f"{LINE}\n")
+
+
+def test_a_second_interrupt_does_not_wait():
+    process = started("""
+import time
+from zsq.core.interrupt import one_line_at_interrupt
+with one_line_at_interrupt():
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning", flush=True)
+        time.sleep(60)
+""")
+    for word in ("working", "cleaning"):
+        assert process.stdout.readline() == f"{word}\n"
+        process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[1] == f"{LINE}\n"
+    assert process.returncode == INTERRUPTED
