@@ -51,7 +51,7 @@ def generate(
     method: str,
     *,
     weights: str | Path | None = None,
-    count: int = GENERATE.count,
+    count: int | None = GENERATE.count,
     batch: int | None = GENERATE.batch,
     shard_size: int = GENERATE.shard_size,
     seed: int = GENERATE.seed,
@@ -67,7 +67,9 @@ def generate(
 
     Args:
         teacher: a name as in `zsq list teachers`, a torchvision model's, or `file:card.toml`.
-        count: number of images. batch: images optimised together, the method's own if None.
+        count: number of images, 1024 if None. With `resume` a larger one extends the set, and None is what
+            the set has.
+        batch: images optimised together, the method's own if None.
         iterations: steps; what is tied to them scales along.
         set: overrides of the method's options.
         out: the run's folder, by default the first free `outputs/TEACHER-METHOD`.

@@ -54,7 +54,9 @@ def generate(
     teacher: Teacher,
     method: Annotated[str, typer.Option(help="Method; see `zsq list methods`.")],
     weights: Weights = GENERATE.weights,
-    count: Annotated[int, typer.Option(help="Number of images.")] = GENERATE.count,
+    count: Annotated[
+        int | None, typer.Option(help="Number of images; 1024, or what a resumed run has.")
+    ] = GENERATE.count,
     batch: Annotated[
         int | None, typer.Option(help="Images optimised together; the method's own.")
     ] = GENERATE.batch,
@@ -68,7 +70,9 @@ def generate(
         str | None, typer.Option(metavar="SRC", help="Real images, for methods that read some.")
     ] = GENERATE.real,
     set_: Set = None,
-    resume: Resume = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue what the folder holds; a larger --count extends it.")
+    ] = False,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,

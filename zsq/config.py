@@ -25,6 +25,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Model = TypeVar("Model", bound=Record)
 
 
+DEFAULT_COUNT = 1024
+
+
 class RuntimeConfig(Record):
     """The RUNTIME options as given; `zsq.core.runtime.Runtime.resolve` turns `auto` into values."""
 
@@ -42,12 +45,13 @@ class AuditRuntime(RuntimeConfig):
 
 
 class GenerateConfig(Record):
-    """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own."""
+    """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own; `count`
+    None is what a resumed run has, else `DEFAULT_COUNT`."""
 
     teacher: str
     weights: str | None = None
     method: str
-    count: PositiveInt = 1024
+    count: PositiveInt | None = None
     batch: PositiveInt | None = None
     shard_size: PositiveInt = 256
     seed: Seed = 0

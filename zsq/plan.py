@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -45,36 +46,60 @@ class WorkUnit:
 
 @dataclass(frozen=True)
 class Plan:
-    """The run as data: the same for every process count, and the unit of resume."""
+    """The run as data: the same for every process count, and the unit of resume.
+
+    A set can be extended: `earlier` are the counts it had before, the oldest first. What an extension adds is
+    cut into groups and shards of its own after the last ones, which stay as they are, short or not.
+    """
 
     count: int
     batch: int
     shard_size: int
     seed: int
-    batches_per_group: int | None = 1  # None: the whole set is one group
+    batches_per_group: int | None = 1  # None: the whole set, or what an extension adds, is one group
+    earlier: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse counts that make no plan."""
         for name in ("count", "batch", "shard_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name.replace('_', '-')} {getattr(self, name)}", "at least 1")
+        if not all(before < after for before, after in pairwise((0, *self.counts))):
+            raise OptionError(f"a set of {self.counts} images in turn", "each extension larger")
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"--seed {self.seed}", "a number from 0 to 2**63 - 1")
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Images after the first run and after each extension; the last is `count`."""
+        return (*self.earlier, self.count)
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """All groups in order."""
-        per_group = self.count if self.batches_per_group is None else self.batches_per_group * self.batch
-        groups = []
-        for index, first in enumerate(range(0, self.count, per_group)):
-            size = min(per_group, self.count - first)
-            batches = tuple(min(self.batch, size - done) for done in range(0, size, self.batch))
-            groups.append(Group(index, self.seed, first, batches))
-        return tuple(groups)
+        return tuple(group for part in self._parts for group in part)
+
+    @property
+    def _parts(self) -> tuple[tuple[Group, ...], ...]:
+        """The groups of the first run and of each extension."""
+        parts: list[tuple[Group, ...]] = []
+        index = 0
+        for start, end in pairwise((0, *self.counts)):
+            batches_each = self.batches_per_group
+            per_group = end - start if batches_each is None else batches_each * self.batch
+            groups = []
+            for first in range(start, end, per_group):
+                size = min(per_group, end - first)
+                batches = tuple(min(self.batch, size - done) for done in range(0, size, self.batch))
+                groups.append(Group(index, self.seed, first, batches))
+                index += 1
+            parts.append(tuple(groups))
+        return tuple(parts)
 
     @property
     def units(self) -> tuple[WorkUnit, ...]:
-        """Groups packed into shards of at most `shard_size` images; a larger group spans several."""
+        """Groups packed into shards of at most `shard_size` images; a larger group spans several, and an
+        extension begins with a new shard."""
         units: list[WorkUnit] = []
         pending: list[Group] = []
         next_shard = 0
@@ -89,11 +114,12 @@ class Plan:
             next_shard += len(sizes)
             pending.clear()
 
-        for group in self.groups:
-            if sum(g.num_images for g in pending) + group.num_images > self.shard_size:
-                close()
-            pending.append(group)
-        close()
+        for part in self._parts:
+            for group in part:
+                if sum(g.num_images for g in pending) + group.num_images > self.shard_size:
+                    close()
+                pending.append(group)
+            close()
         return tuple(units)
 
     @property

@@ -68,8 +68,14 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {out}: {reason}", remedy="choose another --out") from None
 
 
-def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
+def open_run(
+    folder: Path, options: dict[str, Any], resume: bool, grows: tuple[str, ...] = (), whole: str = RUN_FILE
+) -> None:
     """Create `folder` with its `run.json`, or take it up again.
+
+    Args:
+        grows: options that may differ from those of the folder, whose `run.json` then says the new ones.
+        whole: the file that says the run is finished; where it grows, it no longer is.
 
     Raises:
         RunFolderError: the folder holds something and `resume` is off, or holds a run with other options.
@@ -87,22 +93,51 @@ def open_run(folder: Path, options: dict[str, Any], resume: bool) -> None:
         raise RunFolderError(
             f"{folder} is not empty", "a new folder", "pass --resume to continue, or another --out"
         )
-    _check_same(path, json.loads(config_json(options)))
+    before = stored_options(folder)
+    text = config_json(options)
+    differing = _check_same(path, before, json.loads(text), grows)
+    if differing:
+        try:
+            (folder / whole).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {folder / whole}: {error.strerror}") from None
+        atomic_write_text(path, text + "\n")
 
 
-def _check_same(path: Path, options: dict[str, Any]) -> None:
+def stored_options(folder: Path) -> dict[str, Any]:
+    """What `run.json` says of an earlier run; empty where there is none.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
     try:
-        before = dict(json.loads(read_regular(path, MAX_RUN_FILE_BYTES)))
+        return dict(json.loads(read_regular(folder / RUN_FILE, MAX_RUN_FILE_BYTES)))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, TypeError, RecursionError):
+        raise _unreadable(folder) from None
+
+
+def _unreadable(folder: Path) -> RunFolderError:
+    found = f"{folder} holds no readable {RUN_FILE}"
+    return RunFolderError(found, "the folder of an earlier run", "choose another --out")
+
+
+def _check_same(
+    path: Path, before: dict[str, Any], options: dict[str, Any], grows: tuple[str, ...]
+) -> list[str]:
+    """The options among `grows` that differ; any other that does is refused."""
+    if not before:
+        raise _unreadable(path.parent)
+    different = [key for key in sorted(set(before) | set(options)) if before.get(key) != options.get(key)]
+    for key in different:
+        if key in grows:
+            continue
+        old, new = before.get(key), options.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            key = next(name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))
+            old, new = old.get(key), new.get(key)
         raise RunFolderError(
-            f"{path.parent} holds no readable {RUN_FILE}",
-            "the folder of an earlier run",
-            "choose another --out",
-        ) from None
-    for key in sorted(set(before) | set(options)):
-        if before.get(key) != options.get(key):
-            raise RunFolderError(
-                f"--resume with {key} = {options.get(key)}",
-                f"{before.get(key)} as in {path}",
-                "use the same options, or another --out",
-            )
+            f"--resume with {key} = {new}", f"{old} as in {path}", "use the same options, or another --out"
+        )
+    return different

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from zsq.config import GenerateConfig, config_sha256
+from zsq.config import DEFAULT_COUNT, GenerateConfig, PositiveInt, config_sha256
 from zsq.contract import Generator, SyntheticBatch, Teacher
-from zsq.core.errors import OptionError, ShardError
+from zsq.core.errors import OptionError, RunFolderError, ShardError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.processes import Processes
@@ -26,7 +27,7 @@ from zsq.engine.scoring import Scorer
 from zsq.generators import method_class
 from zsq.images.sources import ImageSet, load_images
 from zsq.plan import Plan, WorkUnit
-from zsq.runfolder import open_run
+from zsq.runfolder import RUN_FILE, open_run, stored_options
 from zsq.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -81,6 +82,7 @@ class ResolvedRun:
             "real": self.config.real,
             **({"real_sha256": _images_sha256(self.images)} if self.images is not None else {}),
             "count": self.plan.count,
+            **({"counts": list(self.plan.counts)} if self.plan.earlier else {}),
             "batch": self.plan.batch,
             "shard_size": self.plan.shard_size,
             "seed": self.plan.seed,
@@ -88,20 +90,51 @@ class ResolvedRun:
         }
 
 
-def method_options(config: GenerateConfig, spec: ImageSpec) -> tuple[type[Generator], int, Options]:
-    """The method that a configuration names, its batch, and its options for images of `spec`.
+def method_options(
+    config: GenerateConfig, spec: ImageSpec, count: int
+) -> tuple[type[Generator], int, Options]:
+    """The method that a configuration names, its batch, and its options for `count` images of `spec`.
 
     Raises:
         UnknownNameError: no such method.
         OptionError: an option that it does not have, or a wrong value.
     """
     cls = method_class(config.method)
-    batch = min(config.batch or cls.default_batch(spec), config.count)
+    batch = min(config.batch or cls.default_batch(spec), count)
     return cls, batch, cls.options_class.resolve(config.method, spec, config.set, config.iterations, batch)
 
 
-def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -> ResolvedRun:
+def counts_of(config: GenerateConfig, out: Path, resume: bool) -> tuple[int, ...]:
+    """Images after the first run in `out` and after each extension; the last is what is asked for.
+
+    Raises:
+        RunFolderError: the run there has more images than are asked for, or says nothing readable.
+    """
+    stored = stored_options(out) if resume else {}
+    if not stored:
+        return (config.count or DEFAULT_COUNT,)
+    try:
+        counts = TypeAdapter(tuple[PositiveInt, ...]).validate_python(stored.get("counts", [stored["count"]]))
+        last = counts[-1]
+    except (ValidationError, LookupError):
+        found = f"{out / RUN_FILE} does not say how many images"
+        raise RunFolderError(found, "the folder of an earlier run", "choose another --out") from None
+    if config.count is not None and config.count < last:
+        raise RunFolderError(
+            f"--resume with count = {config.count}",
+            f"at least the {last} images of {out}",
+            "a set can be extended but not cut; quantize and gap take a --count of their own",
+        )
+    return counts if config.count in (None, last) else (*counts, config.count)
+
+
+def resolve(
+    config: GenerateConfig, out: Path, teacher: Teacher | None = None, counts: tuple[int, ...] = ()
+) -> ResolvedRun:
     """Check every option and build the parts; writes nothing.
+
+    Args:
+        counts: see `Plan.counts`; what the first run had decides batch and runtime of all extensions.
 
     Raises:
         ZsqError: an option, a teacher or a combination of both that cannot work.
@@ -115,18 +148,20 @@ def resolve(config: GenerateConfig, out: Path, teacher: Teacher | None = None) -
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
-    _, batch, options = method_options(config, teacher.spec)
-    passes = cls.teacher_passes(options, config.count)
+    counts = counts or (config.count or DEFAULT_COUNT,)
+    _, batch, options = method_options(config, teacher.spec, counts[0])
+    passes = cls.teacher_passes(options, counts[0])
     runtime = Runtime.resolve(
         **config.runtime.model_dump(),
         total_gflops=forward_gflops(teacher) * passes if passes else 0.0,
     )
     plan = Plan(
-        count=config.count,
+        count=counts[-1],
         batch=batch,
         shard_size=config.shard_size,
         seed=config.seed,
         batches_per_group=cls.batches_per_group,
+        earlier=counts[:-1],
     )
     method = cls(teacher.to(runtime.device), options, runtime)
     images = None
@@ -153,15 +188,16 @@ def generate(
 
     Args:
         out: the run's folder; must be empty or absent unless `resume`.
+        resume: finish what the folder holds, and extend it where `config.count` is larger.
         teacher: one that is loaded already; else `config.teacher` is loaded.
 
     Raises:
         ZsqError: see `resolve`; RunFolderError: the folder is in the way; StorageError: the disk refused.
     """
-    job = resolve(config, out, teacher)
+    job = resolve(config, out, teacher, counts_of(config, out, resume))
     processes = Processes.started()
     if processes.rank == 0:
-        open_run(out, job.resolved(), resume)
+        open_run(out, job.resolved(), resume, grows=("count", "counts"), whole=MANIFEST_NAME)
     processes.wait()
     events = out / "events.jsonl" if processes.rank == 0 else None
     reporter = (reporter or Reporter(quiet=True)).logging_to(events)
@@ -184,6 +220,8 @@ def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes,
     """Make this process's share of the missing units; image-iterations of all processes."""
     if not missing:
         return 0
+    if job.plan.earlier:
+        reporter.say(_extension(job.plan))
     _say_estimate(job, missing, reporter)
     mine = missing[processes.rank :: processes.count]
     with reporter.job(f"{job.method.name} on {job.teacher.name}", _work(job, mine)) as log:
@@ -282,6 +320,14 @@ def _finished(job: ResolvedRun, unit: WorkUnit, reporter: Reporter | None = None
         entries.append(entry)
         offset += size
     return entries
+
+
+def _extension(plan: Plan) -> str:
+    before, added = plan.earlier[-1], plan.count - plan.earlier[-1]
+    own = ", a group of their own: statistics of a whole set are those of these alone"
+    return (
+        f"{before} images stay as they are, {added} are added{own if plan.batches_per_group is None else ''}"
+    )
 
 
 def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter) -> None:

@@ -186,7 +186,7 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     plan, teacher = recipe.generate, protocol.teacher
     generating = 0  # teacher passes of one shard set of every source
     for source in recipe.sources:
-        method, _, options = method_options(source_config(recipe, source, 0), teacher.spec)
+        method, _, options = method_options(source_config(recipe, source, 0), teacher.spec, plan.count)
         generating += method.teacher_passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
     sets = [min(plan.shard_sets, each.spec.shard_sets or plan.shard_sets) for each in protocol.students]

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from ranks import in_two_ranks
 from toys import NETWORKS, image_spec, make_teacher, without_bn
 
 from zsq import synthesize
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
-from zsq.core.processes import Processes
 from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Term
 from zsq.engine.statistics import Alignment, TappedTeacher, image_distances
@@ -306,35 +306,20 @@ def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
     settings = config(name)  # once: the random weights it draws are of a generator that threads share
     alone = synthesize.generate(settings, tmp_path / "alone", teacher=make_teacher())
     teachers = [make_teacher(), make_teacher()]
-    barrier, failures, written = threading.Barrier(2, timeout=60), [], []
+    written = []
 
     def contents(job, unit, *rest):
         made = synthesize_contents(job, unit, *rest)
-        written.extend((local.rank, unit.first_shard + k) for k in range(len(made)))
+        rank = int(threading.current_thread().name)
+        written.extend((rank, unit.first_shard + k) for k in range(len(made)))
         return made
 
-    class Rank(Processes):
-        def wait(self):
-            barrier.wait()
-
     def work(rank):
-        local.rank = rank
-        try:
-            synthesize.generate(settings, tmp_path / "split", teacher=teachers[rank])
-        except BaseException as error:
-            failures.append(error)
-            barrier.abort()
+        synthesize.generate(settings, tmp_path / "split", teacher=teachers[rank])
 
-    local = threading.local()
     synthesize_contents = synthesize._contents
     monkeypatch.setattr(synthesize, "_contents", contents)
-    monkeypatch.setattr(Processes, "started", classmethod(lambda cls: Rank(local.rank, 2)))
-    ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-    for thread in ranks:
-        thread.start()
-    for thread in ranks:
-        thread.join()
-    assert not failures, failures
+    in_two_ranks(monkeypatch, work)
     assert shard_bytes(tmp_path / "split") == shard_bytes(alone)
     units = resolve(settings, tmp_path, make_teacher()).plan.units
     shares = [

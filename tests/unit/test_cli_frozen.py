@@ -40,7 +40,7 @@ COMMANDS = {
 
 DEFAULTS = {
     "generate": {
-        **{"count": 1024, "shard_size": 256, "seed": 0, "batch": None, "iterations": None, "out": None},
+        **{"count": None, "shard_size": 256, "seed": 0, "batch": None, "iterations": None, "out": None},
         **{"precision": "auto", "compile": "auto", "threads": None, "device": "auto", "resume": False},
     },
     "quantize": {

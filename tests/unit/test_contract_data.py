@@ -1,5 +1,6 @@
 """The contract's data: plans, options, bits, and the teacher's freezing."""
 
+import dataclasses
 import random
 
 import pytest
@@ -43,6 +44,28 @@ def test_every_image_is_in_exactly_one_group_unit_and_shard(plan):
     assert all(1 <= size <= plan.shard_size for size in sizes)
     first_shards = [unit.first_shard for unit in plan.units]
     assert first_shards == [sum(len(u.shard_sizes) for u in plan.units[:i]) for i in range(len(plan.units))]
+
+
+@pytest.mark.parametrize("plan", random_plans(60), ids=str)
+def test_an_extended_plan_begins_with_the_plan_and_adds_whole_shards(plan):
+    more = dataclasses.replace(plan, count=plan.count + 70, earlier=(plan.count,))
+    most = dataclasses.replace(more, count=more.count + 1, earlier=more.counts)
+    assert most.counts == (plan.count, plan.count + 70, plan.count + 71)
+    assert most.units[: len(plan.units)] == plan.units and most.units[: len(more.units)] == more.units
+    groups = [group for unit in most.units for group in unit.groups]
+    assert groups == list(most.groups)
+    assert [group.index for group in groups] == list(range(len(groups)))
+    assert sum((group.batch_sizes for group in groups[-1:]), ()) == (1,)
+    images = [i for group in groups for i in range(group.first_image, group.first_image + group.num_images)]
+    assert images == list(range(most.count))
+    if plan.batches_per_group is None:
+        assert [group.num_images for group in groups] == [plan.count, 70, 1]
+
+
+@pytest.mark.parametrize("earlier", [(0,), (10,), (12,), (5, 5), (7, 3)])
+def test_an_extension_is_larger(earlier):
+    with pytest.raises(OptionError, match="each extension larger"):
+        Plan(count=10, batch=2, shard_size=4, seed=0, earlier=earlier)
 
 
 @pytest.mark.parametrize("plan", random_plans(60), ids=str)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from zsq.core.errors import RunFolderError, StorageError
-from zsq.runfolder import RUN_FILE, latest_folder, next_folder, open_run
+from zsq.runfolder import RUN_FILE, latest_folder, next_folder, open_run, stored_options
 
 OPTIONS = {"count": 8, "set": {"epsilon": 0.9}, "batch": None, "folders": ("a", "b")}
 
@@ -37,7 +37,7 @@ def test_the_same_options_are_resumed_and_nothing_is_rewritten(tmp_path):
     ("changed", "message"),
     [
         ({"count": 9}, r"--resume with count = 9; expected 8 as in .*run\.json"),
-        ({"set": {"epsilon": 1.0}}, r"--resume with set = \{'epsilon': 1.0\}"),
+        ({"set": {"epsilon": 1.0}}, r"--resume with epsilon = 1.0; expected 0.9 as in "),
         ({"new": 1}, "--resume with new = 1; expected None"),
     ],
 )
@@ -45,6 +45,19 @@ def test_other_options_are_refused_by_name(tmp_path, changed, message):
     open_run(tmp_path, OPTIONS, resume=False)
     with pytest.raises(RunFolderError, match=message):
         open_run(tmp_path, OPTIONS | changed, resume=True)
+
+
+def test_what_grows_is_written_and_the_run_is_no_longer_whole(tmp_path):
+    open_run(tmp_path, OPTIONS, resume=False)
+    (tmp_path / "whole.json").touch()
+    open_run(tmp_path, OPTIONS, resume=True, grows=("count",), whole="whole.json")
+    assert (tmp_path / "whole.json").exists()
+    with pytest.raises(RunFolderError):
+        open_run(tmp_path, OPTIONS | {"count": 9, "batch": 1}, True, grows=("count",), whole="whole.json")
+    assert (tmp_path / "whole.json").exists()
+    open_run(tmp_path, OPTIONS | {"count": 9}, resume=True, grows=("count",), whole="whole.json")
+    assert stored_options(tmp_path)["count"] == 9
+    assert not (tmp_path / "whole.json").exists()
 
 
 def test_a_folder_that_holds_anything_is_in_the_way(tmp_path):

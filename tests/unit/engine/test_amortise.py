@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from commands import Spoken
+from ranks import in_two_ranks
 from safetensors.torch import load_file
 from toys import make_teacher
 
@@ -13,7 +14,6 @@ from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.contract import Silent
 from zsq.core.errors import StorageError
-from zsq.core.processes import Processes
 from zsq.core.seeding import torch_generator
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.cache import read_tensors, write_tensors
@@ -142,35 +142,19 @@ def test_a_run_killed_while_it_trains_resumes_to_the_same_bytes(tmp_path, tiny_t
 
 
 def test_of_two_ranks_the_first_trains(tmp_path, tiny_teacher, whole, monkeypatch):
-    local, barrier = threading.local(), threading.Barrier(2, timeout=60)
-    trained, failures, teachers = [], [], [make_teacher(), make_teacher()]
+    trained, teachers = [], [make_teacher(), make_teacher()]
     train = AmortisedMethod._train
 
-    class Rank(Processes):
-        def wait(self):
-            barrier.wait()
-
     def spy(self, *arguments):
-        trained.append(local.rank)
+        trained.append(threading.current_thread().name)
         return train(self, *arguments)
 
     def work(rank):
-        local.rank = rank
-        try:
-            synthesize.generate(config(), tmp_path / "split", teacher=teachers[rank])
-        except BaseException as error:
-            failures.append(error)
-            barrier.abort()
+        synthesize.generate(config(), tmp_path / "split", teacher=teachers[rank])
 
     monkeypatch.setattr(AmortisedMethod, "_train", spy)
-    monkeypatch.setattr(Processes, "started", classmethod(lambda cls: Rank(local.rank, 2)))
-    ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert not failures, failures
-    assert trained == [0]
+    in_two_ranks(monkeypatch, work)
+    assert trained == ["0"]
     assert contents(tmp_path / "split", "prepared", "shards") == whole
 
 
