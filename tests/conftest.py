@@ -11,6 +11,19 @@ REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("ZSQ_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
+def pytest_configure(config):
+    """Tests are for the CPU: they and their child processes see no GPU, unless `-m gpu` asks for it."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device in sight: pytest -m gpu"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Two cores shared by several workers; results of float32 sums do not change with the machine either."""
