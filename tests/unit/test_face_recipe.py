@@ -158,7 +158,7 @@ def test_the_report_leads_with_cosine_and_says_what_images_reveal(finished):
         assert "What a synthetic face may reveal" in shown and "zsq audit" in shown
         assert "Every metric against real images and noise" in shown
         assert "bootstrap over the identities" in shown and "Welch" not in shown
-    assert "ROC curves" in page and "Cosine to the teacher on real images minus" in page
+    assert "ROC curves" in page and "Cosine to the teacher with real images minus" in page
     assert "Contact sheet of 16 images from dgh" in page and "images from real" not in page
     stored = json.loads((folder / "report.json").read_text())
     assert stored["rows"][0]["metric"] == "cosine" and len(stored["contrasts"]) == 48

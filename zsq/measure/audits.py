@@ -270,18 +270,20 @@ def _spread(distances_N: np.ndarray) -> tuple[float, float, float]:
 def audit_lines(audit: Audit) -> list[str]:
     """The audit in sentences."""
     control = audit.control
+    named = f": {', '.join(map(str, audit.named))}" if audit.named else ""
     lines = [
-        f"control: of {control.planted} planted copies {control.named_exact} named, with noise "
-        f"{control.named_altered}",
-        f"{len(audit.named)} of {audit.num_synthetic} synthetic images are suspects"
-        + (f": {', '.join(map(str, audit.named))}" if audit.named else ""),
+        f"test of the audit: it found {control.named_exact} of {control.planted} copies of training images, "
+        f"and {control.named_altered} of {control.planted} with noise added",
+        f"{len(audit.named)} of {audit.num_synthetic} synthetic images may be copies of a training image"
+        + named,
     ]
     for space, figures in audit.spaces.items():
         low, high = figures.membership_ci95
         lines.append(
-            f"{space}: nearest training image at {figures.synthetic_to_train[1]:.3g} (median), held-out at "
-            f"{figures.synthetic_to_holdout[1]:.3g}; membership AUC {figures.membership_auc:.1f} "
-            f"[{low:.1f}, {high:.1f}] over {audit.resampled}"
+            f"in {space}, a synthetic image is {figures.synthetic_to_train[1]:.3g} from the nearest training "
+            f"image and {figures.synthetic_to_holdout[1]:.3g} from the nearest held-out one (medians); "
+            f"membership AUC {figures.membership_auc:.1f} [{low:.1f}, {high:.1f}] over {audit.resampled}, "
+            "50 is chance"
         )
     return lines
 

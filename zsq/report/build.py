@@ -30,11 +30,13 @@ from zsq.report.tables import (
 )
 
 AGAINST = "Every metric against real images and noise"
+SETS = "What the sets are like"
 BOTH_INTERVALS = "Both intervals of every gap"
 
 SETS_TEXT = (
-    "Of each source's first set: teacher passes per image, mean BN distance over layers, and the mean cosine "
-    "distance between the teacher's features of two images that it puts into one class."
+    "Of the first set of each source: how many teacher passes one image took; how far the statistics of the "
+    "images are from those in the teacher's batch norm layers, mean over layers; how much two images differ "
+    "that the teacher puts into one class, as the mean cosine distance of their features."
 )
 
 
@@ -66,10 +68,10 @@ def markdown(data: ReportData) -> str:
     if data.contrasts:
         parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
     if data.layer_names:
-        parts += ["## The sets", markdown_table(sets_grid(data)), SETS_TEXT]
+        parts += ["## " + SETS, markdown_table(sets_grid(data)), SETS_TEXT]
         parts += ["## BN distance per layer", markdown_table(distance_grid(data))]
     parts += [
-        "## Every run",
+        "## Every fit",
         markdown_table(runs_grid(data.rows)),
         *(
             text
@@ -112,8 +114,8 @@ def html(data: ReportData) -> str:
         details=({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
         | ({BOTH_INTERVALS: bootstrap_grid(data.gaps)} if has_bootstrap(data.gaps) else {})
         | {
-            "Every run": runs_grid(data.rows),
-            "The sets": sets_grid(data),
+            "Every fit": runs_grid(data.rows),
+            SETS: sets_grid(data),
             "BN distance per layer": distance_grid(data),
         }
         | {
@@ -130,27 +132,29 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
     drawn = []
     if data.gaps:
         text = (
-            f"{metric} on real images minus that on each source, in points; whiskers are 95 % intervals. "
-            "Shorter is better. Every panel has its own axis."
+            f"{metric} with real images minus that with the images of each source, in points. A shorter bar "
+            "is better. Thin lines are 95 % intervals. Each panel has an axis of its own."
         )
         drawn.append(("Gap per source", text, gap_figure(table)))
     if any(entry.main.source in data.cost for entry in table):
         text = (
-            "Mean over shard sets against the teacher passes spent on one image; whiskers and the band "
-            "around real images are 95 % intervals. Sources of equal cost stand side by side."
+            f"{metric} with each source, and how many teacher passes one of its images took: a teacher pass "
+            "is one image forward and backward through the teacher. Thin lines and the grey band are 95 % "
+            "intervals. Sources of equal cost stand side by side."
         )
         ceiling = 100.0 if data.embeds else data.teacher.get("accuracy")
         drawn.append((f"{metric} against cost", text, cost_figure(table, data.cost, ceiling, data.curves)))
     if data.roc:
         text = (
-            "Share of genuine pairs accepted against the share of impostor pairs accepted, which is on a "
-            "logarithmic axis; real images are dashed. Every panel has its own axis."
+            "Share of pairs of one person that are accepted, at each share of pairs of two persons that are "
+            "accepted by mistake (logarithmic axis). Higher is better. Real images are dashed. Each panel "
+            "has an axis of its own."
         )
         drawn.append(("ROC curves", text, roc_figure(data.roc)))
     if any(math.isfinite(v) and v > 0 for values in data.bn_distance.values() for v in values):
         text = (
-            "Distance of the images' statistics to those stored in the teacher's batch normalisation layers, "
-            "on a logarithmic axis."
+            "How far the statistics of the images are from those stored in each batch norm layer of the "
+            "teacher (logarithmic axis). Real images show how near a source can come."
         )
         drawn.append(("BN distance per layer", text, distance_figure(data.layer_names, data.bn_distance)))
     return [{"title": title, "text": text, "svg": Markup(svg)} for title, text, svg in drawn]
@@ -173,29 +177,30 @@ def teacher_facts(data: ReportData) -> list[tuple[str, str]]:
 
 
 def explanation(rows: Sequence[Row], embeds: bool = False) -> list[str]:
-    """What the figures and intervals mean, in the numbers of this report."""
+    """What numbers and intervals mean, with the counts of this report."""
     sets = sorted({len({run.shard_set for run in row.runs}) for row in rows})
     seeds = sorted({len({run.seed for run in row.runs}) for row in rows})
     images = sorted({row.num_images for row in rows})
     text = [
-        f"Every student was fitted on {_listed(sets)} shard set{_s(sets)} of {_listed(images)} images per "
-        f"source, with {_listed(seeds)} seed{_s(seeds)} each, and scored after its last step. The gap is the "
-        "mean on real images minus the mean on the source, in points: above 0, the source is worse. Recovery "
-        "is the part of the way from noise to real images that the source covers; it is given only where "
-        "real images and noise differ by more than 3 standard errors."
+        f"Each student was fitted on {_listed(sets)} shard set{_s(sets)} of {_listed(images)} images per "
+        f"source, with {_listed(seeds)} seed{_s(seeds)} per set, and scored after its last step. The gap is "
+        "the mean with real images minus the mean with the images of the source, in points: above 0, the "
+        "source is worse than real images. Recovery puts the source between noise, 0 %, and real images, "
+        "100 %. It is left out where these two differ by less than 3 standard errors.",
     ]
     if sets and max(sets) > 1:
         text.append(
-            "Brackets are 95 % intervals over shard sets, student seeds averaged first: Student's t for a "
-            "mean, Welch's for a gap. They say how much the result would move with other images of the same "
-            "sources, not with other evaluation images. An interval that contains 0 does not show that a "
-            "source equals real images. The two-level bootstrap resamples shard sets and seeds; with few "
-            "sets it is too narrow."
+            "Brackets hold 95 % intervals: how far a value would move with other sets of images of the "
+            "same sources. They do not say how far it would move with other evaluation images. A gap whose "
+            "interval contains 0 is not shown to differ from 0, and not shown to be 0 either. Seeds are "
+            "averaged first; the interval of a mean is Student's, that of a gap Welch's. The details hold "
+            "a second interval of each gap, from a bootstrap over sets and seeds; with few sets it is too "
+            "narrow."
         )
     elif embeds:
         text.append(embeddings.INTERVALS)
     else:
-        text.append("With one shard set per source there is no interval: differences may be chance.")
+        text.append("There is one shard set per source, so there is no interval: a difference may be chance.")
     return [*text, embeddings.METRICS, embeddings.REVEALED] if embeds else text
 
 

@@ -1,25 +1,26 @@
 """What a report on an embedding network says beside its figures."""
 
 INTERVALS = (
-    "Brackets are 95 % percentile intervals of a bootstrap over the identities, drawn alike for all "
-    "students, so that differences are paired. They say how much the result would move with other people, "
-    "not with other images of the same sources: with one shard set per source that is not known."
+    "Brackets hold 95 % intervals from a bootstrap over the identities: how far a value would move with "
+    "other people. All students share the draws, so their differences are paired. How far a value would move "
+    "with other images of the same sources is not known: there is one shard set per source."
 )
 
 METRICS = (
-    "cosine: between the embeddings of student and teacher, mean over images, times 100. tar@1e-3: true "
-    "accept rate where at most one impostor pair in a thousand is accepted. auc: area under the ROC curve. "
-    "eer: where false accepts equal false rejects; lower is better, so its gap has the other sign. accuracy: "
-    "mean of the shares of genuine and impostor pairs decided right, by a threshold chosen on the other "
-    "folds. All pairs of evaluation images count, for accuracy those within a fold; no identity is in two "
-    "folds."
+    "cosine: how alike the embeddings of student and teacher are, mean over images, times 100. tar@1e-3: the "
+    "share of pairs of one person that are accepted, where at most one in a thousand pairs of two persons is "
+    "accepted too. auc: area under the ROC curve. eer: the error rate where both kinds of error are equally "
+    "frequent; lower is better, so its gap has the other sign. accuracy: the share of pairs that are decided "
+    "right, mean over both kinds of pairs, by a threshold chosen on other people. All pairs of evaluation "
+    "images count; for accuracy, those within a fold, and no person is in two folds."
 )
 
 REVEALED = (
-    "What a synthetic face may reveal: images made from a network's BN statistics come from a "
-    "model-inversion attack. Statistics pooled over millions of faces say little of one person, but a "
-    "network may have memorised an identity that it saw often, and a synthetic image may then show that "
-    "person's features; that no image was read to make it is no proof of the contrary. `zsq audit` measures "
-    "it for whoever has the training images: whether a synthetic image lies suspiciously near one of them, "
-    "in pixels and in embeddings, and whether training images lie nearer to the set than held-out ones."
+    "What a synthetic face may reveal: the images were made from what the network stores of its training "
+    "images, so making them is a model inversion attack. Statistics of millions of faces say little of one "
+    "person. But a network may have memorised a person whom it saw often, and a synthetic image may then "
+    "show that person's features. That no image was read does not rule this out. Whoever has the training "
+    "images can measure it: `zsq audit` looks for synthetic images that are suspiciously near to a training "
+    "image, in pixels and in embeddings, and tests whether training images are nearer to the set than "
+    "images that the network never saw."
 )

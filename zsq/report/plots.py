@@ -30,7 +30,8 @@ def gap_figure(table: Sequence[Entry]) -> Figure:
     """Bars of the gap with intervals, one panel per student and bits."""
     bars = [entry for entry in table if entry.gap is not None]
     panels = panels_of(bars)
-    figure = blank(0.28 * len(bars) + 0.62 * len(panels) + 0.3)
+    figure = blank(0.28 * len(bars) + 0.74 * len(panels) + 0.3)
+    figure.set_layout_engine("constrained", h_pad=0.1)
     ratios = [len(panel) + 0.6 for panel in panels.values()]
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
     look = looks(entry.main.source for entry in table)
@@ -47,7 +48,7 @@ def gap_figure(table: Sequence[Entry]) -> Figure:
             _gap_bar(ax, height, entry, look[entry.main.source][0], high)
         ax.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
         _end_axis(ax, "x", (least - most, most - least))
-    figure.supxlabel(f"{bars[0].main.metric} on real images minus on the source, points", fontsize="medium")
+    figure.supxlabel(f"{bars[0].main.metric}: real images minus source, points", fontsize="medium")
     return figure
 
 

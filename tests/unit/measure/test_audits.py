@@ -170,8 +170,8 @@ def test_command_and_api_write_figures_alone(capsys, tmp_path, digits):
     ]
     outcome = call(capsys, "audit", *arguments)
     assert outcome.status == 0
-    assert "control: of 5 planted copies 5 named" in outcome.out
-    assert "5 of 64 synthetic images are suspects: 3, 20, 31, 44, 60" in outcome.out
+    assert "it found 5 of 5 copies of training images" in outcome.out
+    assert "5 of 64 synthetic images may be copies of a training image: 3, 20, 31, 44, 60" in outcome.out
     assert set(tmp_path.iterdir()) - before == {tmp_path / "audit.json"}
     stored = json.loads((tmp_path / "audit.json").read_text())
     assert stored["named"] == sorted(PLANTED) and stored["num_train"] == 100
