@@ -29,7 +29,7 @@ from zsq.config import (
 from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
-from zsq.images.sources import load_images
+from zsq.images.sources import images_for
 from zsq.measure.quantize import Quantized, quantize_images
 from zsq.runfolder import latest_folder, next_folder
 from zsq.shards.manifest import find_shards
@@ -313,7 +313,7 @@ def audit(
     target = None if out is None else output_path(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
-    own, seen, unseen = (load_images(str(s), loaded.spec) for s in (shards, train, holdout))
+    own, seen, unseen = (images_for(loaded, s) for s in (shards, train, holdout))
     labelled = loaded.task == "embed" and bool((seen.labels >= 0).all() and (unseen.labels >= 0).all())
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)

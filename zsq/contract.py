@@ -30,7 +30,10 @@ Task = Literal["classify", "embed"]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody."""
+    """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody.
+
+    `classes` are the names of its classes in their order, None where it does not say.
+    """
 
     name: str
     network: nn.Module
@@ -39,6 +42,7 @@ class Teacher:
     weights_sha256: str
     task: Task = "classify"
     expected_accuracy: float | None = None
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Freeze the network."""

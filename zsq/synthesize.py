@@ -25,7 +25,7 @@ from zsq.core.version import __version__
 from zsq.engine.estimate import estimated_seconds, forward_gflops
 from zsq.engine.scoring import Scorer
 from zsq.generators import method_class
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.sources import ImageSet, images_for, said
 from zsq.plan import Plan, WorkUnit
 from zsq.runfolder import RUN_FILE, open_run, stored_options
 from zsq.shards.manifest import (
@@ -166,7 +166,7 @@ def resolve(
     method = cls(teacher.to(runtime.device), options, runtime)
     images = None
     if config.real is not None:
-        images = load_images(config.real, teacher.spec, one_per_class=True)
+        images = images_for(teacher, config.real, one_per_class=True)
         method.read(images.pixels, images.labels)
     return ResolvedRun(config, teacher, method, plan, runtime, out, images)
 
@@ -201,6 +201,8 @@ def generate(
     processes.wait()
     events = out / "events.jsonl" if processes.rank == 0 else None
     reporter = (reporter or Reporter(quiet=True)).logging_to(events)
+    for line in said(job.images) if job.images is not None else ():
+        reporter.say(line)
     job.shards.mkdir(exist_ok=True)
     start = time.perf_counter()
     missing = [unit for unit in job.plan.units if _finished(job, unit, reporter) is None]

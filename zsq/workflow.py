@@ -16,7 +16,7 @@ from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.engine.estimate import estimated_seconds, forward_gflops
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.protocol import Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
@@ -52,6 +52,7 @@ def run_recipe(
     budget = Budget(budget_hours)
     protocol = recipe_protocol(recipe)
     say_estimate(recipe, protocol, reporter)
+    say_images(protocol, reporter)
     say_own_defaults(protocol, reporter)
     bench = Bench(protocol, out, "run", resume, reporter)
     bench.adopt(finished, [source.label for source in recipe.sources])
@@ -90,7 +91,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     specs, plan = _recipe_students(recipe), recipe.generate
     runtime = _recipe_runtime(recipe, teacher, specs)
     sources = (recipe.located(recipe.real), recipe.located(recipe.eval))
-    real, evaluation = (load_images(source, teacher.spec) for source in sources)
+    real, evaluation = _images(teacher, *sources)
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
     return Protocol(
@@ -144,6 +145,11 @@ def _recipe_runtime(recipe: Recipe, teacher: Teacher, specs: Sequence[StudentSpe
     trained = max(each.student.images_trained(teacher, plan.count) for each in students)
     gflops = STEP_COST * forward_gflops(teacher) * num_fits * trained
     return Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops)
+
+
+def _images(teacher: Teacher, real: str, evaluation: str) -> tuple[ImageSet, ImageSet]:
+    """The real images, whose labels nobody reads, and the labelled ones."""
+    return images_for(teacher, real), images_for(teacher, evaluation, labelled=True)
 
 
 def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> None:
@@ -210,6 +216,12 @@ def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dic
     return {"own_defaults": declared} if declared else {}
 
 
+def say_images(protocol: Protocol, reporter: Reporter) -> None:
+    """What there is to say of how the real images were read."""
+    for line in said(*protocol.real_sets, protocol.eval):
+        reporter.say(line)
+
+
 def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
     """One line per student that runs on such defaults."""
     spec = protocol.teacher.spec
@@ -234,7 +246,7 @@ def run_gap(
     count = config.count or min(len(dataset) for dataset in datasets)
     num_sets = max(len(folders) for folders in sets.values())
     runtime = Runtime.resolve(**config.runtime.model_dump())
-    real, evaluation = (load_images(text, teacher.spec) for text in (config.real, config.eval))
+    real, evaluation = _images(teacher, config.real, config.eval)
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
     asked = [{**asdict(spec), "bits": str(spec.bits)} for spec in specs]
@@ -250,6 +262,7 @@ def run_gap(
         show_real=config.show_real,
         settings=settings | own_defaults_of(students, teacher.spec),
     )
+    say_images(protocol, reporter)
     say_own_defaults(protocol, reporter)
     bench = Bench(protocol, out, "gap", resume, reporter)
     bench.sets = sets

@@ -1,8 +1,8 @@
 """Photos in: class folders or an archive of them, decoded to uint8 pixels and labels.
 
-Class folders with numeric names are class indices, others count by the rank of the sorted name; `unlabelled/`
-reads as -1. Nothing is resized here: an image of another size is refused. Foreign files are never unpacked to
-disk, and are checked for their size before they are decoded.
+`zsq.images.class_names` says what the folders' names mean; `unlabelled/` reads as -1. Nothing is resized
+here: an image of another size is refused. Foreign files are never unpacked to disk, and are checked for their
+size before they are decoded.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError, first_line
 from zsq.core.imagespec import ImageSpec
-
-UNLABELLED = "unlabelled"
+from zsq.images.class_names import ANY_ORDER, UNLABELLED, ClassNames
 
 # Pillow's parsers for what people store photos in; its others start programs or are rarely tested.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -61,22 +61,38 @@ DECODING_THREADS = min(8, os.cpu_count() or 1)
 IMAGES_PER_TASK = 64
 
 
-def read_folders(
-    folder: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool
-) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 (N, C, H, W) and labels int64 (N,) of a folder of class folders; see `load_images`."""
+@dataclass(frozen=True)
+class Reading:
+    """How a source is read; see `zsq.images.sources.load_images`."""
+
+    spec: ImageSpec | None = None
+    limit: int | None = None
+    one_per_class: bool = False
+    class_names: ClassNames = ANY_ORDER
+
+
+class Photos(NamedTuple):
+    """Pixels uint8 (N, C, H, W), labels int64 (N,), -1 for none, and what there is to say of them."""
+
+    pixels: Tensor
+    labels: Tensor
+    notes: tuple[str, ...]
+
+
+def read_folders(folder: Path, reading: Reading) -> Photos:
+    """A folder of class folders."""
     files = (path.relative_to(folder) for path in folder.glob("*/*"))
     names = [path.as_posix() for path in files if _is_image(path)]
     classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
-    names, labels = _chosen(str(folder), names, classes, limit, one_per_class)
-    pixels = decoded(names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), spec)
-    return pixels, labels
+    names, labels, notes = _chosen(str(folder), names, classes, reading)
+    pixels = decoded(
+        names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), reading.spec
+    )
+    return Photos(pixels, labels, notes)
 
 
-def read_archive(
-    path: Path, spec: ImageSpec | None, limit: int | None, one_per_class: bool
-) -> tuple[Tensor, Tensor]:
-    """As `read_folders`, of a .zip of class folders."""
+def read_archive(path: Path, reading: Reading) -> Photos:
+    """A .zip of class folders."""
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
@@ -92,8 +108,8 @@ def read_archive(
         entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
         members = {str(entry): info for entry, info in entries if _is_image(entry)}
         classes = {PurePosixPath(name).parent.name for name in members}
-        names, labels = _chosen(str(path), list(members), classes, limit, one_per_class)
-        return decoded(names, member, spec), labels
+        names, labels, notes = _chosen(str(path), list(members), classes, reading)
+        return Photos(decoded(names, member, reading.spec), labels, notes)
 
 
 def decoded(
@@ -166,9 +182,9 @@ def _is_image(path: PurePath) -> bool:
 
 
 def _chosen(
-    source: str, names: Sequence[str], classes: Collection[str], limit: int | None, one_per_class: bool
-) -> tuple[list[str], Tensor]:
-    """`limit` of the sorted names or the first of each class, and their labels by their folders' names."""
+    source: str, names: Sequence[str], classes: Collection[str], reading: Reading
+) -> tuple[list[str], Tensor, tuple[str, ...]]:
+    """`limit` of the sorted names or the first of each class, their labels, and what to say of these."""
     folders = {PurePosixPath(name).parent for name in names}
     if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
         raise ImagesError(
@@ -176,26 +192,14 @@ def _chosen(
             f"<class>/<image>, all class folders side by side; images without a class in {UNLABELLED}/",
         )
     names = sorted(names)
-    names = [names[index] for index in spread(len(names), limit)]
-    index_of = _class_indices(source, set(classes))
-    labels = [index_of[PurePosixPath(name).parent.name] for name in names]
-    if one_per_class:
+    names = [names[index] for index in spread(len(names), reading.limit)]
+    label_of, notes = reading.class_names.labels(source, classes)
+    labels = [label_of[PurePosixPath(name).parent.name] for name in names]
+    if reading.one_per_class:
         # Before anything is decoded: no other image is read.
         chosen = first_of_each(labels) or [0]
         names, labels = [names[index] for index in chosen], [labels[index] for index in chosen]
-    return names, torch.tensor(labels)
-
-
-def _class_indices(source: str, classes: set[str]) -> dict[str, int]:
-    named = sorted(classes - {UNLABELLED})
-    numeric = [name for name in named if re.fullmatch("[0-9]{1,9}", name)]
-    if numeric and len(numeric) < len(named):
-        other = min(set(named) - set(numeric))
-        raise ImagesError(
-            f"{source} has class folders '{numeric[0]}' and '{other}'", "all numbers or all names"
-        )
-    indices = {name: int(name) if numeric else rank for rank, name in enumerate(named)}
-    return indices | {UNLABELLED: -1}
+    return names, torch.tensor(labels), notes
 
 
 @contextmanager

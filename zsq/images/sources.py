@@ -17,13 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError, first_line
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
+from zsq.images.class_names import ANY_ORDER, ClassNames, class_names_of
 from zsq.images.photos import (
     MAX_SET_BYTES,
     UNREADABLE,
+    Photos,
+    Reading,
     check_memory,
     decoded,
     first_of_each,
@@ -45,13 +49,15 @@ SOURCES = (
 class ImageSet:
     """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
 
-    `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards.
+    `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
+    `notes` are lines about how it was read that a user should see.
     """
 
     pixels: Tensor
     labels: Tensor
     source: str
     provenance: ShardProvenance | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_shards(self) -> bool:
@@ -65,7 +71,7 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """A copy of the images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(self.pixels[chosen], self.labels[chosen], self.source, self.provenance)
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen])
 
     def disjoint_sets(self, num_sets: int, count: int, seed: int) -> list[ImageSet]:
         """`num_sets` random sets of `count` images with no image in common.
@@ -84,8 +90,42 @@ class ImageSet:
         return [self.subset(part) for part in order[:wanted].split(count)]
 
 
+def images_for(
+    teacher: Teacher,
+    source: str | Path,
+    *,
+    labelled: bool = False,
+    class_names: str | None = None,
+    limit: int | None = None,
+    one_per_class: bool = False,
+) -> ImageSet:
+    """`load_images` for a teacher: names of class folders are its classes.
+
+    Args:
+        labelled: the labels are needed; names that have no class are refused.
+        class_names: a file with the names of the classes, one a line, or `by-order`, where class folders are
+            named otherwise than the teacher's own list says.
+
+    Raises:
+        OptionError: `class_names` that cannot be.
+        ImagesError, MismatchError, ShardError: as `load_images`.
+    """
+    labelled = labelled or one_per_class or split_source(str(source))[1] is not None
+    rule = class_names_of(teacher, class_names, labelled)
+    return load_images(source, teacher.spec, limit, one_per_class, rule)
+
+
+def said(*sets: ImageSet) -> list[str]:
+    """The notes of image sets, each with the source it is about, none twice."""
+    return list(dict.fromkeys(f"{images.source}: {note}" for images in sets for note in images.notes))
+
+
 def load_images(
-    source: str | Path, spec: ImageSpec | None = None, limit: int | None = None, one_per_class: bool = False
+    source: str | Path,
+    spec: ImageSpec | None = None,
+    limit: int | None = None,
+    one_per_class: bool = False,
+    class_names: ClassNames = ANY_ORDER,
 ) -> ImageSet:
     """Read SRC.
 
@@ -94,6 +134,7 @@ def load_images(
             and the first one's size holds for all.
         limit: read that many at most, evenly spread over the order of the source.
         one_per_class: give the first image of each class alone; of shards, where none is real, all.
+        class_names: what names of class folders stand for; by default they count by rank.
 
     Raises:
         ImagesError: missing, empty, unreadable, or not a source.
@@ -104,7 +145,7 @@ def load_images(
     if limit is not None and limit < 1:
         raise OptionError(f"{limit} images", "at least 1")
     source, wanted = split_source(source)
-    images = _loaded(source, spec, limit if wanted is None else None, one_per_class)
+    images = _loaded(source, Reading(spec, limit if wanted is None else None, one_per_class, class_names))
     if wanted is not None:
         images = _with_labels(images, wanted, limit)
     if one_per_class and not images.is_shards:
@@ -121,8 +162,8 @@ def _with_labels(images: ImageSet, wanted: range, limit: int | None) -> ImageSet
     return replace(kept, source=f"{images.source}{MARK}{wanted[0]}-{wanted[-1]}")
 
 
-def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_class: bool) -> ImageSet:
-    path = Path(source)
+def _loaded(source: str, reading: Reading) -> ImageSet:
+    path, spec, limit = Path(source), reading.spec, reading.limit
     if source.startswith("embedded:"):
         return _embedded(source, spec, limit)
     if source.startswith("torchvision:"):
@@ -130,13 +171,17 @@ def _loaded(source: str, spec: ImageSpec | None, limit: int | None, one_per_clas
     if path.is_dir():
         if holds_shards(path):
             return _shards(path, spec, limit)
-        return ImageSet(*read_folders(path, spec, limit, one_per_class), str(path))
+        return _photos(path, read_folders(path, reading))
     if path.suffix == ".npz" and path.is_file():
         return _npz(path, spec, limit)
     if path.suffix == ".zip" and path.is_file():
-        return ImageSet(*read_archive(path, spec, limit, one_per_class), str(path))
+        return _photos(path, read_archive(path, reading))
     what = "is no source of images" if path.exists() else "does not exist"
     raise ImagesError(f"{source} {what}", SOURCES)
+
+
+def _photos(path: Path, photos: Photos) -> ImageSet:
+    return ImageSet(photos.pixels, photos.labels, str(path), notes=photos.notes)
 
 
 def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:

@@ -11,7 +11,7 @@ from zsq.contract import FittedStudent, ImagesOrigin, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
-from zsq.images.sources import load_images
+from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.evaluate import accuracy, logits_of, score_student, score_teacher
 from zsq.saved.cost import Cost, student_cost
 from zsq.students import create, own_defaults_line
@@ -42,8 +42,11 @@ def quantize_images(
     runtime = Runtime.resolve(**config.runtime.model_dump())
     weights = None if config.weights is None else Path(config.weights)
     teacher = load_teacher(config.teacher, weights).to(runtime.device)
+    labelled = None if config.eval is None else images_for(teacher, config.eval, labelled=True)
+    for line in said(*([labelled] if labelled else [])):
+        reporter.say(line)
     fitted, files = _fit(config, teacher, runtime, out, onnx, reporter)
-    metrics, teacher_accuracy = _scores(config, fitted, teacher, runtime, onnx)
+    metrics, teacher_accuracy = _scores(labelled, fitted, teacher, runtime, onnx)
     return Quantized(fitted, student_cost(fitted), metrics, teacher_accuracy, files)
 
 
@@ -59,10 +62,11 @@ def _fit(
     bits = Bits.parse(config.bits)
     student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
     _check_destinations(teacher, bits, config.first_last, out, onnx)
-    given = load_images(config.images, teacher.spec, config.count)
+    given = images_for(teacher, config.images, limit=config.count)
     pixels, shown = given.pixels, given.provenance
     origin = None if shown is None else ImagesOrigin(shown.method, shown.options, shown.data_read)
-    if line := own_defaults_line(config.student, student, teacher.spec):
+    own_defaults = own_defaults_line(config.student, student, teacher.spec)
+    for line in (*said(given), *([own_defaults] if own_defaults else [])):
         reporter.say(line)
     work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
     with reporter.job(f"{config.student} {bits}", work) as log, runtime.threads_set():
@@ -100,12 +104,11 @@ def _write(fitted: FittedStudent, teacher: Teacher, out: Path | None, onnx: Path
 
 
 def _scores(
-    config: QuantizeConfig, fitted: FittedStudent, teacher: Teacher, runtime: Runtime, onnx: Path | None
+    labelled: ImageSet | None, fitted: FittedStudent, teacher: Teacher, runtime: Runtime, onnx: Path | None
 ) -> tuple[dict[str, float], float | None]:
     """The student's scores, and the teacher's accuracy; empty and None without labelled images."""
-    if config.eval is None:
+    if labelled is None:
         return {}, None
-    labelled = load_images(config.eval, teacher.spec)
     teacher_logits, teacher_accuracy = score_teacher(teacher, labelled, runtime)
     metrics = score_student(fitted, labelled, teacher_logits, runtime)
     if onnx is not None:

@@ -40,6 +40,7 @@ class TeacherCard(Record):
     num_classes: int | None = Field(None, ge=2)
     embedding_size: int | None = Field(None, ge=1)
     expected_accuracy: float | None = Field(None, ge=0, le=100)
+    classes: tuple[str, ...] | None = None
     image: ImageSpec
 
     @model_validator(mode="after")
@@ -49,6 +50,13 @@ class TeacherCard(Record):
             wanted, other = other, wanted
         if getattr(self, wanted) is None or getattr(self, other) is not None:
             raise ValueError(f"task '{self.task}' needs {wanted} and no {other}")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_have_names(self) -> Self:
+        if self.classes is not None and not len(set(self.classes)) == len(self.classes) == self.num_classes:
+            found = f"classes lists {len(set(self.classes))} different names"
+            raise ValueError(f"{found}, expected one for each of num_classes = {self.num_classes}")
         return self
 
     @property
@@ -75,7 +83,9 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
     state, sha256 = read_state_dict(weights)
     network = _build(card, path)
     load_weights(network, state, f"{weights} for {card.architecture}")
-    teacher = Teacher(name, network, card.image, card.num_outputs, sha256, card.task, card.expected_accuracy)
+    teacher = Teacher(
+        name, network, card.image, card.num_outputs, sha256, card.task, card.expected_accuracy, card.classes
+    )
     _check_outputs(teacher, path)
     return teacher
 

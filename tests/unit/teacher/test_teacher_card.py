@@ -163,6 +163,8 @@ def test_importable_module(folder, tmp_path):
         ("num_classes = 5", "num_classes = 5\nembedding_size = 5", "needs num_classes and no embedding_size"),
         ("num_classes = 5", 'task = "embed"\nnum_classes = 5', "needs embedding_size and no num_classes"),
         ("num_classes = 5", 'num_classes = 5\ntask = "detect"', "task: Input should be"),
+        ("num_classes = 5", 'num_classes = 5\nclasses = ["a", "b"]', "classes lists 2 .*num_classes = 5"),
+        ("num_classes = 5", 'num_classes = 5\nclasses = ["a", "b", "c", "a", "e"]', "classes lists 4"),
         ("size = [6, 6]", "", "image.size: Field required"),
         ("size = [6, 6]", "size = [0, 6]", "image.size.0: Input should be greater than 0"),
         ("mean = [0.1, 0.2, 0.3]", "mean = [0.1]", "image: .*mean has 1 values for 3 channels"),
