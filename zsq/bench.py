@@ -1,4 +1,4 @@
-"""A comparison under way: sources x shard sets x students x seeds, kept fit by fit, reported at any time."""
+"""A comparison under way in a folder: each finished fit is kept, and a report can be written at any time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FitLog:
     """Finished fits on disk, one JSON line each, for resuming."""
 
     def __init__(self, path: Path) -> None:
-        """Read what an earlier run left; a line that a kill tore is removed."""
+        """Read what an earlier run left; a last line that a kill cut short is removed."""
         self.path = path
         self.records: list[RunRecord] = []
         self.tensors: dict[str, list[QuantizedTensor]] = {}
@@ -185,7 +185,7 @@ class Bench:
 
 
 def roc_curves(records: Iterable[RunRecord]) -> dict[str, dict[str, list[float]]]:
-    """ "student bits" -> source -> TAR in points at `ROC_FARS`, mean over fits; nothing for classifiers."""
+    """Student and bits -> source -> TAR in points at `ROC_FARS`, mean over fits; empty for classifiers."""
     found: dict[str, dict[str, list[list[float]]]] = {}
     for record in records:
         if "roc" in record:
@@ -198,8 +198,10 @@ def roc_curves(records: Iterable[RunRecord]) -> dict[str, dict[str, list[float]]
 
 
 def passes_per_image(images: ShardDataset) -> float | None:
-    """Teacher passes per image, a method's shared training counted in; None for images of a method or of
-    options that this installation does not know."""
+    """Teacher passes per image, with a method's shared training counted in.
+
+    None for images whose method or options this installation does not know.
+    """
     origin = images.provenance
     cls = available_methods().get(origin.method)
     if cls is None:
@@ -212,7 +214,7 @@ def passes_per_image(images: ShardDataset) -> float | None:
 
 
 def machine() -> dict[str, str]:
-    """What the times depend on."""
+    """What measured times depend on: system, processor, libraries."""
     return {
         "system": platform.system(),
         "processor": platform.machine(),

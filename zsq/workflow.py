@@ -1,4 +1,4 @@
-"""What `zsq run` and `zsq gap` do: load what they name, make or find shard sets, compare, report."""
+"""What `zsq run` and `zsq gap` do: load what is named, make or find shard sets, fit students, report."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run_recipe(
         data = bench.report()
         on_report(data, bench.fits.records)
     if budget.spent():
-        reporter.say("the time budget is spent; --resume completes the table")
+        reporter.say("the time budget is spent: run the same command with --resume to complete the table")
     return data or bench.report()
 
 
@@ -163,8 +163,8 @@ def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> 
     shared = sorted(set(real.labels.tolist()) & set(evaluation.labels.tolist()) - {-1})
     if shared:
         raise MismatchError(
-            f"identity {shared[0]} of {evaluation.source} is among the real and the evaluation images",
-            "other identities in each",
+            f"identity {shared[0]} of {evaluation.source} is in the real and in the evaluation images",
+            "each identity in one of them",
             "divide them, as in SRC#labels=0-9 and SRC#labels=10-29",
         )
 
@@ -210,7 +210,7 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
 
 
 def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dict[str, Any]:
-    """The settings' entry for defaults that are ours and not published; empty where there are none."""
+    """Settings entry that lists defaults of ours in place of published ones; empty where there are none."""
     found = {each.spec.name: own_defaults(each.student, spec) for each in students}
     declared = {name: options for name, options in found.items() if options}
     return {"own_defaults": declared} if declared else {}
@@ -223,7 +223,7 @@ def say_images(protocol: Protocol, reporter: Reporter) -> None:
 
 
 def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
-    """One line per student that runs on such defaults."""
+    """Say one line per student that has defaults of our own in place of published ones."""
     spec = protocol.teacher.spec
     lines = (own_defaults_line(each.spec.name, each.student, spec) for each in protocol.students)
     for line in dict.fromkeys(line for line in lines if line):

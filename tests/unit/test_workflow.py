@@ -217,7 +217,7 @@ def test_estimate_is_said_first(recipe, tmp_path, no_pages):
     reporter = Spoken()
     run_recipe(recipe, tmp_path / "run", budget_hours=0, reporter=reporter)
     assert reporter.lines[0].startswith("Tiny: 2 sets of 8 images from 2 methods, 6 fits; about ")
-    assert "budget is spent" in reporter.lines[1]
+    assert "budget is spent: run the same command with --resume" in reporter.lines[1]
 
 
 def test_budget_of_nothing_makes_nothing_and_can_be_continued(recipe, tmp_path, finished, no_pages):

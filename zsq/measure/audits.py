@@ -1,7 +1,8 @@
-"""What a synthetic set may reveal of its owner's images: is it nearer to those the network was trained on?
+"""What a synthetic set may reveal of the images that the network was trained on.
 
-Images are compared in pixels and in the teacher's features. A control puts planted copies to the same test,
-so that a silent audit is known to be one that could have spoken. Only figures and indices leave this module.
+Synthetic images are compared with training images and with held-out images of the same owner, in pixels and
+in the teacher's features. As a control, copies of training images are planted and judged by the same rule: an
+audit that misses them proves nothing by finding nothing. Only figures and indices leave this module.
 
 Suffixes: S synthetic images, T training images, H held-out images, N any, D dimensions.
 """
@@ -27,8 +28,9 @@ from zsq.measure.confidence import Interval, percentile_interval
 from zsq.measure.verification import Curve, area, normalised
 
 BATCH = 128
-# The ratio of an image: its distance to the nearest training image, as a part of that one's distance to any
-# other image of the owner. Suspects have at most half the ratio that 1 % of held-out images are below.
+# The ratio of an image: its distance to the nearest training image, divided by the distance of that training
+# image to the owner's nearest other image. A suspect's ratio is at most half of the 1 % quantile of held-out
+# images.
 COPY_RATIO = 0.5
 NULL_QUANTILE = 0.01
 SAME = 1e-3  # distances below are of equal images, in the arithmetic of squared differences
@@ -39,8 +41,14 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Suspect:
-    """A synthetic image and the training image that it may copy: indices, the space where it shows, their
-    distance, and that as a part of the training image's distance to the nearest other image of the owner."""
+    """A synthetic image that may copy a training image.
+
+    Attributes:
+        synthetic, train: indices of the two images.
+        space: `pixels` or `features`, where they are near.
+        distance: between the two.
+        ratio: the distance, divided by that from the training image to the owner's nearest other image.
+    """
 
     synthetic: int
     train: int
@@ -51,12 +59,16 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Space:
-    """Figures of one space. Distances are (least, median, largest): of each synthetic image to the nearest
-    training and held-out image, and as a yardstick of each held-out image to the nearest training image.
+    """Figures of one space. Distances are (least, median, largest).
 
-    `largest_ratio` is a suspect's. `membership_auc`, 0..100, is the chance that a training image is nearer to
-    the synthetic set than a held-out one; 50 says nothing, and so does an interval that holds it. The
-    bootstrap is over images, or over identities where they are known: images of a person are alike.
+    Attributes:
+        synthetic_to_train, synthetic_to_holdout: of each synthetic image to the nearest image of the owner.
+        holdout_to_train: of each held-out image to the nearest training image, to compare with.
+        largest_ratio: above it, an image is no suspect.
+        membership_auc: 0..100, the chance that a training image is nearer to the synthetic set than a
+            held-out one. 50 is chance.
+        membership_ci95: its interval, from a bootstrap over images, or over identities where they are known,
+            since images of one person are alike. One that contains 50 shows nothing.
     """
 
     synthetic_to_train: tuple[float, float, float]
@@ -69,7 +81,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Control:
-    """How many of `planted` copies the audit named, exact ones and such with noise of `ALTERATION` levels."""
+    """How many of `planted` copies the audit found: exact ones, and with `ALTERATION` levels of noise."""
 
     planted: int
     named_exact: int
@@ -91,7 +103,7 @@ class Audit:
 
     @property
     def named(self) -> list[int]:
-        """Synthetic images under suspicion in any space."""
+        """Indices of synthetic images that are suspects in any space."""
         return sorted({suspect.synthetic for suspect in self.suspects})
 
 
@@ -180,7 +192,7 @@ class _Owners:
         """Distance to the nearest training image, its index, and the ratio, (N,) each.
 
         Args:
-            held_out: the rows are the held-out images; none is a yardstick for itself.
+            held_out: the rows are the held-out images; none is compared with itself.
         """
         distance_N, index_N = _nearest(self.train, rows_ND)
         neighbours_ND = self.train_TD[index_N]
@@ -242,7 +254,7 @@ def _suspects(owners: Sequence[_Owners], spaces: Sequence[np.ndarray]) -> list[S
 
 
 def _control(owners: Sequence[_Owners], embed: _Embedder, train: Tensor) -> Control:
-    """Put copies of training images to the test, as they are and with noise; each image is judged alone."""
+    """Judge copies of training images, first exact ones, then ones with noise."""
     random = numpy_generator(0, 0, "audit control")
     planted = train[torch.from_numpy(random.permutation(len(train))[:NUM_PLANTED])]
     noise = torch.from_numpy(random.normal(0, ALTERATION, planted.shape))

@@ -1,8 +1,8 @@
-"""How far a figure would move: over shard sets, over student seeds, over the identities it was scored on.
+"""Intervals: how far a value would move with other shard sets, student seeds or identities.
 
-Two fits on the same images are not two observations of their source, so values of one shard set are
-averaged first. Suffixes: K sets, S seeds, R draws of identities, the same ones for every fit scored on the
-same images.
+Two fits on the same images are not two observations of their source. Values of one shard set are therefore
+averaged over seeds first. Suffixes: K sets, S seeds, R bootstrap draws of identities, which are the same for
+all fits that are scored on the same images.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def mean_interval(sets: np.ndarray) -> Interval | None:
 
 
 def welch_interval(real_sets: np.ndarray, own_sets: np.ndarray) -> Interval | None:
-    """95 % Welch interval of the difference of means; None where an arm has one set."""
+    """95 % interval of the difference of means by Welch's t; None where an arm has one set."""
     if min(len(real_sets), len(own_sets)) < 2:
         return None
     if np.ptp(real_sets) == 0 and np.ptp(own_sets) == 0:
@@ -82,7 +82,7 @@ def welch_interval(real_sets: np.ndarray, own_sets: np.ndarray) -> Interval | No
 
 @contextmanager
 def _constant_arms_allowed() -> Iterator[None]:
-    """scipy warns where one arm does not vary; the interval, of the other's spread, is right."""
+    """Silence scipy's warning about an arm that does not vary: the interval is right all the same."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
         yield

@@ -1,4 +1,4 @@
-"""Each source against real images and against noise, where figures have replicates: for embedders."""
+"""Each source less real images and less noise, with intervals; for networks that have replicates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from zsq.measure.protocol import NOISE, REAL
 
 @dataclass(frozen=True)
 class Contrast:
-    """`value` of one row, and what it is over real images and over noise, with paired 95 % intervals.
+    """`value` of one row; that less real images' and less noise's, with paired 95 % intervals; in points.
 
-    In points; None for a source against itself, or where the other is not there.
+    None where a source would be compared with itself, or the other source is missing.
     """
 
     source: str
@@ -32,7 +32,7 @@ class Contrast:
 
 
 def contrasts(rows: Sequence[Row], replicates: Mapping[RowKey, np.ndarray]) -> list[Contrast]:
-    """One per row that has replicates, metric by metric within each student and bits."""
+    """One per row that has replicates: by student and bits, then by metric, then by source."""
     means = {row_key(row, row.source): row.mean for row in rows}
     found = []
     for row in rows:

@@ -1,5 +1,8 @@
-"""How well a network does on evaluation images, in points: accuracy and agreement with the teacher, or of
-embeddings verification and the cosine to the teacher's."""
+"""Scores of a network on evaluation images, in points.
+
+A classifier has accuracy and agreement with the teacher; an embedding network has the figures of verification
+and the cosine to the teacher's embeddings.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,13 @@ class Scorable(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """`metrics` of one student, 0..100; what cannot be measured is left out.
+    """What one student measures, in points.
 
-    Of embeddings also `replicates`, each metric over bootstrap draws of identities that are the same for
-    every student of the same images, and `roc`, TAR at `zsq.measure.verification.ROC_FARS`; both 0..100.
+    Attributes:
+        metrics: name -> value; what cannot be measured is left out.
+        replicates: of embeddings, each metric in every bootstrap draw of identities. The draws are the same
+            for all students that are scored on the same images.
+        roc: of embeddings, TAR at each of `zsq.measure.verification.ROC_FARS`.
     """
 
     metrics: dict[str, float]
@@ -59,7 +65,7 @@ class LabelledImages(Protocol):
 def logits_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int = 250) -> Tensor:
     """float32 (N, num_outputs) on the CPU; `model` is on the runtime's device.
 
-    Always fp32: a score must not depend on the precision chosen for synthesis or training.
+    Always in float32: a score must not depend on the precision chosen for synthesis or training.
 
     Raises:
         MismatchError: images that are not the model's.

@@ -1,7 +1,7 @@
 """The protocol: sources x shard sets x student seeds -> run records -> rows -> gaps with intervals.
 
-Shard sets are the replicates. Values of one set are averaged over student seeds first, and every interval is
-over set means: two fits on the same images are not two observations of a source.
+Values of one shard set are averaged over student seeds first, and intervals are over set means: two fits on
+the same images are not two observations of a source.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What whole sets of images are like to a teacher: figures beside the accuracy of students fitted on them."""
+"""Figures of whole image sets as the teacher sees them; the report shows them beside students' accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ CHUNK = 128  # images at once
 def bn_distances(
     teacher: Teacher, arms: Mapping[str, Tensor], runtime: Runtime
 ) -> tuple[list[str], dict[str, list[float]]]:
-    """Per BN layer and source, mean_c[(m - M)^2 + (s - S)^2] over the whole set; empty without BN."""
+    """Names of the BN layers, and source -> distance per layer; empty for a teacher without BN.
+
+    The distance is mean_c[(m - M)^2 + (s - S)^2]: m and s are the channel's mean and standard deviation over
+    all images and positions of the set, M and S those that the layer stores.
+
+    Args:
+        arms: source -> uint8 (N, C, H, W).
+    """
     try:
         tapped = TappedTeacher(teacher)
     except NoBatchNormError:
@@ -35,11 +42,11 @@ def bn_distances(
 
 @torch.no_grad()
 def intra_class_distances(teacher: Teacher, arms: Mapping[str, Tensor], runtime: Runtime) -> dict[str, float]:
-    """Source -> mean over classes of the mean cosine distance between two different images of the class.
+    """Source -> how much images of one class differ (Zhong et al., IntraQ, CVPR 2022).
 
-    Of what enters the last weighted layer, an image's class being the teacher's own: how much variety a set
-    has inside its classes (Zhong et al., IntraQ, CVPR 2022). NaN where no class has two images; empty for a
-    teacher without BN or without classes.
+    It is the mean over classes of the mean cosine distance, 0..2, between the features of two images of the
+    class. Features are what enters the last weighted layer; the class is the one that the teacher predicts.
+    NaN where no class has two images; empty for a teacher without BN or without classes.
     """
     if teacher.task != "classify":
         return {}

@@ -1,4 +1,4 @@
-"""Verification: do two images show one identity? Pairs, ROC figures, folds, and how far they would move.
+"""Verification: do two images show one identity? Pairs, ROC curve, folds, and bootstrap over identities.
 
 Suffixes: N images, D embedding dimensions, P pairs, I identities, R bootstrap draws. Similarity is the cosine
 of two embeddings. Everything is float64 numpy; scores are shares here, 0..1.
@@ -136,11 +136,10 @@ def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
 
 
 def fold_decisions(similarity_P: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Whether each pair within a block is decided right, by the threshold that is best on the other folds;
-    float (P,), NaN for the pairs across blocks, which would tell a fold of another's identities.
+    """Whether each pair is decided right, 1.0 or 0.0, by a threshold chosen on the other folds; float (P,).
 
-    Best is the largest mean of true accept and true reject rate; the threshold lies halfway to the next lower
-    similarity.
+    Pairs across blocks are NaN: their identities belong to two folds. The chosen threshold has the largest
+    mean of true accept and true reject rate, and lies halfway to the next lower similarity.
     """
     inside = np.flatnonzero(pairs.block_P >= 0)
     similarity, same, blocks = similarity_P[inside], pairs.same_P[inside], pairs.block_P[inside]

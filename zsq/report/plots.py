@@ -18,7 +18,7 @@ from zsq.measure.verification import ROC_FARS
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
 from zsq.report.tables import Entry, number, ordered_sources
 
-# Noise this many times farther off than everything else would press the rest into one line: it is cut.
+# Where noise needs an axis this many times longer than the rest, it is cut: the rest would not be readable.
 CUT_RATIO = 4.0
 # Least range of an axis in points, so that differences of hundredths do not fill a figure.
 LEAST_POINTS = 1.0
@@ -60,7 +60,7 @@ def _reach(entry: Entry) -> Interval:
 
 
 def _axis(reaches: Sequence[tuple[str, float, float]]) -> Interval:
-    """Range of an axis that holds (source, low, high); without noise where noise dwarfs the rest."""
+    """Range of an axis for all (source, low, high); noise is left out where it would fill the axis alone."""
 
     def bounds(chosen: Sequence[tuple[str, float, float]]) -> Interval:
         low, high = min(reach[1] for reach in chosen), max(reach[2] for reach in chosen)

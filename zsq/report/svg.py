@@ -64,7 +64,7 @@ def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
 
 
 def blank(height_inches: float) -> Figure:
-    """An empty figure of the page's width."""
+    """An empty figure as wide as the page."""
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
 
 

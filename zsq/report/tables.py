@@ -96,7 +96,7 @@ def has_bootstrap(gaps: Sequence[Gap]) -> bool:
 
 
 def bootstrap_grid(gaps: Sequence[Gap]) -> Grid:
-    """Both intervals of every gap, for whoever wants to compare them; gaps of all metrics."""
+    """Both intervals of every gap, of all metrics."""
     lines = tuple(
         (
             g.student,
@@ -133,7 +133,7 @@ def contrast_grid(contrasts: Sequence[Contrast]) -> Grid:
 
 
 def runs_grid(rows: Sequence[Row]) -> Grid:
-    """Every single run."""
+    """Every metric of every single fit."""
     lines = tuple(
         (row.student, row.bits, row.source, row.metric, str(run.shard_set), str(run.seed), number(run.value))
         for row in rows
@@ -150,7 +150,7 @@ def markdown_table(grid: Grid) -> str:
 
 
 def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
-    """The gap table for a terminal, two metrics of it, within 80 columns for the usual names."""
+    """The gap table for a terminal of 80 columns, with two metrics."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     lines = entries(rows, gaps)
     others = list(dict.fromkeys(name for entry in lines for name in entry.others))[:1]
