@@ -76,6 +76,12 @@ def generate(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "dgh", count=8, iterations=5, out="digits-dgh")
+        >>> item = zsq.ShardDataset(folder)[0]
+        >>> item["pixels"].shape, item["label"]
+        (torch.Size([1, 32, 32]), -1)
     """
     values = {
         "teacher": teacher,
@@ -122,6 +128,14 @@ def quantize(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> train, test = "embedded:digits:train", "embedded:digits:test"
+        >>> result = zsq.quantize("embedded:digits", train, "ptq", "W8A8", count=64, eval=test)
+        >>> result.metrics["accuracy"] > 98
+        True
+        >>> result.cost.summary()
+        '2,310,624 multiply-adds, ... weight bytes (float 186,048)'
     """
     values = {
         "teacher": teacher,
@@ -172,6 +186,15 @@ def measure_gap(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> shards = zsq.generate("embedded:digits", "noise", count=64, out="noise")
+        >>> train, test = "embedded:digits:train", "embedded:digits:test"
+        >>> data = zsq.measure_gap(
+        ...     "embedded:digits", [shards], real=train, eval=test, students=["ptq"], bits=["W8A8"], out="gap"
+        ... )
+        >>> sorted({row.source for row in data.rows})
+        ['noise', 'real']
     """
     from zsq.workflow import run_gap
 
@@ -207,6 +230,21 @@ def run(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> written = Path("small.toml").write_text('''
+        ... title = "Noise against real images"
+        ... real = "embedded:digits:train"
+        ... eval = "embedded:digits:test"
+        ... teacher = { name = "embedded:digits" }
+        ... generate = { count = 64 }
+        ... sources = [{ method = "noise" }]
+        ... students = [{ name = "ptq", bits = ["W4A4"] }]
+        ... ''')
+        >>> data, folder = zsq.run("small.toml", out="small")
+        >>> (folder / "report.html").exists()
+        True
     """
     from zsq.workflow import run_recipe
 
@@ -234,6 +272,11 @@ def export(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> zsq.export(folder, "npz", "arrays").num_images
+        8
     """
     from zsq.exports.exporting import export_run
 
@@ -258,6 +301,12 @@ def import_images(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> import torch
+        >>> torch.save({"images": torch.rand(8, 1, 32, 32)}, "elsewhere.pt")
+        >>> zsq.import_images("elsewhere.pt", "imported", name="other", mean=[0.0], std=[1.0]).num_images
+        8
     """
     from zsq.imports.importing import import_images as run
 
@@ -279,6 +328,12 @@ def verify_export(
 
     Raises:
         ZsqError: the first difference, or one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> record = zsq.export(folder, "npy", "arrays")
+        >>> zsq.verify_export(folder, "arrays").num_images
+        8
     """
     from zsq.exports.exporting import verify_export as run
 
@@ -304,6 +359,13 @@ def audit(
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> train, test = "embedded:digits:train", "embedded:digits:test"
+        >>> found = zsq.audit("embedded:digits", folder, train, test, "audit.json")
+        >>> found.num_synthetic, found.named
+        (8, [])
     """
     import json
 
@@ -329,6 +391,11 @@ def inspect(folder: str | Path) -> list[str]:
 
     Raises:
         ImagesError, ShardError, StudentFileError: nothing of both, or damaged files.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> print(zsq.inspect(folder)[0])
+        8 images of 1x32x32, without labels
     """
     from zsq.core.files import atomic_write_bytes
     from zsq.report.sheets import contact_sheet, sheet_png

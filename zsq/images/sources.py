@@ -140,6 +140,12 @@ def load_images(
         ImagesError: missing, empty, unreadable, or not a source.
         MismatchError: images of another shape than the spec's, or photos of several sizes.
         ShardError: a damaged shard.
+
+    Example:
+        >>> spec = zsq.load_teacher("embedded:digits").spec
+        >>> images = zsq.load_images("embedded:digits:test", spec, limit=10)
+        >>> images.pixels.shape, images.pixels.dtype
+        (torch.Size([10, 1, 32, 32]), torch.uint8)
     """
     source = str(source)
     if limit is not None and limit < 1:

@@ -91,6 +91,10 @@ def export_onnx(fitted: FittedStudent, path: str | Path) -> None:
         OptionError: also for a student whose quantizers have no such form (qfd).
         MissingExtraError: as `check_exportable`.
         ExportError: the network has no ONNX form. StorageError: the disk refused.
+
+    Example:
+        >>> result = zsq.quantize("embedded:digits", "embedded:digits:train", "ptq", "W8A8", count=64)
+        >>> zsq.export_onnx(result.fitted, "digits.onnx")
     """
     check_exportable(fitted.bits, fitted.first_last)
     network = _with_onnx_quantizers(fitted.network, fitted.student)

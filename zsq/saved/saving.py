@@ -78,6 +78,12 @@ def save_student(fitted: FittedStudent, teacher: Teacher, path: str | Path) -> t
     Raises:
         UntraceableError: the graph holds what a file cannot.
         OptionError: a student is there already. StorageError: the disk refused.
+
+    Example:
+        >>> result = zsq.quantize("embedded:digits", "embedded:digits:train", "ptq", "W4A4", count=64)
+        >>> paths = zsq.save_student(result.fitted, zsq.load_teacher("embedded:digits"), "int4")
+        >>> [path.name for path in paths]
+        ['student.safetensors', 'student.json']
     """
     check_destination(path)
     tensors_path, record_path = student_files(path)
@@ -146,6 +152,14 @@ def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
 
     Raises:
         StudentFileError: missing, truncated, altered, not a student, or of parts that do not fit together.
+
+    Example:
+        >>> train = "embedded:digits:train"
+        >>> made = zsq.quantize("embedded:digits", train, "ptq", "W8A8", count=64, out="int8")
+        >>> student = zsq.load_student("int8")
+        >>> images = zsq.load_images("embedded:digits:test", student.spec, limit=10)
+        >>> student.logits(student.spec.pixels_to_standard(images.pixels)).shape
+        torch.Size([10, 10])
     """
     _, fitted = read_student(path)
     fitted.network.to(device)

@@ -180,6 +180,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     An item is `pixels` uint8 tensor (C, H, W), `label` int (-1: none), `index` int, and, where asked for,
     `logits` and `targets` float32 tensors (K,). Without a manifest every shard file in the folder counts.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> images = zsq.ShardDataset(folder, with_logits=True)
+        >>> len(images), images[0]["logits"].shape
+        (8, torch.Size([10]))
     """
 
     def __init__(self, folder: Path | str, *, with_logits: bool = False, with_targets: bool = False) -> None:

@@ -57,6 +57,11 @@ def verify_run(folder: Path | str) -> VerifyResult:
         ImagesError: no shards there.
         DamageError: anything missing, altered, foreign or too much; `damages` lists all of it.
         ShardError: no manifest, or one that cannot be read.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> zsq.verify_run(folder).num_images
+        8
     """
     manifest = read_manifest(folder)
     damages = list(_damages(folder, manifest))

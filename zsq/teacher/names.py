@@ -21,6 +21,11 @@ def load_teacher(name: str, weights: Path | None = None, device: str = "cpu") ->
     Raises:
         UnknownNameError, UsageError: no such teacher, or a broken card.
         WeightsError, MismatchError: weights that cannot be had, read, trusted or that belong elsewhere.
+
+    Example:
+        >>> teacher = zsq.load_teacher("embedded:digits")
+        >>> teacher.num_outputs, teacher.spec.shape
+        (10, (1, 32, 32))
     """
     source, colon, rest = name.partition(":")
     if source == "file" and colon:
