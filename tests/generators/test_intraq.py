@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from toys import image_spec, make_teacher
 
 from zsq.contract import Silent
-from zsq.engine.classes import ClassCentres, FeatureTap
+from zsq.engine.classes import ClassCentres
+from zsq.engine.executed import FeatureTap
 from zsq.engine.objectives import TeacherPass, marginal_distance, soft_inception
 from zsq.engine.statistics import TappedTeacher
 from zsq.engine.targets import softened
@@ -169,7 +170,7 @@ def test_features_of_a_convolutional_head():
 
     teacher = make_teacher(build)
     tapped = TappedTeacher(teacher)
-    tap = FeatureTap(tapped)
+    tap = FeatureTap(tapped.network, teacher)
     images = torch.randn(3, *teacher.spec.shape)
     tapped(images)
     torch.testing.assert_close(tap.take(), teacher.network[0](images).mean((2, 3)))

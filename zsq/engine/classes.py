@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zsq.core.errors import MismatchError
+from zsq.engine.executed import blank
 from zsq.engine.statistics import LayerSums, TappedTeacher
 
 
@@ -43,47 +43,9 @@ def first_deep_layer(num_layers: int) -> int:
 
 def layer_widths(tapped: TappedTeacher) -> list[int]:
     """Number of channels of each tapped layer."""
-    like = next(tapped.network.parameters())
     with torch.no_grad():
-        _, layers = tapped(torch.zeros(1, *tapped.spec.shape, device=like.device, dtype=like.dtype))
+        _, layers = tapped(blank(tapped.network, tapped.spec))
     return [sums.s1_NC.shape[1] for sums in layers]
-
-
-class FeatureTap:
-    """What enters the last weighted layer of a tapped teacher's copy: its pooled features."""
-
-    def __init__(self, tapped: TappedTeacher) -> None:
-        """Find that layer in one teacher pass and hook it; `length` is the number of features.
-
-        Raises:
-            MismatchError: there is no linear layer or convolution.
-        """
-        self._features: list[Tensor] = []
-        layers = [m for m in tapped.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        order: list[nn.Module] = []
-        handles = [m.register_forward_hook(lambda called, _, output: order.append(called)) for m in layers]
-        like = next(tapped.network.parameters())
-        example = torch.zeros(1, *tapped.spec.shape, device=like.device, dtype=like.dtype)
-        with torch.no_grad():
-            tapped(example)
-            for handle in handles:
-                handle.remove()
-            if not order:
-                raise MismatchError("a teacher without linear layer and convolution", "features to compare")
-            order[-1].register_forward_pre_hook(self._measure)
-            tapped(example)
-        self.length = self.take().shape[1]
-
-    def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._features.append(inputs[0])
-
-    def take(self) -> Tensor:
-        """(N, F) features of the latest teacher pass, float32; positions are averaged."""
-        features = self._features[-1]
-        self._features.clear()
-        if features.dim() > 2:
-            features = features.flatten(2).mean(2)
-        return features.float() if features.dtype == torch.bfloat16 else features
 
 
 class ClassCentres:

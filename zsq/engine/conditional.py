@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
+from zsq.engine.executed import last_layer
 from zsq.engine.latent import SLOPE, BatchNorm, Image, Seed, UpsampledConvolution, initialise
 
 
@@ -140,18 +141,12 @@ def classifier_rows(teacher: Teacher, num_classes: int, owner: str) -> Tensor:
     Raises:
         MismatchError: the network has none.
     """
-    network = copy.deepcopy(teacher.network)
-    found: list[Tensor] = []
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_classes:
-            module.register_forward_pre_hook(lambda called, _: found.append(called.weight))
-    like = next(network.parameters())
-    images = torch.zeros(1, *teacher.spec.shape, device=like.device, dtype=like.dtype)
-    network(teacher.spec.standard_to_norm(images))
-    if not found:
+    layer = last_layer(teacher.network, teacher.spec, num_classes)
+    weight: Any = teacher.network.get_submodule(layer).weight
+    if len(weight) != num_classes:
         raise MismatchError(
             f"teacher '{teacher.name}' has no linear layer with one row of weights per class",
             f"one, from which {owner} takes its class embeddings",
             "pass --set embeddings=random",
         )
-    return found[-1].detach().flatten(1).float()
+    return weight.detach().flatten(1).float()

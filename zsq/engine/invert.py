@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zsq.contract import Generator, StepLog, SyntheticBatch, Teacher
 from zsq.core.runtime import Runtime
-from zsq.engine.classes import FeatureTap
+from zsq.engine.executed import FeatureTap
 from zsq.engine.memories import Memory
 from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import Optimised, Parameterisation

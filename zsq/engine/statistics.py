@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
+from zsq.engine.executed import blank, executed
 from zsq.engine.frozen import (
     PLAIN_BATCH_NORMS,
     MaterialisedGradients,
@@ -72,9 +73,9 @@ def input_sums(standard_NCHW: Tensor) -> LayerSums:
     return layer_sums(standard_NCHW, zero, zero + 1)
 
 
-def _batch_norms(network: nn.Module) -> dict[nn.Module, str]:
-    """The BN layers that store running statistics -> their names."""
-    return {module: name for name, module in network.named_modules() if stores_statistics(module)}
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The BN layers that store running statistics."""
+    return [module for module in network.modules() if stores_statistics(module)]
 
 
 def require_batch_norm(teacher: Teacher, owner: str) -> None:
@@ -83,7 +84,7 @@ def require_batch_norm(teacher: Teacher, owner: str) -> None:
     Raises:
         NoBatchNormError: there are none.
     """
-    if not _batch_norms(teacher.network):
+    if not batch_norms(teacher.network):
         raise NoBatchNormError(
             f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
             f"BN layers, which {owner} matches",
@@ -107,11 +108,14 @@ class TappedTeacher(nn.Module):
         require_batch_norm(teacher, owner)
         self.network = copy.deepcopy(teacher.network).to(memory_format=torch.channels_last)
         self._sums: list[LayerSums] = []
-        names = _batch_norms(self.network)
+        layers = batch_norms(self.network)
         freeze_convolutions(self.network)
-        for layer in names:
+        for layer in layers:
             self._tap(layer)
-        self.names, values = self._executed(names)
+        # The order of execution need not be that of declaration.
+        calls = executed(self.network, lambda: self._forward(blank(self.network, self.spec)))
+        self.names = [call.name for call in calls if call.module in layers]
+        values = sum(call.num_values for call in calls if not list(call.module.children()))
         self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
 
     def _tap(self, layer: nn.Module) -> None:
@@ -129,29 +133,6 @@ class TappedTeacher(nn.Module):
         mean_C, var_C = layer.running_mean, layer.running_var
         assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
         self._sums.append(layer_sums(inputs[0], mean_C, var_C))
-
-    @torch.no_grad()
-    def _executed(self, names: dict[nn.Module, str]) -> tuple[list[str], int]:
-        """The layers in order of execution, which need not be that of declaration, and how many values all
-        layers put out for one image: seen in one teacher pass."""
-        order: list[str] = []
-        sizes: list[int] = []
-        handles = [
-            module.register_forward_pre_hook(lambda called, _: order.append(names[called]))
-            for module in names
-        ]
-        handles += [
-            module.register_forward_hook(
-                lambda _, __, output: sizes.append(output.numel() if isinstance(output, Tensor) else 0)
-            )
-            for module in self.network.modules()
-            if not list(module.children())
-        ]
-        like = next(self.network.parameters())
-        self._forward(torch.zeros(1, *self.spec.shape, device=like.device, dtype=like.dtype))
-        for handle in handles:
-            handle.remove()
-        return order, sum(sizes)
 
     def forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
         """Standard-space images -> logits and the sums at each executed BN, in order of execution.

@@ -13,11 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
+from zsq.engine.executed import WEIGHTED
 from zsq.engine.fusion import fused
 from zsq.engine.moments import MomentMode, Moments, Rules, channel_moments
 from zsq.engine.statistics import LayerSums, layer_sums
-
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 class WeightTapped(nn.Module):

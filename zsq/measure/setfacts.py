@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
 from zsq.core.runtime import Runtime
-from zsq.engine.classes import FeatureTap
+from zsq.engine.executed import FeatureTap
 from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
 
 CHUNK = 128  # images at once
@@ -35,7 +36,7 @@ def bn_distances(
         return [], {}
     alignment = Alignment("set")
     return tapped.names, {
-        source: [alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, tapped, runtime))]
+        source: [alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, teacher, runtime))]
         for source, pixels in arms.items()
     }
 
@@ -45,21 +46,18 @@ def intra_class_distances(teacher: Teacher, arms: Mapping[str, Tensor], runtime:
     """Source -> how much images of one class differ (Zhong et al., IntraQ, CVPR 2022).
 
     It is the mean over classes of the mean cosine distance, 0..2, between the features of two images of the
-    class. Features are what enters the last weighted layer; the class is the one that the teacher predicts.
-    NaN where no class has two images; empty for a teacher without BN or without classes.
+    class. Features are what enters the last layer; the class is the one that the teacher predicts.
+    NaN where no class has two images; empty for a teacher without classes.
     """
     if teacher.task != "classify":
         return {}
-    try:
-        tapped = TappedTeacher(teacher)
-    except NoBatchNormError:
-        return {}
-    features = FeatureTap(tapped)
+    network = copy.deepcopy(teacher.network)
+    features = FeatureTap(network, teacher)
     distances = {}
     for source, pixels in arms.items():
         found = [
-            (tapped(chunk)[0].argmax(1), F.normalize(features.take()))
-            for chunk in _chunks(pixels, tapped, runtime)
+            (network(teacher.spec.standard_to_norm(chunk)).argmax(1), F.normalize(features.take()))
+            for chunk in _chunks(pixels, teacher, runtime)
         ]
         classes_N, features_NF = (torch.cat(part) for part in zip(*found, strict=True))
         distances[source] = _spread(classes_N, features_NF)
@@ -78,5 +76,5 @@ def _spread(classes_N: Tensor, features_NF: Tensor) -> float:
     return sum(means) / len(means) if means else math.nan
 
 
-def _chunks(pixels: Tensor, tapped: TappedTeacher, runtime: Runtime) -> Iterator[Tensor]:
-    return (tapped.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(CHUNK))
+def _chunks(pixels: Tensor, teacher: Teacher, runtime: Runtime) -> Iterator[Tensor]:
+    return (teacher.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(CHUNK))

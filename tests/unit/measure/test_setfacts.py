@@ -44,9 +44,13 @@ def test_copies_have_no_variety_and_single_images_no_figure():
 
 def test_nothing_to_say_without_bn_or_classes():
     arms = {"set": pixels(4)}
-    assert intra_class_distances(make_teacher(without_bn), arms, Runtime()) == {}
     assert intra_class_distances(make_teacher(task="embed"), arms, Runtime()) == {}
     assert bn_distances(make_teacher(without_bn), arms, Runtime()) == ([], {})
+
+
+def test_variety_inside_classes_needs_no_bn():
+    arms = {"copies": pixels(1).repeat(9, 1, 1, 1)}
+    assert abs(intra_class_distances(make_teacher(without_bn), arms, Runtime())["copies"]) < 1e-5
 
 
 def test_bn_distance_is_of_the_whole_set():

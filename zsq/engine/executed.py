@@ -1,0 +1,98 @@
+"""What a network does in one teacher pass: which modules run, in which order, what the last layer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zsq.contract import Teacher
+from zsq.core.errors import MismatchError
+from zsq.core.imagespec import ImageSpec
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
+
+
+def blank(network: nn.Module, spec: ImageSpec) -> Tensor:
+    """One image (1, C, H, W) of zeros in standard space, of the network's device and dtype."""
+    like = next(network.parameters(), torch.empty(0))
+    return torch.zeros(1, *spec.shape, device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module; `num_values`: of its output, 0 where that is not one tensor."""
+
+    name: str
+    module: nn.Module
+    num_values: int
+
+
+@torch.no_grad()
+def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
+    """Every module call of `run()`, which calls `network`, in order of completion. No hook stays."""
+    calls: list[Call] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls.append(Call(name, module, output.numel() if isinstance(output, Tensor) else 0))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def last_layer(network: nn.Module, spec: ImageSpec, num_outputs: int) -> str:
+    """Name of the weighted layer that runs last among those with `num_outputs` rows of weights, or among all
+    where none has so many.
+
+    Raises:
+        MismatchError: there is no convolution and no linear layer.
+    """
+    calls = executed(network, lambda: network(spec.standard_to_norm(blank(network, spec))))
+    layers = [call for call in calls if isinstance(call.module, WEIGHTED)]
+    if not layers:
+        raise MismatchError("a network without linear layer and convolution", "one with a last layer")
+    heads = [call for call in layers if len(call.module.weight) == num_outputs]  # type: ignore[arg-type]
+    return (heads or layers)[-1].name
+
+
+class FeatureTap:
+    """What enters the last layer of a private copy of a teacher's network: its pooled features."""
+
+    def __init__(self, network: nn.Module, teacher: Teacher) -> None:
+        """Find and hook that layer of `network`, the copy; `length` is the number of features.
+
+        Raises:
+            MismatchError: there is none.
+        """
+        self._features: list[Tensor] = []
+        spec = teacher.spec
+        layer = network.get_submodule(last_layer(network, spec, teacher.num_outputs))
+        layer.register_forward_pre_hook(self._measure)
+        with torch.no_grad():
+            network(spec.standard_to_norm(blank(network, spec)))
+        self.length = self.take().shape[1]
+
+    def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Averaged over positions, which a linear layer has before its features, a convolution behind."""
+        features = inputs[0]
+        if features.dim() > 2:
+            linear = isinstance(module, nn.Linear)
+            features = features.flatten(1, -2).mean(1) if linear else features.flatten(2).mean(2)
+        self._features.append(features)
+
+    def take(self) -> Tensor:
+        """(N, F) features of the latest teacher pass, float32."""
+        features = self._features[-1]
+        self._features.clear()
+        return features.float() if features.dtype == torch.bfloat16 else features
