@@ -11,6 +11,7 @@ from zsq.engine.objectives import (
     cross_entropy,
     input_alignment,
     mean_image_norm,
+    output_range,
     total_variation_l2,
 )
 from zsq.engine.statistics import Alignment, input_sums, layer_sums
@@ -76,6 +77,13 @@ def test_gradient_of_cross_entropy():
     assert torch.autograd.gradcheck(
         lambda values: cross_entropy(forward(np.zeros(1), values, targets)), logits.requires_grad_()
     )
+
+
+def test_the_highest_and_the_lowest_output_get_a_gradient():
+    """Of torch.aminmax, which says the same, torch 2.10 and 2.11 have no derivative."""
+    logits = torch.tensor([[1.0, 4.0, -2.0], [0.5, 0.25, 3.0]], requires_grad=True)
+    output_range(forward(np.zeros(1), logits)).backward()
+    assert logits.grad.tolist() == [[0, -0.5, 0.5], [0, 0.5, -0.5]]
 
 
 def test_alignments_read_the_layers_or_the_viewed_images(images):
