@@ -15,12 +15,14 @@ from zsq.config import (
     EXPORT,
     GAP,
     GENERATE,
+    IMAGES,
     IMPORT,
     QUANTIZE,
     RUNTIME,
     VERIFY,
     GapConfig,
     GenerateConfig,
+    ImagesConfig,
     QuantizeConfig,
     RuntimeConfig,
     load_recipe,
@@ -29,7 +31,7 @@ from zsq.config import (
 from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
-from zsq.images.sources import images_for
+from zsq.images.sources import fitted_of, images_for, said
 from zsq.measure.quantize import Quantized, quantize_images
 from zsq.runfolder import latest_folder, next_folder
 from zsq.shards.manifest import find_shards
@@ -115,6 +117,8 @@ def quantize(
     out: str | Path | None = None,
     onnx: str | Path | None = None,
     passes: Sequence[str] = QUANTIZE.passes,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
     set: Mapping[str, Any] | None = None,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
@@ -125,6 +129,10 @@ def quantize(
         passes: analytic passes around the fit, in order, such as `["fold", "equalize", "correct-bias"]`.
         out: write the student there for `load_student`: NAME.safetensors, or a folder.
         onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
+        fit: how photos of another size are brought to the teacher's: `crop`, `stretch` or `refuse`; None: as
+            its own preprocessing does.
+        class_names: where class folders are named otherwise than the teacher's classes: a file with their
+            names in order, one a line, or `by-order`.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -148,6 +156,7 @@ def quantize(
         "eval": eval,
         "count": count,
         "passes": tuple(passes),
+        **_images(fit, class_names),
         "set": dict(set or {}),
         "runtime": runtime or RUNTIME,
     }
@@ -174,6 +183,8 @@ def measure_gap(
     count: int | None = GAP.count,
     first_last: int | None = GAP.first_last,
     passes: Sequence[str] = GAP.passes,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
     set: Mapping[str, Any] | None = None,
     show_real: bool = GAP.show_real,
     resume: bool = False,
@@ -182,7 +193,8 @@ def measure_gap(
 ) -> ReportData:
     """Fit every student on real images and on every shard set, and report the gap in `out`.
 
-    Shard sets of one source are replicates. `set` has keys STUDENT.OPTION; `passes` surround every student.
+    Shard sets of one source are replicates. `set` has keys STUDENT.OPTION; `passes` surround every student;
+    `fit` and `class_names` are as in `quantize`.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -210,6 +222,7 @@ def measure_gap(
         "count": count,
         "first_last": first_last,
         "passes": tuple(passes),
+        **_images(fit, class_names),
         "set": dict(set or {}),
         "show_real": show_real,
         "runtime": runtime or RUNTIME,
@@ -223,10 +236,14 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     budget_hours: float | None = None,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[ReportData, Path]:
     """Run a recipe by its name or path; the report's data and the run's folder.
+
+    `fit` and `class_names` are as in `quantize`, in place of the recipe's own.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -248,7 +265,8 @@ def run(
     """
     from zsq.workflow import run_recipe
 
-    loaded = load_recipe(recipe)
+    asked = validated(ImagesConfig, _images(fit, class_names), "run")
+    loaded = load_recipe(recipe).reading_images(asked)
     if runtime is not None:
         given = runtime.model_dump(exclude_defaults=True)
         loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
@@ -349,13 +367,17 @@ def audit(
     out: str | Path | None = None,
     *,
     weights: str | Path | None = None,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
     runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
 ) -> Audit:
     """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
 
     Args:
         train: images the teacher was trained on. holdout: images of the same kind that it was not. Labels of
             an embedding teacher's images are identities, which intervals are then over.
+        fit, class_names: as in `quantize`.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -375,12 +397,16 @@ def audit(
     target = None if out is None else output_path(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
-    own, seen, unseen = (images_for(loaded, s) for s in (shards, train, holdout))
+    asked = validated(ImagesConfig, _images(fit, class_names), "audit")
+    own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
+    for line in said(own, seen, unseen):
+        (reporter or Reporter(quiet=True)).say(line)
     labelled = loaded.task == "embed" and bool((seen.labels >= 0).all() and (unseen.labels >= 0).all())
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if target is not None:
-        sources = {"teacher": teacher, "shards": str(shards), "train": train, "holdout": holdout}
+        sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": train}
+        sources |= {"holdout": holdout, **fitted_of(shards=own, train=seen, holdout=unseen)}
         atomic_write_text(target, json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
     return found
 
@@ -427,6 +453,11 @@ def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
         return output_path(out)
     base = OUTPUTS / name
     return latest_folder(base) if resume else next_folder(base)
+
+
+def _images(fit: str | None, class_names: str | Path | None) -> dict[str, Any]:
+    """The fields of ImagesConfig."""
+    return {"fit": fit, "class_names": None if class_names is None else str(class_names)}
 
 
 def _path(path: str | Path | None) -> Path | None:

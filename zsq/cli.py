@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from zsq.config import AUDIT_RUNTIME, EXPORT, GAP, GENERATE, IMPORT, QUANTIZE, RUNTIME, VERIFY
+from zsq.config import AUDIT_RUNTIME, EXPORT, GAP, GENERATE, IMAGES, IMPORT, QUANTIZE, RUNTIME, VERIFY
 from zsq.core.errors import ZsqError
 from zsq.core.interrupt import INTERRUPTED, one_line_at_interrupt
 from zsq.core.version import __version__
@@ -45,6 +45,14 @@ FirstLast = Annotated[
 
 Passes = Annotated[
     str | None, typer.Option(metavar="P,P", help="Analytic passes around the fit; see `zsq list passes`.")
+]
+FitPhotos = Annotated[
+    str | None,
+    typer.Option("--fit", help="Photos of another size: refuse, crop or stretch; the teacher's own way."),
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|by-order", help="Names of the classes, one a line, where folders differ."),
 ]
 
 
@@ -105,6 +113,8 @@ def quantize(
         Path | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
     ] = None,
     passes: Passes = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
     set_: Set = None,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
@@ -147,6 +157,8 @@ def gap(
     ] = GAP.count,
     first_last: FirstLast = GAP.first_last,
     passes: Passes = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="STUDENT.KEY=VALUE", help="Override an option."),
@@ -175,6 +187,8 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
     resume: Resume = False,
     budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,
@@ -299,16 +313,30 @@ def audit(
     holdout: Annotated[str, typer.Option(metavar="SRC", help="Your images of that kind that it was not.")],
     out: Annotated[Path, typer.Option(help="JSON file for the figures; no image is written.")],
     weights: Weights = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
     threads: Threads = AUDIT_RUNTIME.threads,
     device: Device = AUDIT_RUNTIME.device,
 ) -> None:
     """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
     from zsq import api
     from zsq.config import AuditRuntime
+    from zsq.core.progress import Reporter
     from zsq.measure.audits import audit_lines
 
     runtime = _runtime(AuditRuntime, {"threads": threads, "device": device})
-    found = api.audit(teacher, shards, train, holdout, out, weights=weights, runtime=runtime)
+    found = api.audit(
+        teacher,
+        shards,
+        train,
+        holdout,
+        out,
+        weights=weights,
+        fit=fit,
+        class_names=class_names,
+        runtime=runtime,
+        reporter=Reporter(),
+    )
     for line in audit_lines(found):
         typer.echo(line)
     typer.echo(out)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError
 
 from zsq.core.errors import OptionError, UnknownNameError
+from zsq.core.photofit import Fit
 from zsq.core.records import Record, first_fault, read_toml
 from zsq.core.selection import split_source
 
@@ -61,7 +62,18 @@ class GenerateConfig(Record):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
-class FitConfig(Record):
+BY_ORDER = "by-order"
+
+
+class ImagesConfig(Record):
+    """How real images are read. None: fitted to the teacher's size as its card or its weights say, and class
+    folders by the teacher's own list of classes. `class_names` is a file of names, or `BY_ORDER`."""
+
+    fit: Fit | None = None
+    class_names: str | None = None
+
+
+class FitConfig(ImagesConfig):
     """What fitting a student takes, alone or in a comparison. `first_last` None is the student's own."""
 
     teacher: str
@@ -127,6 +139,7 @@ VERIFY = VerifyConfig.model_construct()
 EXPORT = ExportConfig.model_construct()
 IMPORT = ImportConfig.model_construct()
 RUNTIME, AUDIT_RUNTIME = RuntimeConfig(), AuditRuntime()
+IMAGES = ImagesConfig()
 
 
 class RecipeTeacher(Record):
@@ -178,7 +191,7 @@ class RecipeStudent(Record):
     set: dict[str, Any] = Field({})
 
 
-class Recipe(Record):
+class Recipe(ImagesConfig):
     """`zsq run`: generate each source, fit each student, measure the gap, report.
 
     Texts keep their `${NAME}` so that no machine's paths get into results; `folder` is where relative paths
@@ -208,6 +221,20 @@ class Recipe(Record):
         if colon and prefix == "file":
             return f"file:{self.folder / rest}"
         return str(self.folder / path)
+
+    def reading_images(self, asked: ImagesConfig) -> Recipe:
+        """This recipe with images read as `asked`, whose file is named from the current folder."""
+        given = asked.model_dump(exclude_none=True)
+        if "class_names" in given and asked.class_names != BY_ORDER:
+            given["class_names"] = os.path.relpath(given["class_names"], self.folder)
+        return self.model_copy(update=given)
+
+    @property
+    def images(self) -> ImagesConfig:
+        """How images are read, a file's name from the current folder."""
+        names = self.class_names
+        located = names if names in (None, BY_ORDER) else self.located(names)
+        return ImagesConfig(fit=self.fit, class_names=located)
 
     def missing(self) -> str | None:
         """The first of teacher card, weights, real and evaluation images that is a path to nothing."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
+from zsq.core.photofit import OWN_SIZE, PhotoFit
 from zsq.core.runtime import Runtime
 from zsq.plan import Group
 from zsq.widths import Bits
@@ -32,7 +33,8 @@ Task = Literal["classify", "embed"]
 class Teacher:
     """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody.
 
-    `classes` are the names of its classes in their order, None where it does not say.
+    `classes` are the names of its classes in their order, None where it does not say; `photo_fit` is how its
+    own preprocessing brings photos to the size of `spec`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Teacher:
     task: Task = "classify"
     expected_accuracy: float | None = None
     classes: tuple[str, ...] | None = None
+    photo_fit: PhotoFit = OWN_SIZE
 
     def __post_init__(self) -> None:
         """Freeze the network."""
@@ -181,7 +184,8 @@ class Made:
     """How a student was fitted: what one needs, beside the teacher and the widths, to fit it again.
 
     `options` are all of the student's own, JSON-ready. `images_sha256` is of the uint8 pixels, contiguous
-    (N, C, H, W). `origin` is None where nothing says how the images were made.
+    (N, C, H, W). `origin` is None where nothing says how the images were made; `photo_fit` says how photos of
+    another size were fitted to the teacher, None where there were none.
     """
 
     options: Mapping[str, Any]
@@ -190,6 +194,7 @@ class Made:
     num_images: int
     images_sha256: str
     origin: ImagesOrigin | None
+    photo_fit: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zsq.bench import Bench, Budget
-from zsq.config import GapConfig, GenerateConfig, Recipe, RecipeSource
+from zsq.config import GapConfig, GenerateConfig, ImagesConfig, Recipe, RecipeSource
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
@@ -16,7 +16,7 @@ from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.engine.estimate import estimated_seconds, forward_gflops
-from zsq.images.sources import ImageSet, images_for, said
+from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
@@ -91,7 +91,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     specs, plan = _recipe_students(recipe), recipe.generate
     runtime = _recipe_runtime(recipe, teacher, specs)
     sources = (recipe.located(recipe.real), recipe.located(recipe.eval))
-    real, evaluation = _images(teacher, *sources)
+    real, evaluation = _images(teacher, *sources, recipe.images)
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
     return Protocol(
@@ -103,7 +103,9 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         runtime=runtime,
         title=recipe.title,
         show_real=recipe.show_real,
-        settings=recipe.model_dump(mode="json") | own_defaults_of(students, teacher.spec),
+        settings=recipe.model_dump(mode="json")
+        | own_defaults_of(students, teacher.spec)
+        | fitted_of(real=real, eval=evaluation),
     )
 
 
@@ -147,9 +149,9 @@ def _recipe_runtime(recipe: Recipe, teacher: Teacher, specs: Sequence[StudentSpe
     return Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops)
 
 
-def _images(teacher: Teacher, real: str, evaluation: str) -> tuple[ImageSet, ImageSet]:
+def _images(teacher: Teacher, real: str, evaluation: str, asked: ImagesConfig) -> tuple[ImageSet, ImageSet]:
     """The real images, whose labels nobody reads, and the labelled ones."""
-    return images_for(teacher, real), images_for(teacher, evaluation, labelled=True)
+    return images_for(teacher, real, asked), images_for(teacher, evaluation, asked, labelled=True)
 
 
 def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> None:
@@ -246,7 +248,7 @@ def run_gap(
     count = config.count or min(len(dataset) for dataset in datasets)
     num_sets = max(len(folders) for folders in sets.values())
     runtime = Runtime.resolve(**config.runtime.model_dump())
-    real, evaluation = _images(teacher, config.real, config.eval)
+    real, evaluation = _images(teacher, config.real, config.eval, config)
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
     asked = [{**asdict(spec), "bits": str(spec.bits)} for spec in specs]
@@ -260,7 +262,7 @@ def run_gap(
         runtime=runtime,
         title=title,
         show_real=config.show_real,
-        settings=settings | own_defaults_of(students, teacher.spec),
+        settings=settings | own_defaults_of(students, teacher.spec) | fitted_of(real=real, eval=evaluation),
     )
     say_images(protocol, reporter)
     say_own_defaults(protocol, reporter)

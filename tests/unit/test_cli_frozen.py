@@ -20,6 +20,8 @@ COMMANDS = {
             "--weights",
             "--first-last",
             "--passes",
+            "--fit",
+            "--class-names",
             "--seed",
             "--eval",
         ),
@@ -28,13 +30,17 @@ COMMANDS = {
     "gap": [
         *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),
         *("--seeds", "--count", "--first-last", "--passes", "--set", "--show-real", "--resume", *RUNTIME),
+        *("--fit", "--class-names"),
     ],
-    "run": ["recipe", "--out", "--resume", "--budget-hours", *RUNTIME],
+    "run": ["recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", *RUNTIME],
     "list": ["what", "--json"],
     "inspect": ["folder"],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],
-    "audit": ["--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"],
+    "audit": [
+        *("--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"),
+        *("--fit", "--class-names"),
+    ],
     "import": ["source", "--out", "--name", "--mean", "--std", "--layout"],
 }
 
@@ -56,6 +62,8 @@ DEFAULTS = {
         "count": None,
         "passes": None,
         "first_last": None,
+        "fit": None,
+        "class_names": None,
         "show_real": False,
         "resume": False,
     },

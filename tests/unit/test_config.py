@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from zsq.config import (
     GenerateConfig,
+    ImagesConfig,
     Recipe,
     config_json,
     config_sha256,
@@ -143,3 +144,13 @@ def test_bits_may_be_one_or_several(recipe_file):
     values = load_recipe(str(recipe_file)).model_dump()
     values["students"] = ({"name": "ptq", "bits": ["W4A4", "W8A8"]},)
     assert validated(Recipe, values, "here").students[0].bits == ("W4A4", "W8A8")
+
+
+def test_how_images_are_read_may_be_overridden(recipe_file):
+    recipe = load_recipe(str(recipe_file)).model_copy(update={"fit": "stretch", "class_names": "names.txt"})
+    assert recipe.images == ImagesConfig(fit="stretch", class_names=str(recipe_file.parent / "names.txt"))
+    asked = recipe.reading_images(ImagesConfig(fit="crop"))
+    assert (asked.images.fit, asked.class_names) == ("crop", "names.txt")
+    asked = recipe.reading_images(ImagesConfig(class_names="here.txt"))
+    assert Path(asked.images.class_names).resolve() == Path("here.txt").resolve()
+    assert recipe.reading_images(ImagesConfig(class_names="by-order")).images.class_names == "by-order"

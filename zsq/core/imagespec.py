@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from zsq.core.errors import MismatchError
+from zsq.core.photofit import Interpolation, PositiveInt
 from zsq.core.records import Record
 
 # Of ImageNet's training images; where there are not three channels, each has the mean of them.
@@ -29,7 +30,6 @@ SMALL_IMAGE = 64  # pixels: papers give CIFAR's constants for images up to here,
 # Of values that a network takes, in units of pixels 0..1: 1/255, 0 and 1, or .5 and .5 are well inside.
 LARGEST_MEAN, LARGEST_STD = 2.0, 4.0
 
-PositiveInt = Annotated[int, Field(gt=0, le=16384)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -54,7 +54,7 @@ class ImageSpec(Record):
     channels: Annotated[int, Field(ge=1, le=64)] = 3
     size: tuple[PositiveInt, PositiveInt]
     input_size: tuple[PositiveInt, PositiveInt] | None = None
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     channel_order: Literal["rgb", "bgr"] = "rgb"
     mean: tuple[float, ...]
     std: tuple[PositiveFloat, ...]

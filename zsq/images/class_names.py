@@ -14,10 +14,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from zsq.config import BY_ORDER
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, OptionError
 
-BY_ORDER = "by-order"
 UNLABELLED = "unlabelled"
 
 NUM_IMAGENET_CLASSES = 1000

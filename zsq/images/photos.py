@@ -1,8 +1,8 @@
 """Photos in: class folders or an archive of them, decoded to uint8 pixels and labels.
 
-`zsq.images.class_names` says what the folders' names mean; `unlabelled/` reads as -1. Nothing is resized
-here: an image of another size is refused. Foreign files are never unpacked to disk, and are checked for their
-size before they are decoded.
+`zsq.images.class_names` says what the folders' names mean; `unlabelled/` reads as -1, and so does a folder of
+photos alone. A photo of the teacher's size is taken as it is, others Pillow scales as torchvision has it do.
+Foreign files are never unpacked to disk, and are checked for their size before they are decoded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError, first_line
 from zsq.core.imagespec import ImageSpec
+from zsq.core.photofit import PhotoFit
 from zsq.images.class_names import ANY_ORDER, UNLABELLED, ClassNames
 
 # Pillow's parsers for what people store photos in; its others start programs or are rarely tested.
@@ -36,6 +37,8 @@ IMAGE_SUFFIXES = frozenset(
 
 # Conversion from more than 8 bits clips instead of scaling.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+REFUSED = "resize the images first, or pass --fit crop or --fit stretch where the command has it"
 
 MAX_SIDE = 16_384
 MAX_FILE_BYTES = 256 * 2**20
@@ -61,6 +64,14 @@ DECODING_THREADS = min(8, os.cpu_count() or 1)
 IMAGES_PER_TASK = 64
 
 
+REFUSE = PhotoFit(how="refuse")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a source is read; see `zsq.images.sources.load_images`."""
@@ -69,26 +80,32 @@ class Reading:
     limit: int | None = None
     one_per_class: bool = False
     class_names: ClassNames = ANY_ORDER
+    fit: PhotoFit = REFUSE
 
 
 class Photos(NamedTuple):
-    """Pixels uint8 (N, C, H, W), labels int64 (N,), -1 for none, and what there is to say of them."""
+    """Pixels uint8 (N, C, H, W), labels int64 (N,), -1 for none, what there is to say of them, and how photos
+    of other sizes were fitted."""
 
     pixels: Tensor
     labels: Tensor
     notes: tuple[str, ...]
+    fitted: str | None
 
 
 def read_folders(folder: Path, reading: Reading) -> Photos:
     """A folder of class folders."""
-    files = (path.relative_to(folder) for path in folder.glob("*/*"))
-    names = [path.as_posix() for path in files if _is_image(path)]
+    inside, flat = (
+        [path.as_posix() for path in paths if _is_image(path)]
+        for paths in (sorted(child.relative_to(folder) for child in folder.glob(p)) for p in ("*/*", "*"))
+    )
+    names = inside or flat
     classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
     names, labels, notes = _chosen(str(folder), names, classes, reading)
-    pixels = decoded(
-        names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), reading.spec
+    pixels, fitted = decoded(
+        names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), reading
     )
-    return Photos(pixels, labels, notes)
+    return Photos(pixels, labels, notes, fitted)
 
 
 def read_archive(path: Path, reading: Reading) -> Photos:
@@ -109,16 +126,19 @@ def read_archive(path: Path, reading: Reading) -> Photos:
         members = {str(entry): info for entry, info in entries if _is_image(entry)}
         classes = {PurePosixPath(name).parent.name for name in members}
         names, labels, notes = _chosen(str(path), list(members), classes, reading)
-        return Photos(decoded(names, member, reading.spec), labels, notes)
+        pixels, fitted = decoded(names, member, reading)
+        return Photos(pixels, labels, notes, fitted)
 
 
 def decoded(
     names: Sequence[str],
     open_image: Callable[[int], Image.Image],
-    spec: ImageSpec | None,
+    reading: Reading,
     num_threads: int = DECODING_THREADS,
-) -> Tensor:
-    """uint8 (N, C, H, W) of the images that `open_image` opens (the decoding itself happens here)."""
+) -> tuple[Tensor, str | None]:
+    """uint8 (N, C, H, W) of the images that `open_image` opens (the decoding itself happens here), and how
+    those of other sizes were fitted."""
+    spec, fit = reading.spec, reading.fit if reading.spec else REFUSE
     channels = spec.channels if spec else 3
     if channels not in (1, 3):
         raise MismatchError(f"photos for a teacher of {channels} channels", "1 or 3 channels")
@@ -126,13 +146,15 @@ def decoded(
     def load(index: int) -> np.ndarray:
         with open_image(index) as image:
             height, width = size
-            if (image.height, image.width) != size:
+            other[index] = (image.height, image.width) != size
+            if other[index] and fit.how == "refuse":
                 found = f"{names[index]} is {image.width}x{image.height} px (WxH)"
                 whose = "as the teacher takes" if spec else "as the first image"
-                raise MismatchError(found, f"{width}x{height} {whose}", "resize the images first")
+                raise MismatchError(found, f"{width}x{height} {whose}", REFUSED)
             if image.mode in DEEP_MODES:
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
-            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            converted = image.convert("L" if channels == 1 else "RGB")
+            array = np.asarray(_fitted(converted, size, fit) if other[index] else converted)
         return array.reshape(height, width, channels).transpose(2, 0, 1)
 
     def fill(first: int) -> None:
@@ -143,11 +165,22 @@ def decoded(
     with _named(names[0]), open_image(0) as first:
         size = spec.size if spec else (first.height, first.width)
     check_memory(names[0], len(names), (channels, *size))
-    pixels = np.empty((len(names), channels, *size), np.uint8)
+    pixels, other = np.empty((len(names), channels, *size), np.uint8), np.zeros(len(names), bool)
     with ThreadPoolExecutor(num_threads) as pool:
         for _ in pool.map(fill, range(0, len(names), IMAGES_PER_TASK)):
             pass
-    return torch.from_numpy(pixels)
+    if not other.any():
+        return torch.from_numpy(pixels), None
+    said = f"{other.sum()} of {len(names)} photos fitted to {size[1]}x{size[0]} px: {fit}"
+    return torch.from_numpy(pixels), said
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], fit: PhotoFit) -> Image.Image:
+    """Of (height, width) `size`; scaling and centre are those of torchvision's transforms."""
+    height, width = fit.scaled((image.height, image.width), size)
+    scaled = image.resize((width, height), RESAMPLING[fit.interpolation])
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return scaled.crop((left, top, left + size[1], top + size[0]))
 
 
 def check_memory(source: str, count: int, shape: Sequence[int]) -> None:
@@ -186,10 +219,13 @@ def _chosen(
 ) -> tuple[list[str], Tensor, tuple[str, ...]]:
     """`limit` of the sorted names or the first of each class, their labels, and what to say of these."""
     folders = {PurePosixPath(name).parent for name in names}
+    if folders == {PurePosixPath()}:
+        names = [sorted(names)[index] for index in spread(len(names), reading.limit)]
+        return names, torch.full((len(names),), -1), ()
     if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
         raise ImagesError(
             f"{source} holds {'images outside of class folders' if folders else 'no images'}",
-            f"<class>/<image>, all class folders side by side; images without a class in {UNLABELLED}/",
+            f"images alone, or <class>/<image> side by side, where {UNLABELLED}/ is of no class",
         )
     names = sorted(names)
     names = [names[index] for index in spread(len(names), reading.limit)]

@@ -1,5 +1,5 @@
-"""Images in: whatever SRC names becomes one set of uint8 pixels and labels in memory. Nothing is resized
-here: an image of another size is refused."""
+"""Images in: whatever SRC names becomes one set of uint8 pixels and labels in memory. Photos of another size
+are fitted to the teacher; arrays and shards of another size are refused."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zsq.config import IMAGES, ImagesConfig
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError, first_line
 from zsq.core.imagespec import ImageSpec
+from zsq.core.photofit import PhotoFit
 from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
 from zsq.images.class_names import ANY_ORDER, ClassNames, class_names_of
 from zsq.images.photos import (
     MAX_SET_BYTES,
+    REFUSE,
     UNREADABLE,
     Photos,
     Reading,
@@ -50,7 +53,8 @@ class ImageSet:
     """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
 
     `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
-    `notes` are lines about how it was read that a user should see.
+    `notes` are lines about how it was read that a user should see; `fitted` says how photos of other sizes
+    were fitted to the teacher, None where there were none.
     """
 
     pixels: Tensor
@@ -58,6 +62,7 @@ class ImageSet:
     source: str
     provenance: ShardProvenance | None = None
     notes: tuple[str, ...] = ()
+    fitted: str | None = None
 
     @property
     def is_shards(self) -> bool:
@@ -93,31 +98,44 @@ class ImageSet:
 def images_for(
     teacher: Teacher,
     source: str | Path,
+    asked: ImagesConfig = IMAGES,
     *,
     labelled: bool = False,
-    class_names: str | None = None,
     limit: int | None = None,
     one_per_class: bool = False,
 ) -> ImageSet:
-    """`load_images` for a teacher: names of class folders are its classes.
+    """`load_images` for a teacher: photos have its size, and names of class folders are its classes.
 
     Args:
+        asked: `fit` in place of the teacher's own; `class_names` is a file with the names of the classes, one
+            a line, or `by-order`, where folders are named otherwise than the teacher's own list says.
         labelled: the labels are needed; names that have no class are refused.
-        class_names: a file with the names of the classes, one a line, or `by-order`, where class folders are
-            named otherwise than the teacher's own list says.
 
     Raises:
         OptionError: `class_names` that cannot be.
         ImagesError, MismatchError, ShardError: as `load_images`.
     """
     labelled = labelled or one_per_class or split_source(str(source))[1] is not None
-    rule = class_names_of(teacher, class_names, labelled)
-    return load_images(source, teacher.spec, limit, one_per_class, rule)
+    rule = class_names_of(teacher, asked.class_names, labelled)
+    own = teacher.photo_fit
+    fit = own if asked.fit in (None, own.how) else PhotoFit(how=asked.fit, interpolation=own.interpolation)
+    return load_images(source, teacher.spec, limit, one_per_class, class_names=rule, fit=fit)
 
 
 def said(*sets: ImageSet) -> list[str]:
     """The notes of image sets, each with the source it is about, none twice."""
-    return list(dict.fromkeys(f"{images.source}: {note}" for images in sets for note in images.notes))
+    lines = [
+        f"{images.source}: {note}"
+        for images in sets
+        for note in (*images.notes, *([images.fitted] if images.fitted else []))
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def fitted_of(**sets: ImageSet) -> dict[str, Any]:
+    """How photos were fitted, as an entry of settings by the name of the set; empty where none were."""
+    found = {name: images.fitted for name, images in sets.items() if images.fitted}
+    return {"fitted": found} if found else {}
 
 
 def load_images(
@@ -125,7 +143,9 @@ def load_images(
     spec: ImageSpec | None = None,
     limit: int | None = None,
     one_per_class: bool = False,
+    *,
     class_names: ClassNames = ANY_ORDER,
+    fit: PhotoFit = REFUSE,
 ) -> ImageSet:
     """Read SRC.
 
@@ -135,6 +155,7 @@ def load_images(
         limit: read that many at most, evenly spread over the order of the source.
         one_per_class: give the first image of each class alone; of shards, where none is real, all.
         class_names: what names of class folders stand for; by default they count by rank.
+        fit: how photos of another size than the spec's are brought to it; by default they are refused.
 
     Raises:
         ImagesError: missing, empty, unreadable, or not a source.
@@ -151,7 +172,8 @@ def load_images(
     if limit is not None and limit < 1:
         raise OptionError(f"{limit} images", "at least 1")
     source, wanted = split_source(source)
-    images = _loaded(source, Reading(spec, limit if wanted is None else None, one_per_class, class_names))
+    reading = Reading(spec, limit if wanted is None else None, one_per_class, class_names, fit)
+    images = _loaded(source, reading)
     if wanted is not None:
         images = _with_labels(images, wanted, limit)
     if one_per_class and not images.is_shards:
@@ -173,7 +195,7 @@ def _loaded(source: str, reading: Reading) -> ImageSet:
     if source.startswith("embedded:"):
         return _embedded(source, spec, limit)
     if source.startswith("torchvision:"):
-        return _torchvision(source, spec, limit)
+        return _torchvision(source, reading)
     if path.is_dir():
         if holds_shards(path):
             return _shards(path, spec, limit)
@@ -187,7 +209,7 @@ def _loaded(source: str, reading: Reading) -> ImageSet:
 
 
 def _photos(path: Path, photos: Photos) -> ImageSet:
-    return ImageSet(photos.pixels, photos.labels, str(path), notes=photos.notes)
+    return ImageSet(photos.pixels, photos.labels, str(path), notes=photos.notes, fitted=photos.fitted)
 
 
 def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:
@@ -249,9 +271,9 @@ def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), str(path))
 
 
-def _torchvision(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+def _torchvision(source: str, reading: Reading) -> ImageSet:
     dataset = _torchvision_dataset(source)
-    chosen = spread(len(dataset), limit)
+    chosen = spread(len(dataset), reading.limit)
     if len(chosen) == 0:
         raise ImagesError(f"{source} holds no images", "at least one")
     labels = np.empty(len(chosen), np.int64)
@@ -263,7 +285,8 @@ def _torchvision(source: str, spec: ImageSpec | None, limit: int | None) -> Imag
         return image
 
     names = [f"{source} item {index}" for index in chosen]
-    return ImageSet(decoded(names, item, spec, num_threads=1), torch.from_numpy(labels), source)
+    pixels, fitted = decoded(names, item, reading, num_threads=1)
+    return ImageSet(pixels, torch.from_numpy(labels), source, fitted=fitted)
 
 
 def _torchvision_dataset(source: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zsq.config import QuantizeConfig
@@ -42,10 +42,8 @@ def quantize_images(
     runtime = Runtime.resolve(**config.runtime.model_dump())
     weights = None if config.weights is None else Path(config.weights)
     teacher = load_teacher(config.teacher, weights).to(runtime.device)
-    labelled = None if config.eval is None else images_for(teacher, config.eval, labelled=True)
-    for line in said(*([labelled] if labelled else [])):
-        reporter.say(line)
-    fitted, files = _fit(config, teacher, runtime, out, onnx, reporter)
+    labelled = None if config.eval is None else images_for(teacher, config.eval, config, labelled=True)
+    fitted, files = _fit(config, teacher, runtime, out, onnx, reporter, labelled)
     metrics, teacher_accuracy = _scores(labelled, fitted, teacher, runtime, onnx)
     return Quantized(fitted, student_cost(fitted), metrics, teacher_accuracy, files)
 
@@ -57,22 +55,25 @@ def _fit(
     out: Path | None,
     onnx: Path | None,
     reporter: Reporter,
+    labelled: ImageSet | None,
 ) -> tuple[FittedStudent, tuple[Path, ...]]:
     """The student, and the files it was written to."""
     bits = Bits.parse(config.bits)
     student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
     _check_destinations(teacher, bits, config.first_last, out, onnx)
-    given = images_for(teacher, config.images, limit=config.count)
+    given = images_for(teacher, config.images, config, limit=config.count)
     pixels, shown = given.pixels, given.provenance
     origin = None if shown is None else ImagesOrigin(shown.method, shown.options, shown.data_read)
     own_defaults = own_defaults_line(config.student, student, teacher.spec)
-    for line in (*said(given), *([own_defaults] if own_defaults else [])):
+    for line in (*said(given, *([labelled] if labelled else [])), *([own_defaults] if own_defaults else [])):
         reporter.say(line)
     work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
     with reporter.job(f"{config.student} {bits}", work) as log, runtime.threads_set():
         fitted = student.fit(
             teacher, pixels, bits, first_last=config.first_last, seed=config.seed, log=log, origin=origin
         )
+    if given.fitted is not None and fitted.made is not None:
+        fitted = replace(fitted, made=replace(fitted.made, photo_fit=given.fitted))
     return fitted, _write(fitted, teacher, out, onnx)
 
 

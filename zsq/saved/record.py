@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from zsq.contract import ImagesOrigin, Made, QuantizedTensor, Task
 from zsq.core.errors import OptionError
@@ -85,6 +85,12 @@ class MadeRecord(StrictRecord):
     num_images: Annotated[int, Field(ge=1)]
     images_sha256: Sha256
     origin: OriginRecord | None
+    photo_fit: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "photo_fit" or value is not None}
 
     @classmethod
     def of(cls, made: Made) -> MadeRecord:

@@ -52,6 +52,8 @@ def _made_lines(record: StudentRecord) -> list[str]:
 
 def _images_lines(made: MadeRecord) -> list[str]:
     images = f"fitted on {made.num_images} images, sha256 {made.images_sha256[:16]}"
+    if made.photo_fit is not None:
+        images = f"{images}, {_shown(made.photo_fit)}"
     if made.origin is None:
         return [f"{images}, not made by a method that is known"]
     origin = made.origin

@@ -24,6 +24,7 @@ from zsq.config import expand_variables
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.photofit import Fit, PhotoFit, PositiveInt
 from zsq.core.records import Record, first_fault, read_toml
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
@@ -41,6 +42,8 @@ class TeacherCard(Record):
     embedding_size: int | None = Field(None, ge=1)
     expected_accuracy: float | None = Field(None, ge=0, le=100)
     classes: tuple[str, ...] | None = None
+    fit: Fit = "crop"
+    resize: PositiveInt | None = None
     image: ImageSpec
 
     @model_validator(mode="after")
@@ -58,6 +61,18 @@ class TeacherCard(Record):
             found = f"classes lists {len(set(self.classes))} different names"
             raise ValueError(f"{found}, expected one for each of num_classes = {self.num_classes}")
         return self
+
+    @model_validator(mode="after")
+    def _resize_leaves_enough(self) -> Self:
+        smallest = min(self.image.size)
+        if self.resize is not None and (self.fit != "crop" or self.resize < smallest):
+            raise ValueError(f"resize is for fit = 'crop' and {smallest} px or more, as the image is")
+        return self
+
+    @property
+    def photo_fit(self) -> PhotoFit:
+        """How photos of another size become the teacher's images."""
+        return PhotoFit(how=self.fit, resize=self.resize, interpolation=self.image.interpolation)
 
     @property
     def num_outputs(self) -> int:
@@ -84,7 +99,15 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
     network = _build(card, path)
     load_weights(network, state, f"{weights} for {card.architecture}")
     teacher = Teacher(
-        name, network, card.image, card.num_outputs, sha256, card.task, card.expected_accuracy, card.classes
+        name,
+        network,
+        card.image,
+        card.num_outputs,
+        sha256,
+        task=card.task,
+        expected_accuracy=card.expected_accuracy,
+        classes=card.classes,
+        photo_fit=card.photo_fit,
     )
     _check_outputs(teacher, path)
     return teacher

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.errors import WeightsError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.photofit import PhotoFit
 from zsq.teacher.load import build_without_global_rng, load_weights, read_sha256, read_state_dict
 
 NUM_IMAGENET_CLASSES = 1000
@@ -48,7 +49,9 @@ def load_torchvision_teacher(name: str, weights: Path | None = None) -> Teacher:
     if num_classes != NUM_IMAGENET_CLASSES:
         network = _build(name, arguments, num_classes)
     load_weights(network, state, f"{path} for {name}")
-    return Teacher(name, network, _image_spec(default.transforms()), num_classes, sha256)
+    transforms = default.transforms()
+    spec, fit = _image_spec(transforms), _photo_fit(transforms)
+    return Teacher(name, network, spec, num_classes, sha256, photo_fit=fit)
 
 
 def _build(name: str, arguments: dict[str, Any], num_classes: int) -> nn.Module:
@@ -69,6 +72,11 @@ def _arguments(name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
 def _image_spec(transforms: Any) -> ImageSpec:
     (side,) = transforms.crop_size
     return ImageSpec(size=(side, side), mean=tuple(transforms.mean), std=tuple(transforms.std))
+
+
+def _photo_fit(transforms: Any) -> PhotoFit:
+    (resize,) = transforms.resize_size
+    return PhotoFit(resize=resize, interpolation=transforms.interpolation.value)
 
 
 def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

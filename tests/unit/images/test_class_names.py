@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from zsq.config import ImagesConfig
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, OptionError
 from zsq.core.imagespec import ImageSpec
@@ -36,8 +37,8 @@ def folders(tmp_path):
     return make
 
 
-def labels(network, source, **options):
-    return images_for(network, source, **options).labels.tolist()
+def labels(network, source, class_names=None, **options):
+    return images_for(network, source, ImagesConfig(class_names=class_names), **options).labels.tolist()
 
 
 def test_wordnet_ids_and_names_of_imagenet_are_its_classes(folders):
@@ -110,10 +111,10 @@ def test_a_file_names_the_classes(folders, tmp_path):
     listed.write_text("cat\nbee\n\nant\n")
     assert labels(teacher(3), source, labelled=True, class_names=str(listed)) == [2, 0]
     with pytest.raises(OptionError, match="lists 3 different names of classes; expected 4"):
-        images_for(teacher(4), source, class_names=str(listed))
+        labels(teacher(4), source, str(listed))
     listed.write_text("cat\ncat\nant\n")
     with pytest.raises(OptionError, match="lists 2 different names"):
-        images_for(teacher(3), source, class_names=str(listed))
+        labels(teacher(3), source, str(listed))
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
@@ -122,7 +123,7 @@ def test_a_list_that_cannot_be_read_is_one_line(content, folders, tmp_path):
     if content is not None:
         listed.write_bytes(content)
     with pytest.raises(OptionError, match=r"names\.txt") as caught:
-        images_for(teacher(3), folders("ant"), class_names=str(listed))
+        labels(teacher(3), folders("ant"), str(listed))
     assert "\n" not in str(caught.value)
 
 
@@ -146,7 +147,7 @@ def test_identities_need_no_names(folders):
     source = folders("ann", "bob")
     assert labels(embedder, source, labelled=True) == [0, 1]
     with pytest.raises(OptionError, match="an embedding teacher has no classes"):
-        images_for(embedder, source, class_names="by-order")
+        labels(embedder, source, "by-order")
 
 
 def test_without_a_teacher_names_count_by_rank(folders):

@@ -243,14 +243,24 @@ def test_encrypted_zip_is_one_line(tmp_path):
         load_images(path)
 
 
-@pytest.mark.parametrize("name", ["nothing", "empty", "flat", "file.txt"])
+@pytest.mark.parametrize("name", ["nothing", "empty", "file.txt"])
 def test_what_is_no_source_is_wrong_usage(name, tmp_path):
     (tmp_path / "empty").mkdir()
-    write(tmp_path, "flat/a.png", encoded(photo(0)))
     write(tmp_path, "file.txt", b"text")
     with pytest.raises(ImagesError, match=name) as caught:
         load_images(str(tmp_path / name))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["folders", "zip"])
+def test_photos_alone_have_no_label(kind, tmp_path):
+    photos = [photo(seed) for seed in range(3)]
+    names = ["c.png", "a.png", "b.png"]
+    images = read_either(kind, tmp_path, {n: encoded(p) for n, p in zip(names, photos, strict=True)})
+    np.testing.assert_array_equal(images.pixels.numpy(), as_pixels(*[photos[i] for i in (1, 2, 0)]))
+    assert images.labels.tolist() == [-1, -1, -1] and images.labels.dtype == torch.int64
+    source = tmp_path / ("images.zip" if kind == "zip" else "images")
+    np.testing.assert_array_equal(load_images(source, limit=1).pixels.numpy(), as_pixels(photos[1]))
 
 
 def save_npz(path, **arrays):

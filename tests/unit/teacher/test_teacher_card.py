@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from zsq.core.errors import MismatchError, UsageError, WeightsError
+from zsq.core.photofit import PhotoFit
 from zsq.teacher import load_teacher
 from zsq.teacher.card import read_card
 
@@ -165,6 +166,9 @@ def test_importable_module(folder, tmp_path):
         ("num_classes = 5", 'num_classes = 5\ntask = "detect"', "task: Input should be"),
         ("num_classes = 5", 'num_classes = 5\nclasses = ["a", "b"]', "classes lists 2 .*num_classes = 5"),
         ("num_classes = 5", 'num_classes = 5\nclasses = ["a", "b", "c", "a", "e"]', "classes lists 4"),
+        ("num_classes = 5", 'num_classes = 5\nfit = "squeeze"', "fit: Input should be 'refuse', 'crop' or"),
+        ("num_classes = 5", "num_classes = 5\nresize = 5", "resize is for fit = 'crop' and 6 px or more"),
+        ("num_classes = 5", 'num_classes = 5\nresize = 8\nfit = "stretch"', "resize is for fit = 'crop'"),
         ("size = [6, 6]", "", "image.size: Field required"),
         ("size = [6, 6]", "size = [0, 6]", "image.size.0: Input should be greater than 0"),
         ("mean = [0.1, 0.2, 0.3]", "mean = [0.1]", "image: .*mean has 1 values for 3 channels"),
@@ -242,3 +246,13 @@ def test_unreadable_card(folder):
     (folder / "card.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="is not TOML"):
         read_card(folder / "card.toml")
+
+
+def test_a_card_says_its_classes_and_how_photos_are_fitted(folder):
+    teacher = load_teacher(write_card(folder))
+    assert teacher.classes is None and teacher.photo_fit == PhotoFit(how="crop")
+    fields = 'num_classes = 5\nclasses = ["a", "b", "c", "d", "e"]\nresize = 8'
+    teacher = load_teacher(write_card(folder, "num_classes = 5", fields))
+    assert teacher.classes == ("a", "b", "c", "d", "e") and teacher.photo_fit == PhotoFit(resize=8)
+    teacher = load_teacher(write_card(folder, "num_classes = 5", 'num_classes = 5\nfit = "stretch"'))
+    assert teacher.photo_fit == PhotoFit(how="stretch")

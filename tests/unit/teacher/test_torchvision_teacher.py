@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from zsq.core.errors import MismatchError, WeightsError
+from zsq.core.photofit import PhotoFit
 from zsq.teacher import load_teacher
 from zsq.teacher.torchvision_models import _arguments, _default_weights_path, load_torchvision_teacher
 
@@ -34,6 +35,7 @@ def test_local_resnet18(tmp_path):
     assert (teacher.num_classes, teacher.spec.shape) == (1000, (3, 224, 224))
     assert (teacher.spec.mean, teacher.spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert teacher.spec.input_size is None
+    assert teacher.photo_fit == PhotoFit(resize=256)
     assert teacher.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not teacher.network.training
 
