@@ -1,7 +1,7 @@
 """Write the tables of README.md and docs/*.md from benchmarks/results: `python benchmarks/tables.py`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end of table -->`; NAME is one of `TABLES`. With
-`--check` nothing is written, and pages whose tables differ from their JSON are named.
+A table stands between `<!-- table NAME -->` and `<!-- end of table -->`; NAME is one of `TABLES`, or `rooms`
+for the picture of the import graph. With `--check` nothing is written, and pages that differ are named.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from common import DOCS, Results
+from rooms import mermaid
 from throughput import NETWORKS
 
 from zsq.measure.gap import Gap, Row, Run
@@ -309,14 +310,16 @@ TABLES: dict[str, Callable[[], Grid]] = {
 
 
 def rendered(page: str) -> str:
-    """A page with every table in it made anew.
+    """A page with everything between its markers made anew.
 
     Raises:
         KeyError: it names a table that is not there.
     """
 
     def block(found: re.Match[str]) -> str:
-        return f"{found[1]}{markdown_table(TABLES[found[2]]())}\n{found[4]}"
+        name = found[2]
+        made = mermaid() if name == "rooms" else markdown_table(TABLES[name]())
+        return f"{found[1]}{made}\n{found[4]}"
 
     return BLOCK.sub(block, page)
 
@@ -332,7 +335,7 @@ def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] 
             if not check:
                 page.write_text(after, encoding="utf-8")
     for page in differing:
-        typer.echo(f"{page.name}: {'differs from its JSON' if check else 'written'}")
+        typer.echo(f"{page.name}: {'differs from what it is made of' if check else 'written'}")
     raise typer.Exit(int(check and bool(differing)))
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import tables
+from rooms import reduced
 
 # Figures of `zsq audit`, which writes one JSON per set into the run's folder.
 WITHOUT_JSON = {"faces.md": 1}
@@ -31,4 +32,9 @@ def test_another_number_is_noticed():
 
 def test_every_table_is_shown_somewhere():
     shown = {name for page in tables.PAGES for _, name, _, _ in tables.BLOCK.findall(page.read_text())}
-    assert shown == tables.TABLES.keys()
+    assert shown == {*tables.TABLES, "rooms"}
+
+
+def test_arrows_that_others_imply_are_left_out():
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}
+    assert reduced(graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}

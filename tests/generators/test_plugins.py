@@ -1,4 +1,4 @@
-"""A package of somebody else adds a method: the one of docs/extending.md, installed in its own folder."""
+"""The method and the student of docs/extending.md, installed as somebody else's package, work as it says."""
 
 import re
 
@@ -6,15 +6,16 @@ import pytest
 from commands import PYTHON, REPOSITORY, environment, run_python
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+METHOD, STUDENT, USE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """What `pip install` leaves of the package: its module, and its metadata with the entry point."""
     site = tmp_path_factory.mktemp("site")
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (entry,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    (site / "mymethod.py").write_text(code, encoding="utf-8")
+    (site / "mymethod.py").write_text(METHOD, encoding="utf-8")
+    (site / "mystudent.py").write_text(STUDENT, encoding="utf-8")
     info = site / "mymethod-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mymethod\nVersion: 1.0\n")
@@ -64,6 +65,10 @@ def test_a_name_that_is_taken_is_refused(site, tmp_path):
     assert "plug-in 'mymethod:Nudge' names its method 'zeroq', which exists already" in done.stderr
 
 
-def test_the_page_needs_less_than_40_lines_of_code():
-    blocks = re.findall(r"```(?:python|toml)\n(.*?)```", PAGE, re.DOTALL)
-    assert sum(len(block.splitlines()) for block in blocks) < 40
+def test_the_student_is_fitted_and_scored(site):
+    assert float(run_python(USE, PYTHONPATH=path_of(site))) > 98
+
+
+@pytest.mark.parametrize("code", [METHOD, STUDENT])
+def test_each_needs_less_than_35_lines_of_code(code):
+    assert len(code.splitlines()) < 35
