@@ -10,6 +10,7 @@ from typing import Any
 from zsq.contract import Generator, Teacher
 from zsq.core.errors import UnknownNameError, UsageError
 from zsq.core.runtime import Runtime
+from zsq.engine import suitability
 from zsq.generators.clusterq import ClusterQ
 from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dgh import DGH
@@ -66,6 +67,17 @@ def method_class(name: str) -> type[Generator]:
     return methods[name]
 
 
+def require(name: str, teacher: Teacher) -> None:
+    """Refuse a teacher that lacks what a method's facts ask for; the message names the methods that suit it.
+
+    Raises:
+        UnknownNameError: no such method.
+        NoBatchNormError, MismatchError: see `zsq.engine.suitability.require`.
+    """
+    others = {other: cls.facts for other, cls in available_methods().items() if not cls.facts.needs_real}
+    suitability.require(teacher, name, method_class(name).facts, others)
+
+
 def create(
     name: str,
     teacher: Teacher,
@@ -78,8 +90,9 @@ def create(
     and batches of `batch`.
 
     Raises:
-        UnknownNameError, OptionError, NoBatchNormError, MismatchError: see `Options.resolve`, `Generator`.
+        UnknownNameError, OptionError, NoBatchNormError, MismatchError: see `Options.resolve`, `require`.
     """
     cls = method_class(name)
+    require(name, teacher)
     options = cls.options_class.resolve(name, teacher.spec, overrides or {}, iterations, batch)
     return cls(teacher, options, runtime or Runtime())

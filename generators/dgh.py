@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Generator, StepLog, SyntheticBatch, Teacher
+from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, with_input
 from zsq.engine.objectives import TeacherPass, Term, output_range
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
-from zsq.engine.statistics import Alignment, TappedTeacher, require_batch_norm
+from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.views import Blur, Clip, Flip, RandomCrop, centre_crop
 from zsq.plan import Group
 
@@ -71,11 +71,6 @@ class DGH(Generator):
             "the plateau schedule only lowers the rate: what the toolkit's resets is not established",
         ),
     )
-
-    def __init__(self, teacher: Teacher, options: Any, runtime: Any) -> None:
-        """Keep the parts; a teacher without BN is refused before any work."""
-        super().__init__(teacher, options, runtime)
-        require_batch_norm(teacher, self.name)
 
     @classmethod
     def default_batch(cls, spec: ImageSpec) -> int:

@@ -50,6 +50,7 @@ class GZSQ(InversionMethod):
     facts = Facts(
         paper="Sharma et al., Generalized Zero-Shot Quantization (GZSQ), IEEE TMM, arXiv 2112.02834",
         summary="Z-score distance to statistics estimated from the weights; needs no BN, labels or data",
+        needs_moments=True,
         deviations=(
             *OUR_CHOICES,
             "channels that a layer has more than the one before are filled from the published summary values "
@@ -94,6 +95,7 @@ class GZSQMoment(GZSQ):
     facts = Facts(
         paper="our own variant of Sharma et al. (GZSQ), arXiv 2112.02834",
         summary="moments propagated per channel through weights, activations and pooling; mean and std",
+        needs_moments=True,
         deviations=(
             *OUR_CHOICES[:3],
             "moments are propagated per channel with fan-in, biases, activations and pooling, all inputs "

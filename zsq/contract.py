@@ -83,13 +83,15 @@ class Silent:
 class Facts:
     """What a method or student declares about itself.
 
-    `data_read` is what of the real world it reads: "none", or e.g. "1 image per class".
+    `needs_moments`: statistics of the layers that follow from the weights. `data_read` is what of the real
+    world it reads: "none", or e.g. "1 image per class".
     """
 
     paper: str
     summary: str
     needs_labels: bool = False
     needs_batch_norm: bool = False
+    needs_moments: bool = False
     needs_real: bool = False
     trains_network: bool = False
     data_read: str = "none"
@@ -118,11 +120,7 @@ class Generator(ABC):
     batches_per_group: ClassVar[int | None] = 1
 
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
-        """Keep the parts.
-
-        Raises:
-            NoBatchNormError, MismatchError: the teacher lacks what the method's facts say it needs.
-        """
+        """Keep the parts; `zsq.generators.require` has checked that the teacher suits the method's facts."""
         self.teacher = teacher
         self.options = options
         self.runtime = runtime

@@ -24,7 +24,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.version import __version__
 from zsq.engine.estimate import estimated_seconds, forward_gflops
 from zsq.engine.scoring import Scorer
-from zsq.generators import method_class
+from zsq.generators import method_class, require
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.plan import Plan, WorkUnit
 from zsq.runfolder import RUN_FILE, open_run, stored_options
@@ -148,6 +148,7 @@ def resolve(
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
+    require(config.method, teacher)
     counts = counts or (config.count or DEFAULT_COUNT,)
     _, batch, options = method_options(config, teacher.spec, counts[0])
     passes = cls.teacher_passes(options, counts[0])

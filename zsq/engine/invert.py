@@ -17,8 +17,7 @@ from zsq.engine.executed import FeatureTap
 from zsq.engine.memories import Memory
 from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import Optimised, Parameterisation
-from zsq.engine.statistics import LayerSums, require_batch_norm
-from zsq.engine.targets import class_count
+from zsq.engine.statistics import LayerSums
 from zsq.engine.views import View, apply_views, draw_views
 from zsq.plan import Group
 
@@ -135,13 +134,9 @@ class InversionMethod(Generator):
     """A method that is an `Inversion` per batch: a subclass says which, and which labels it asks for."""
 
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
-        """Keep the parts; a teacher that lacks what the method's facts ask for is refused before any work."""
+        """Keep the parts."""
         super().__init__(teacher, options, runtime)
         self._inversions: dict[Hashable, Inversion] = {}
-        if self.facts.needs_batch_norm:
-            require_batch_norm(teacher, self.name)
-        if self.facts.needs_labels:
-            class_count(teacher, self.name)
 
     @abstractmethod
     def inversion(self, batch: int) -> Inversion:

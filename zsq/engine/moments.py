@@ -229,9 +229,7 @@ def _moments_of(
         return Moments(x.mean * factor, x.var * factor**2)
     if name == "mul":
         return Moments(rest[0].mean * x, rest[0].var * x**2)
-    raise MismatchError(
-        f"the network's operation {func}", "one whose moments are known", "use a method that matches BN"
-    )
+    raise MismatchError(f"the network's operation {func}", "one whose moments are known")
 
 
 def _plain(func: Any) -> Any:

@@ -88,7 +88,6 @@ def require_batch_norm(teacher: Teacher, owner: str) -> None:
         raise NoBatchNormError(
             f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
             f"BN layers, which {owner} matches",
-            "use gzsq or gzsq_moment, which need the weights alone",
         )
 
 

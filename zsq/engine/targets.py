@@ -41,6 +41,5 @@ def class_count(teacher: Teacher, owner: str) -> int:
         raise MismatchError(
             f"teacher '{teacher.name}' is an embedding network without classes",
             f"a classifier, since {owner} asks for classes",
-            "use a method without labels (see `zsq list methods`)",
         )
     return teacher.num_classes

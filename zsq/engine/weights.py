@@ -15,7 +15,7 @@ from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.executed import WEIGHTED
 from zsq.engine.fusion import fused
-from zsq.engine.moments import MomentMode, Moments, Rules, channel_moments
+from zsq.engine.moments import MomentMode, Moments, Rules, SummedGaussians, channel_moments
 from zsq.engine.statistics import LayerSums, layer_sums
 
 
@@ -32,18 +32,7 @@ class WeightTapped(nn.Module):
         super().__init__()
         self.spec = teacher.spec
         like = next(teacher.network.parameters(), torch.empty(0))
-        network = copy.deepcopy(teacher.network).cpu().double()
-        # Where the teacher resizes, each pixel that the network takes counts as N(0, 1) in standard space.
-        seen = self.spec.model_copy(
-            update={"size": self.spec.input_size or self.spec.size, "input_size": None}
-        )
-        fold_untraced(network, torch.zeros(1, *seen.shape, dtype=torch.float64))
-        estimates = _estimates(network, seen, rules)
-        if not estimates:
-            raise MismatchError(
-                f"teacher '{teacher.name}' has no convolution or linear layer",
-                f"weights, from which {owner} estimates statistics",
-            )
+        network, estimates = estimated(teacher, rules, owner)
         self.network = network.to(like.device, like.dtype).to(memory_format=torch.channels_last)
         self.names = list(estimates)
         self._targets: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -63,6 +52,38 @@ class WeightTapped(nn.Module):
         sums = list(self._sums)
         self._sums.clear()
         return logits.float() if logits.dtype == torch.bfloat16 else logits, sums
+
+
+def require_estimates(teacher: Teacher, owner: str) -> None:
+    """Nothing, where statistics for `owner` follow from the weights.
+
+    Raises:
+        MismatchError: they do not.
+    """
+    estimated(teacher, SummedGaussians(), owner)
+
+
+def estimated(teacher: Teacher, rules: Rules, owner: str) -> tuple[nn.Module, dict[str, Moments]]:
+    """The network in float64 on the CPU, BN folded where it can be, and each weighted layer's moments.
+
+    Raises:
+        MismatchError: no weighted layer, or an operation whose moments are not known.
+    """
+    network, spec = copy.deepcopy(teacher.network).cpu().double(), teacher.spec
+    # Where the teacher resizes, each pixel that the network takes counts as N(0, 1) in standard space.
+    seen = spec.model_copy(update={"size": spec.input_size or spec.size, "input_size": None})
+    wanted = f"weights, from which {owner} estimates statistics"
+    try:
+        fold_untraced(network, torch.zeros(1, *seen.shape, dtype=torch.float64))
+        estimates = _estimates(network, seen, rules)
+    except MismatchError:
+        raise
+    # The network may be any Python, and a rule may meet arguments that it was not made for.
+    except Exception as error:
+        raise MismatchError(f"no moments follow from teacher '{teacher.name}' ({error})", wanted) from None
+    if not estimates:
+        raise MismatchError(f"teacher '{teacher.name}' has no convolution or linear layer", wanted)
+    return network, estimates
 
 
 @torch.no_grad()

@@ -1,0 +1,57 @@
+"""A teacher is refused by a method's facts, and the message names what works on it."""
+
+import pytest
+import torch
+from torch import nn
+from toys import make_teacher, without_bn
+
+from zsq.core.errors import MismatchError, NoBatchNormError
+from zsq.engine.suitability import suits
+from zsq.generators import METHODS, require
+
+
+class LayerNormed(nn.Module):
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 8, 3, 2), nn.LayerNorm(8)
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x).mean((2, 3))))
+
+
+class OddArguments(nn.Module):
+    """An operation that is known, with an activation where no rule looks for one."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 8, 3, 2), nn.Linear(8, outputs)
+
+    def forward(self, x):
+        return self.head(torch.ones(8).to(x).pow(self.conv(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("build", [LayerNormed, OddArguments])
+def test_where_nothing_follows_from_the_weights_noise_alone_is_named(build):
+    teacher = make_teacher(build)
+    for name in ("dsg", "gzsq", "gzsq_moment"):
+        with pytest.raises((NoBatchNormError, MismatchError), match=r"this teacher suits noise$"):
+            require(name, teacher)
+    require("noise", teacher)
+
+
+def test_who_suits_follows_from_the_facts():
+    plain, faces, bare = make_teacher(), make_teacher(task="embed"), make_teacher(without_bn)
+    for cls in METHODS.values():
+        assert suits(plain, cls.facts)
+        assert suits(faces, cls.facts) == (not cls.facts.needs_labels)
+        assert suits(bare, cls.facts) == (not cls.facts.needs_batch_norm)
+
+
+def test_refusal_leaves_no_trace_on_the_teacher():
+    teacher = make_teacher(LayerNormed)
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    with pytest.raises(NoBatchNormError):
+        require("dgh", teacher)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+    assert not any(module._forward_hooks for module in teacher.network.modules())
