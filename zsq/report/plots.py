@@ -142,6 +142,8 @@ def _cost_panel(
         ax.axhline(teacher_accuracy, color=GREY, linewidth=1.0, linestyle=":", label="teacher")
         reaches.append((REAL, teacher_accuracy, teacher_accuracy))
     low, high = _axis(reaches)
+    most = metric_range(panel[0].main.metric)[1]
+    low, high = min(low, most - (high - low)), min(high, most)
     span = high - low
     place = _places(ax, cost)
     points: dict[str, list[tuple[float, float]]] = {}
@@ -205,6 +207,8 @@ def roc_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             style = "--" if source == REAL else "-"
             ax.plot(ROC_FARS, tars.get(source, [math.nan] * len(ROC_FARS)), style, color=look[source][0])
         ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         _end_axis(ax, "y", (0.0, 100.0))
     for ax in axes[len(curves) :]:
         ax.set_visible(False)

@@ -155,7 +155,7 @@ def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
     lines = entries(rows, gaps)
     others = list(dict.fromkeys(name for entry in lines for name in entry.others))[:1]
     for name in ("student", "bits", "source"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("n", lines[0].main.metric if lines else "accuracy", "gap", "recovery", *others):
         table.add_column(name, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ()
@@ -163,10 +163,12 @@ def gap_table(rows: Sequence[Row], gaps: Sequence[Gap]) -> Table:
         cells = _line(entry, others)
         if previous and cells[:2] != previous:
             table.add_row()
+        # A name stands once, broken before its passes where it is long.
+        named = ("", "") if cells[:2] == previous else (cells[0].replace("+", " +"), cells[1])
         previous = cells[:2]
         gap = plus_minus(entry.gap.gap, entry.gap.ci95) if entry.gap else DASH
         mean = plus_minus(entry.main.mean, entry.main.ci95)
-        table.add_row(*cells[:3], str(entry.main.num_images), mean, gap, *cells[7 : 8 + len(others)])
+        table.add_row(*named, cells[2], str(entry.main.num_images), mean, gap, *cells[7 : 8 + len(others)])
     return table
 
 

@@ -72,9 +72,10 @@ def _amounts(gaps: Sequence[Gap]) -> str:
     """`0.1`, or `0.1 to 3.2` for several."""
     _, sign = _verb(gaps)
     values = sorted(sign * gap.gap for gap in gaps)
-    if len(values) == 1:
-        return _short(values[0])
-    return f"{number(values[0], 1)} to {number(values[-1], 1)}"
+    low, high = number(values[0], 1), number(values[-1], 1)
+    if low == high:
+        low, high = _short(values[0]), _short(values[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def _interval(gap: Gap, sign: int) -> str:

@@ -2,6 +2,7 @@ import base64
 import io
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,9 +56,22 @@ def test_the_terminal_table_fits_80_columns(make_data):
     lines = [line.split() for line in output.splitlines()]
     assert lines[0] == ["student", "bits", "source", "n", "accuracy", "gap", "recovery", "agreement"]
     half = 4.302652729911275 * 0.25 / math.sqrt(3)
-    deep = ["lsq-kd", "W4A4", "deepinversion", "256", "86.00", "\u00b1", f"{half:.2f}", "1.00", "\u00b1"]
-    assert lines[2][:9] == deep and lines[2][10:] == ["99", "%", "90.00"]
+    assert lines[1][:3] == ["lsq-kd", "W4A4", "real"] and lines[5][:3] == ["ptq", "W8A8", "real"]
+    deep = ["deepinversion", "256", "86.00", "\u00b1", f"{half:.2f}", "1.00", "\u00b1"]
+    assert lines[2][:7] == deep and lines[2][8:] == ["99", "%", "90.00"]
     assert "\u2026" not in output and len(lines) == 8
+
+
+def test_long_names_are_whole_in_the_terminal_table():
+    rows = [row("real", 99.5, student="quantface+fold+equalize"), row("deepinversion", 99.0, 0.3)]
+    rows = [replace(each, student="quantface+fold+equalize", ci95=(90.0, 100.0)) for each in rows]
+    console = Console(width=80, file=io.StringIO())
+    console.print(gap_table(rows, []))
+    output = console.file.getvalue()
+    assert "\u2026" not in output
+    words = output.split()
+    assert all(words.count(word) == 1 for word in ("quantface", "+fold", "+equalize"))
+    assert words.count("deepinversion") == 1
 
 
 def test_an_empty_table_is_a_table():
@@ -107,7 +121,9 @@ def test_axes_end_at_0_and_100():
     shares = [value for value in ticks(cost_figure(table, cost, 100.0)) if value not in range(120, 300)]
     assert {0, 100} <= set(shares) and all(0 <= value <= 100 for value in shares)
     curve = {"kd W4A4": {"real": [0.0] * 12 + [100.0] * 13}}
-    assert max(ticks(roc_figure(curve))) == 100 and min(ticks(roc_figure(curve))) == 0
+    drawn = roc_figure(curve)
+    assert max(ticks(drawn)) == 100 and min(ticks(drawn)) == 0
+    assert {"0.0001", "0.01", "1"} <= set(texts(drawn)) and "$" not in "".join(texts(drawn))
 
 
 @pytest.mark.parametrize("cost", [{"a": 250.0, "b": 250.0}, {"a": 20.0, "b": 20000.0}, {"a": 0.0}])

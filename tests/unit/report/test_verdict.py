@@ -83,6 +83,17 @@ def test_several_widths_give_a_range_and_the_interval_of_the_largest():
     )
 
 
+def test_a_narrow_range_is_still_told():
+    gaps = [
+        one("dgh", 0.0, bits="W8A8"),
+        one("dgh", 0.02),
+        one("noise", 0.4, bits="W8A8"),
+        one("noise", 0.41),
+    ]
+    told = verdict(*made(gaps))
+    assert "cost 0.0 to 0.02 points" in told and told.endswith("noise costs 0.4.")
+
+
 def test_a_source_measured_at_fewer_settings_is_not_the_best():
     gaps = [one("dgh", 3.0), one("dgh", 2.0, bits="W2A4"), one("zeroq", 0.1)]
     assert "images of dgh, the best of 2 sources, cost 2.0 to 3.0" in verdict(*made(gaps))
