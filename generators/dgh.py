@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
+from zsq.contract import Curve, Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, with_input
@@ -59,6 +59,9 @@ class DGH(Generator):
     name = "dgh"
     options_class = DGHOptions
     batches_per_group = None
+    curve = Curve(
+        300, "ResNet-20 at 32 px, W2A4: 79.7 % at 100 iterations, 79.6 % at 500, real images 80.9 %"
+    )
     facts = Facts(
         paper="Data Generation for Hardware-Friendly Post-Training Quantization (DGH), WACV 2025",
         summary="BN statistics of the whole set at once, seen through flips, blur and crops; output range",

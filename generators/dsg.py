@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, StepLog
+from zsq.contract import Curve, Facts, StepLog
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import torch_generator
 from zsq.engine.invert import Inversion, InversionMethod, Stage
@@ -71,6 +71,9 @@ class DSG(InversionMethod):
 
     name = "dsg"
     options_class = DSGOptions
+    curve = Curve(
+        100, "MCUNet at 160 px, W6A6, agreement: 64 % at 100 iterations, 63 % at 500, real images 66 %"
+    )
     facts = Facts(
         paper="Zhang et al., Diversifying Sample Generation (DSG), CVPR 2021",
         summary="per-image BN statistics with a slack per layer; sample i stresses layer i",

@@ -28,6 +28,7 @@ from zsq.config import (
     load_recipe,
     validated,
 )
+from zsq.core.effort import Effort
 from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
@@ -59,6 +60,7 @@ def generate(
     seed: int = GENERATE.seed,
     out: str | Path | None = None,
     iterations: int | None = GENERATE.iterations,
+    effort: Effort | None = GENERATE.effort,
     real: str | None = GENERATE.real,
     set: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -73,6 +75,8 @@ def generate(
             the set has.
         batch: images optimised together, the method's own if None.
         iterations: steps; what is tied to them scales along.
+        effort: iterations where `iterations` is None; `standard` if None and the network takes 64 px or more,
+            else `published`.
         set: overrides of the method's options.
         out: the run's folder, by default the first free `outputs/TEACHER-METHOD`.
 
@@ -94,6 +98,7 @@ def generate(
         "shard_size": shard_size,
         "seed": seed,
         "iterations": iterations,
+        "effort": effort,
         "real": real,
         "set": dict(set or {}),
         "runtime": runtime or RUNTIME,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
+from zsq.contract import Generator
+from zsq.core.effort import Effort
 from zsq.core.errors import UsageError
+from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
 
 KINDS = ("methods", "teachers", "students", "passes", "recipes")
 
@@ -23,7 +26,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     if kind == "methods":
         from zsq.generators import available_methods
 
-        return [_facts(name, cls) for name, cls in available_methods().items()]
+        return [_facts(name, cls) | _efforts(cls) for name, cls in available_methods().items()]
     if kind == "students":
         from zsq.students import STUDENTS
 
@@ -37,6 +40,20 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
         return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
     raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}")
+
+
+def _efforts(cls: type[Generator]) -> dict[str, Any]:
+    """How many iterations each effort is at 224 px, and what was measured of them."""
+    from zsq.generators import effort_iterations
+
+    if "iterations" not in cls.options_class.model_fields:
+        return {}
+    spec = ImageSpec(size=(224, 224), mean=NATURAL_MEAN, std=NATURAL_STD)
+    numbers = {effort: effort_iterations(cls, spec, effort) for effort in get_args(Effort)}
+    return {
+        "iterations": ", ".join(f"{effort} {number}" for effort, number in numbers.items()),
+        "measured": cls.curve.measured if cls.curve else "not measured",
+    }
 
 
 def _facts(name: str, cls: Any) -> dict[str, Any]:

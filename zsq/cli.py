@@ -74,6 +74,10 @@ def generate(
     iterations: Annotated[
         int | None, typer.Option(help="Steps; schedules scale along.")
     ] = GENERATE.iterations,
+    effort: Annotated[
+        str | None,
+        typer.Option(help="quick, standard or published --iterations; standard from 64 px on."),
+    ] = GENERATE.effort,
     real: Annotated[
         str | None, typer.Option(metavar="SRC", help="Real images, for methods that read some.")
     ] = GENERATE.real,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from zsq.core.effort import Effort
 from zsq.core.errors import OptionError, UnknownNameError
 from zsq.core.photofit import Fit
 from zsq.core.records import Record, first_fault, read_toml
@@ -47,7 +48,11 @@ class AuditRuntime(RuntimeConfig):
 
 class GenerateConfig(Record):
     """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own; `count`
-    None is what a resumed run has, else `DEFAULT_COUNT`."""
+    None is what a resumed run has, else `DEFAULT_COUNT`.
+
+    `iterations` wins over `effort`, whose None is `standard` for networks of 64 px and more,
+    else `published`.
+    """
 
     teacher: str
     weights: str | None = None
@@ -57,6 +62,7 @@ class GenerateConfig(Record):
     shard_size: PositiveInt = 256
     seed: Seed = 0
     iterations: PositiveInt | None = None
+    effort: Effort | None = None
     real: str | None = None
     set: dict[str, Any] = Field({})
     runtime: RuntimeConfig = RuntimeConfig()

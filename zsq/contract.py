@@ -111,6 +111,18 @@ class SyntheticBatch:
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What a measured curve of quality against iterations says of a method.
+
+    `standard`: the iterations after which more of them gained next to nothing. `measured`: on which networks,
+    and the figures, for one line of text.
+    """
+
+    standard: int
+    measured: str
+
+
 class Generator(ABC):
     """A method. It draws randomness only from the group's streams and leaves the teacher as it was."""
 
@@ -118,6 +130,7 @@ class Generator(ABC):
     facts: ClassVar[Facts]
     options_class: ClassVar[type[Options]] = Options
     batches_per_group: ClassVar[int | None] = 1
+    curve: ClassVar[Curve | None] = None
 
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
         """Keep the parts; `zsq.generators.require` has checked that the teacher suits the method's facts."""

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,16 +15,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from zsq.config import DEFAULT_COUNT, GenerateConfig, PositiveInt, config_sha256
 from zsq.contract import Generator, SyntheticBatch, Teacher
+from zsq.core.effort import Effort
 from zsq.core.errors import OptionError, RunFolderError, ShardError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.processes import Processes
-from zsq.core.progress import Reporter, duration
+from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.version import __version__
-from zsq.engine.estimate import estimated_seconds, forward_gflops
+from zsq.engine.estimate import Work, forecast, forward_gflops, seconds_per_image_iteration
 from zsq.engine.scoring import Scorer
-from zsq.generators import method_class, require
+from zsq.generators import default_effort, effort_iterations, measured, method_class, require
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.plan import Plan, WorkUnit
 from zsq.runfolder import RUN_FILE, open_run, stored_options
@@ -101,7 +102,9 @@ def method_options(
     """
     cls = method_class(config.method)
     batch = min(config.batch or cls.default_batch(spec), count)
-    return cls, batch, cls.options_class.resolve(config.method, spec, config.set, config.iterations, batch)
+    effort = config.effort or default_effort(spec)
+    iterations = config.iterations or effort_iterations(cls, spec, effort)
+    return cls, batch, cls.options_class.resolve(config.method, spec, config.set, iterations, batch)
 
 
 def counts_of(config: GenerateConfig, out: Path, resume: bool) -> tuple[int, ...]:
@@ -335,14 +338,30 @@ def _extension(plan: Plan) -> str:
 
 def _say_estimate(job: ResolvedRun, missing: list[WorkUnit], reporter: Reporter) -> None:
     images = sum(unit.num_images for unit in missing)
-    per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
     passes = job.method.teacher_passes(job.method.options, images)
-    seconds = estimated_seconds(job.teacher, job.plan.batch, passes, job.runtime) if passes else 0.0
-    how = "compiled" if job.runtime.compile else "uncompiled"
-    reporter.say(
-        f"{job.method.name}: {images} images x {passes / images:g} teacher passes, "
-        f"about {duration(seconds)} {how} in one process, {images * per_image / 1e6:.1f} MB on disk"
-    )
+    per_pass = seconds_per_image_iteration(job.teacher, job.plan.batch) if passes else 0.0
+    fresh = len(missing) == len(job.plan.units)
+    others = _other_efforts(job) if fresh and passes else []
+    line = forecast(Work(passes, job.runtime), others, images, per_pass)
+    per_image = int(np.prod(job.teacher.spec.shape)) + 4 * job.teacher.num_outputs + 64
+    reporter.say(f"{job.method.name}: {line}, {images * per_image / 1e6:.1f} MB on disk")
+    if "--effort" in line:
+        reporter.say(f"{job.method.name}, measured: {measured(type(job.method))}")
+
+
+def _other_efforts(job: ResolvedRun) -> list[Work]:
+    """The whole run at the efforts that would give it other iterations."""
+    cls, spec, config = type(job.method), job.teacher.spec, job.config
+    gflops = forward_gflops(job.teacher)
+    found = []
+    for effort in get_args(Effort):
+        iterations = effort_iterations(cls, spec, effort)
+        options = cls.options_class.resolve(cls.name, spec, config.set, iterations, job.plan.batch)
+        passes = cls.teacher_passes(options, job.plan.count)
+        if passes != cls.teacher_passes(job.method.options, job.plan.count):
+            runtime = Runtime.resolve(**config.runtime.model_dump(), total_gflops=gflops * passes)
+            found.append(Work(passes, runtime, effort))
+    return found
 
 
 def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> None:

@@ -183,6 +183,7 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
         shard_size=plan.shard_size,
         seed=plan.seed + shard_set,
         iterations=source.iterations or plan.iterations,
+        effort="published",
         real=None if source.real is None else recipe.located(source.real),
         set=source.set,
         runtime=recipe.runtime,

@@ -9,7 +9,7 @@ RUNTIME = ["--precision", "--compile", "--threads", "--device"]
 COMMANDS = {
     "generate": [
         *("--teacher", "--method", "--weights", "--count", "--batch", "--shard-size", "--seed", "--out"),
-        *("--iterations", "--real", "--set", "--resume", *RUNTIME),
+        *("--iterations", "--effort", "--real", "--set", "--resume", *RUNTIME),
     ],
     "quantize": [
         *(
@@ -46,7 +46,8 @@ COMMANDS = {
 
 DEFAULTS = {
     "generate": {
-        **{"count": None, "shard_size": 256, "seed": 0, "batch": None, "iterations": None, "out": None},
+        **{"count": None, "shard_size": 256, "seed": 0, "batch": None, "iterations": None},
+        **{"effort": None, "out": None},
         **{"precision": "auto", "compile": "auto", "threads": None, "device": "auto", "resume": False},
     },
     "quantize": {

@@ -1,13 +1,16 @@
-"""What a teacher's passes cost: operations for static rules, seconds for the estimate printed beforehand."""
+"""What a teacher's passes cost: operations for static rules, seconds for what is said beforehand."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import Teacher
+from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
 
 # What compiling gains and costs on a CPU: benchmarks/throughput.py, ResNet-20 and ResNet-18.
@@ -17,6 +20,9 @@ COMPILE_SECONDS = 60.0
 # A forward and an input-gradient pass with statistics, in forward passes: measured 2.7 to 3.2 on ResNet-20
 # and ResNet-18.
 FORWARDS_PER_ITERATION = 3.0
+
+# Shorter than this nobody looks for a shorter run.
+WORTH_CHOOSING_SECONDS = 60.0
 
 
 def forward_gflops(teacher: Teacher) -> float:
@@ -30,19 +36,58 @@ def forward_gflops(teacher: Teacher) -> float:
 
 @torch.no_grad()
 def seconds_per_image_iteration(teacher: Teacher, batch: int) -> float:
-    """Time of one image's forward and backward pass here and now, from one forward pass; an estimate only."""
+    """Time of one image's forward and backward pass here and now, from the faster of two forward passes; an
+    estimate only."""
     device = next(teacher.network.parameters()).device
     images = torch.zeros(min(batch, 64), *teacher.spec.shape, device=device)
     teacher.logits(images[:1])
-    start = time.perf_counter()
-    teacher.logits(images).sum().cpu()
-    return FORWARDS_PER_ITERATION * (time.perf_counter() - start) / len(images)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        teacher.logits(images).sum().cpu()
+        seconds.append(time.perf_counter() - start)
+    return FORWARDS_PER_ITERATION * min(seconds) / len(images)
+
+
+def job_seconds(seconds_per_pass: float, passes: int, runtime: Runtime) -> float:
+    """Seconds of `passes` forward and backward passes of one image each; from one timed forward pass, so an
+    order of magnitude: nothing is decided by it."""
+    seconds = seconds_per_pass * passes
+    if not runtime.compile or not passes:
+        return seconds
+    return COMPILE_SECONDS + seconds / COMPILED_SPEEDUP[runtime.precision]
 
 
 def estimated_seconds(teacher: Teacher, batch: int, passes: int, runtime: Runtime) -> float:
-    """Seconds of `passes` forward and backward passes of one image each; from one timed forward pass, so an
-    order of magnitude: nothing is decided by it."""
-    seconds = seconds_per_image_iteration(teacher, batch) * passes
-    if not runtime.compile:
-        return seconds
-    return COMPILE_SECONDS + seconds / COMPILED_SPEEDUP[runtime.precision]
+    """`job_seconds` on this machine."""
+    return job_seconds(seconds_per_image_iteration(teacher, batch), passes, runtime)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Teacher passes of a run, and how they are computed; `effort` is its name where it has one."""
+
+    passes: int
+    runtime: Runtime
+    effort: str = ""
+
+
+def forecast(work: Work, others: Sequence[Work], images: int, seconds_per_pass: float) -> str:
+    """`1024 images x 300 teacher passes, about 1 h 5 min compiled in one process (--effort quick, 30 passes:
+    7 min 30 s; published, 1000: 3 h 40 min)`.
+
+    Args:
+        others: the same images at other efforts, named where the work takes a minute or longer.
+    """
+    seconds = job_seconds(seconds_per_pass, work.passes, work.runtime)
+    how = "compiled" if work.runtime.compile else "uncompiled"
+    passes = f"{work.passes / images:g} teacher passes"
+    line = f"{images} images x {passes}, about {duration(seconds)} {how} in one process"
+    if seconds < WORTH_CHOOSING_SECONDS or not others:
+        return line
+    named = [
+        f"{other.effort}, {other.passes / images:g} passes: "
+        f"{duration(job_seconds(seconds_per_pass, other.passes, other.runtime))}"
+        for other in others
+    ]
+    return f"{line} (--effort {'; '.join(named)})"

@@ -18,13 +18,13 @@ def test_operations_are_two_per_multiply_add(size):
 
 
 @pytest.mark.parametrize(("batch", "measured"), [(4, 4), (64, 64), (256, 64)])
-def test_seconds_are_three_timed_forward_passes(monkeypatch, batch, measured):
+def test_seconds_are_three_times_the_faster_forward_pass(monkeypatch, batch, measured):
     teacher = make_teacher()
-    sizes, clock = [], iter([10.0, 16.0])
+    sizes, clock = [], iter([10.0, 18.0, 20.0, 26.0])
     teacher.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
     assert estimate.seconds_per_image_iteration(teacher, batch) == pytest.approx(3 * 6.0 / measured)
-    assert sizes == [1, measured]
+    assert sizes == [1, measured, measured]
     assert not torch.is_grad_enabled() or all(p.grad is None for p in teacher.network.parameters())
 
 
