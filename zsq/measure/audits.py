@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
-from torch import Tensor, nn
+from torch import Tensor
 
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import numpy_generator
+from zsq.engine.executed import FeatureTap
 from zsq.measure.confidence import Interval, percentile_interval
 from zsq.measure.verification import Curve, area, normalised
 
@@ -156,13 +157,7 @@ class _Embedder:
     def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
         self.teacher, self.runtime = teacher, runtime
         self.network = copy.deepcopy(teacher.network)
-        self._entering: list[Tensor] = []
-        for module in self.network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_pre_hook(self._keep)
-
-    def _keep(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._entering[:] = args[:1]
+        self.tap = FeatureTap(self.network, teacher) if teacher.task == "classify" else None
 
     def spaces(self, pixels_NCHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Pixels scaled so that distances are root mean squares, and features, float64 (N, D) each."""
@@ -172,11 +167,9 @@ class _Embedder:
         return levels / np.sqrt(levels.shape[1]), normalised(torch.cat(parts).numpy())
 
     def _features(self, pixels_NCHW: Tensor) -> Tensor:
-        """Embeddings; of a classifier what enters its last layer, mean over positions."""
+        """Embeddings; of a classifier what enters its last layer."""
         outputs = self.network(self.teacher.spec.pixels_to_norm(pixels_NCHW.to(self.runtime.device)))
-        if self.teacher.task == "classify" and self._entering:
-            outputs = self._entering[0]
-        return (outputs.mean(dim=(2, 3)) if outputs.dim() == 4 else outputs.flatten(1)).float().cpu()
+        return (outputs.flatten(1) if self.tap is None else self.tap.take()).float().cpu()
 
 
 class _Owners:

@@ -18,6 +18,7 @@ from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.report.tables import (
+    DASH,
     Grid,
     bootstrap_grid,
     contrast_grid,
@@ -67,8 +68,9 @@ def markdown(data: ReportData) -> str:
         parts += ["## " + BOTH_INTERVALS, markdown_table(bootstrap_grid(data.gaps))]
     if data.contrasts:
         parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
-    if data.layer_names:
+    if sets_grid(data).lines:
         parts += ["## " + SETS, markdown_table(sets_grid(data)), SETS_TEXT]
+    if data.layer_names:
         parts += ["## BN distance per layer", markdown_table(distance_grid(data))]
     parts += [
         "## Every fit",
@@ -221,15 +223,15 @@ def distance_grid(data: ReportData) -> Grid:
 
 
 def sets_grid(data: ReportData) -> Grid:
-    """What each source cost and what its first set is like to the teacher."""
+    """What each source cost and what its first set is like to the teacher; a dash for what is not known."""
     lines = tuple(
         (
             source,
             number(data.cost.get(source), 0),
-            f"{math.fsum(values) / len(values):.4g}",
+            f"{math.fsum(values) / len(values):.4g}" if (values := data.bn_distance.get(source)) else DASH,
             number(finite(data.intra_class_distance.get(source)), 3),
         )
-        for source, values in data.bn_distance.items()
+        for source in {**data.bn_distance, **data.intra_class_distance}
     )
     return Grid(("source", "teacher passes per image", "BN distance", "intra-class distance"), lines, 1)
 

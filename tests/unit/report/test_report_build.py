@@ -138,6 +138,13 @@ def test_parts_without_data_are_left_out(make_data):
     assert "not measured" in html(nothing)
 
 
+def test_a_teacher_without_batch_norm_still_has_figures_of_its_sets(make_data):
+    data = make_data(layer_names=(), bn_distance={}, intra_class_distance={"real": 0.5, "dsg": float("nan")})
+    text = markdown(data)
+    assert "| real | \u2013 | \u2013 | 0.500 |" in text and "| dsg | 250 | \u2013 | \u2013 |" in text
+    assert "What the sets are like" in html(data) and "BN distance per layer" not in text
+
+
 def test_a_new_report_replaces_the_old(make_data, tmp_path):
     build_report(make_data(title="first"), tmp_path)
     build_report(make_data(title="second"), tmp_path)
