@@ -12,7 +12,7 @@ from torch import Tensor
 from zsq.contract import Curve, Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.invert import warn_of_idle_terms
-from zsq.engine.joint import JointInversion, with_input
+from zsq.engine.joint import JointInversion, WithInput
 from zsq.engine.objectives import TeacherPass, Term, output_range
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
@@ -104,7 +104,7 @@ class DGH(Generator):
         ]
         flip = (Flip(),) if o.flip else ()
         return JointInversion(
-            with_input(TappedTeacher(self.teacher, self.name)),
+            WithInput(TappedTeacher(self.teacher, self.name)),
             lambda batch: Pixels(wide, batch, device, o.learning_rate, schedule=o.schedule),
             terms,
             (*flip, Blur(o.sigma), RandomCrop(spec.size), Clip(spec, device)),

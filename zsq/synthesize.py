@@ -24,6 +24,7 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.version import __version__
 from zsq.engine.estimate import Work, forecast, forward_gflops, seconds_per_image_iteration
+from zsq.engine.finite import require_finite_outputs
 from zsq.engine.scoring import Scorer
 from zsq.generators import default_effort, effort_iterations, measured, method_class, require
 from zsq.images.sources import ImageSet, images_for, said
@@ -152,6 +153,7 @@ def resolve(
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights)
     require(config.method, teacher)
+    require_finite_outputs(teacher)
     counts = counts or (config.count or DEFAULT_COUNT,)
     _, batch, options = method_options(config, teacher.spec, counts[0])
     passes = cls.teacher_passes(options, counts[0])

@@ -7,7 +7,7 @@ from toys import NETWORKS, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.core.runtime import Runtime
-from zsq.engine.joint import JointInversion, StoredSums, with_input
+from zsq.engine.joint import JointInversion, StoredSums, WithInput
 from zsq.engine.objectives import TeacherPass, Term, output_range
 from zsq.engine.parameterise import Pixels
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -50,7 +50,7 @@ def test_parts_of_the_set_give_the_statistics_of_the_whole(teacher64):
     """Each batch, with the others' stored sums, sees the loss of all images together."""
     images = torch.randn(10, *teacher64.spec.shape, generator=rng(), dtype=torch.float64)
     batches = images.split((4, 4, 2))
-    tapped, stored = with_input(TappedTeacher(teacher64)), StoredSums((4, 4, 2))
+    tapped, stored = WithInput(TappedTeacher(teacher64)), StoredSums((4, 4, 2))
     seen = [tapped(batch) for batch in batches]
     for index, (_, layers) in enumerate(seen):
         stored.store(index, layers)
@@ -62,7 +62,7 @@ def test_parts_of_the_set_give_the_statistics_of_the_whole(teacher64):
 
 
 def test_only_the_current_batch_gets_a_gradient_and_sums_are_refreshed(tiny_teacher):
-    tapped, stored = with_input(TappedTeacher(tiny_teacher)), StoredSums((2, 3))
+    tapped, stored = WithInput(TappedTeacher(tiny_teacher)), StoredSums((2, 3))
     one, other = (torch.randn(n, *tiny_teacher.spec.shape, requires_grad=True) for n in (2, 3))
     for index, images in enumerate((one, other)):
         stored.store(index, tapped(images)[1])
@@ -80,7 +80,7 @@ def test_the_loop_is_radam_in_turns(tiny_teacher):
     terms = [Term("mean", 1.0, set_gap(Alignment("set"), 0))]
     spec = tiny_teacher.spec
     made = JointInversion(
-        with_input(TappedTeacher(tiny_teacher)),
+        WithInput(TappedTeacher(tiny_teacher)),
         lambda batch: Pixels(spec, batch, "cpu", 0.3),
         terms,
         (),
@@ -94,7 +94,7 @@ def test_the_loop_is_radam_in_turns(tiny_teacher):
     low, high = spec.valid_box()
     x = [torch.randn(n, *spec.shape, generator=generator).clamp(low, high).double() for n in (3, 2)]
     optimizers = [torch.optim.RAdam([each.requires_grad_()], lr=0.3) for each in x]
-    tapped = with_input(TappedTeacher(teacher))
+    tapped = WithInput(TappedTeacher(teacher))
     sums = [[s.s1_NC.detach().sum(0) for s in tapped(each)[1]] for each in x]
     for _ in range(8):
         losses = []

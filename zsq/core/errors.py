@@ -95,5 +95,9 @@ class StorageError(ZsqError):
     """The disk refused a write."""
 
 
+class NonFiniteError(ZsqError):
+    """A teacher's output, a loss or an image that is NaN or infinite."""
+
+
 class TeacherAccuracyError(ZsqError):
     """A teacher that measures another accuracy than its card or recipe states."""

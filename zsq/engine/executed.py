@@ -24,11 +24,13 @@ def blank(network: nn.Module, spec: ImageSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module; `num_values`: of its output, 0 where that is not one tensor."""
+    """One call of a module: how many values it puts out, 0 where that is not one tensor, and whether all are
+    finite."""
 
     name: str
     module: nn.Module
     num_values: int
+    finite: bool
 
 
 @torch.no_grad()
@@ -38,7 +40,8 @@ def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            calls.append(Call(name, module, output.numel() if isinstance(output, Tensor) else 0))
+            values = output if isinstance(output, Tensor) else torch.empty(0)
+            calls.append(Call(name, module, values.numel(), bool(values.isfinite().all())))
 
         return hook
 

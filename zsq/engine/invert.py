@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from zsq.contract import Generator, StepLog, SyntheticBatch, Teacher
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import FeatureTap
+from zsq.engine.finite import Guard, place_sums
 from zsq.engine.memories import Memory
 from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import Optimised, Parameterisation
@@ -21,10 +22,21 @@ from zsq.engine.statistics import LayerSums
 from zsq.engine.views import View, apply_views, draw_views
 from zsq.plan import Group
 
-# Standard-space images -> the teacher's outputs and its layers' statistics, as `TappedTeacher` gives them.
-Tapped = Callable[[Tensor], tuple[Tensor, list[LayerSums]]]
+
+class Tapped(Protocol):
+    """A teacher whose layers are measured, as `TappedTeacher` is one."""
+
+    names: list[str]
+
+    def __call__(self, standard_NCHW: Tensor, /) -> tuple[Tensor, list[LayerSums]]:
+        """Standard-space images -> the teacher's outputs and the statistics of the layers `names`."""
+
 
 LOG_EVERY = 25  # iterations between host reads of the losses
+
+
+# The total loss, each term's value, `place_sums`, and the teacher pass where a memory learns from it.
+Step = tuple[Tensor, Tensor, Tensor, TeacherPass | None]
 
 
 @dataclass(frozen=True)
@@ -86,24 +98,29 @@ class Inversion:
         self.memories = tuple(memories)
         self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
 
-    def _step(self, views: tuple[View, ...]) -> Callable[..., tuple[Tensor, Tensor, TeacherPass | None]]:
-        def step(draws: list[Tensor], targets_NK: Tensor | None) -> tuple[Tensor, Tensor, TeacherPass | None]:
+    def _step(self, views: tuple[View, ...]) -> Callable[..., Step]:
+        def step(draws: list[Tensor], targets_NK: Tensor | None) -> Step:
             images = apply_views(views, self.parameterisation(), draws)
             with self.runtime.autocast():
                 logits, layers = self.tapped(images)
             features = self.features.take() if self.features else None
             forward = TeacherPass(images, logits, layers, targets_NK, features_NF=features)
-            return *weighted(self.terms, forward), forward if self.memories else None
+            return *weighted(self.terms, forward), place_sums(forward), forward if self.memories else None
 
         return step
 
     def run(
         self, generator: torch.Generator, targets_NK: Tensor | None, log: StepLog
     ) -> tuple[Tensor, LossHistory]:
-        """One batch from its start to its last iterate: (N, C, H, W) in standard space, on the device."""
+        """One batch from its start to its last iterate: (N, C, H, W) in standard space, on the device.
+
+        Raises:
+            NonFiniteError: a loss, or the images, became NaN or infinite.
+        """
         device = self.runtime.device
         self.parameterisation.reset(generator)
         history = LossHistory(tuple(term.name for term in self.terms))
+        guard = Guard(history.names, self.tapped.names, self.runtime)
         targets_NK = targets_NK.to(device) if targets_NK is not None else None
         for stage, step in zip(self.stages, self._steps, strict=True):
             optimised = Optimised(self.parameterisation, stage.iterations, device)
@@ -115,7 +132,8 @@ class Inversion:
                     memory.before_step(iteration, generator)
                 torch.compiler.cudagraph_mark_step_begin()
                 optimised.optimizer.zero_grad()
-                total, values, forward = step(draws, targets_NK)
+                total, values, sums, forward = step(draws, targets_NK)
+                guard.watch(iteration, total, values, sums)
                 total.backward()
                 optimised.step(iteration, total.detach())
                 for memory in self.memories:
@@ -127,7 +145,9 @@ class Inversion:
                     history.rows.append(values.clone())
                     log.advance(shape[0] * ((done - 1) % LOG_EVERY + 1), **history.last())
         with torch.no_grad():
-            return self.parameterisation().detach().clone(), history
+            images = self.parameterisation().detach().clone()
+        guard.finished(images)
+        return images, history
 
 
 class InversionMethod(Generator):

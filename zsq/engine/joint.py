@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zsq.contract import StepLog
 from zsq.core.runtime import Runtime
+from zsq.engine.finite import Guard, place_sums
 from zsq.engine.invert import LOG_EVERY, LossHistory, Tapped
 from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
@@ -46,14 +47,18 @@ class StoredSums:
         return totals
 
 
-def with_input(tapped: Tapped) -> Tapped:
-    """`tapped` with the statistics of the images themselves before those of its layers."""
+class WithInput:
+    """A tapped teacher with the statistics of the images themselves before those of its layers."""
 
-    def measured(standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
-        logits, layers = tapped(standard_NCHW)
+    def __init__(self, tapped: Tapped) -> None:
+        """`names`: "input", then those of `tapped`."""
+        self.tapped = tapped
+        self.names = ["input", *tapped.names]
+
+    def __call__(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+        """Outputs and statistics."""
+        logits, layers = self.tapped(standard_NCHW)
         return logits, [input_sums(standard_NCHW), *layers]
-
-    return measured
 
 
 class JointInversion:
@@ -81,17 +86,21 @@ class JointInversion:
 
     def _losses(
         self, images: Tensor, draws: list[Tensor], others: list[SetSums]
-    ) -> tuple[Tensor, Tensor, list[LayerSums]]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[LayerSums]]:
         viewed = apply_views(self.views, images, draws)
         with self.runtime.autocast():
             logits, layers = self.tapped(viewed)
         forward = TeacherPass(viewed, logits, layers, None, others=others)
-        return *weighted(self.terms, forward), layers
+        return *weighted(self.terms, forward), place_sums(forward), layers
 
     def run(
         self, batch_sizes: Sequence[int], generator: torch.Generator, log: StepLog
     ) -> tuple[list[Tensor], LossHistory]:
-        """Every batch's last iterate, as the parameterisation gives it, on the device."""
+        """Every batch's last iterate, as the parameterisation gives it, on the device.
+
+        Raises:
+            NonFiniteError: a loss, or the images, became NaN or infinite.
+        """
         images = [self.parameterise(size) for size in batch_sizes]
         for parameterisation in images:
             parameterisation.reset(generator)
@@ -101,6 +110,7 @@ class JointInversion:
             for index, parameterisation in enumerate(images):
                 stored.store(index, self._measured(parameterisation(), generator))
         history = LossHistory(tuple(term.name for term in self.terms))
+        guard = Guard(history.names, self.tapped.names, self.runtime)
         for iteration in range(self.iterations):
             values = []
             for index, one in enumerate(optimised):
@@ -108,7 +118,9 @@ class JointInversion:
                 draws = self._draws(shape, generator)
                 torch.compiler.cudagraph_mark_step_begin()
                 one.optimizer.zero_grad()
-                total, losses, layers = self._step(one.parameterisation(), draws, stored.others(index))
+                others = stored.others(index)
+                total, losses, sums, layers = self._step(one.parameterisation(), draws, others)
+                guard.watch(iteration, total, losses, sums)
                 total.backward()
                 stored.store(index, layers)
                 one.step(iteration, total.detach())
@@ -117,7 +129,10 @@ class JointInversion:
             if done % LOG_EVERY == 0 or done == self.iterations:
                 history.rows.append(torch.stack(values).mean(0))
                 log.advance(sum(batch_sizes) * ((done - 1) % LOG_EVERY + 1), **history.last())
-        return [parameterisation().detach() for parameterisation in images], history
+        made = [parameterisation().detach() for parameterisation in images]
+        for batch in made:
+            guard.finished(batch)
+        return made, history
 
     def _draws(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
         return [self.runtime.sent(draw) for draw in draw_views(self.views, shape, generator)]

@@ -211,7 +211,7 @@ def loss_and_gradient(runtime, teacher):
     terms = standard_terms()[:2]
     made = inversion(teacher, terms, [Stage(1, (Roll(2),))], runtime)
     made.parameterisation.reset(rng())
-    total, values, _ = made._steps[0]([torch.tensor([1, -2])], TARGETS)
+    total, values, _, _ = made._steps[0]([torch.tensor([1, -2])], TARGETS)
     total.backward()
     return values, made.parameterisation.images.grad
 
