@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from zsq.contract import FittedStudent, QuantizedTensor
-from zsq.core.files import atomic_write_text
+from zsq.core.errors import RunFolderError
+from zsq.core.files import atomic_write_bytes, read_regular
 from zsq.core.progress import Reporter, append_line
+from zsq.core.records import Record, first_fault
 from zsq.generators import available_methods
 from zsq.measure import gap
 from zsq.measure.contrasts import contrasts
@@ -31,6 +33,7 @@ from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
 
 FITS_FILE = "fits.jsonl"
+MAX_FITS_BYTES = 2**30
 EVENTS_FILE = "events.jsonl"
 SHEET_IMAGES = 40
 
@@ -47,21 +50,41 @@ class Budget:
         return self.ends is not None and time.monotonic() >= self.ends
 
 
+class FitEntry(Record):
+    """One line of the log."""
+
+    record: RunRecord
+    tensors: list[QuantizedTensor]
+
+
 class FitLog:
     """Finished fits on disk, one JSON line each, for resuming."""
 
     def __init__(self, path: Path) -> None:
-        """Read what an earlier run left; a last line that a kill cut short is removed."""
+        """Read what an earlier run left; a last line that a kill cut short is removed.
+
+        Raises:
+            RunFolderError: the file cannot be read, or a whole line is no fit.
+        """
         self.path = path
         self.records: list[RunRecord] = []
         self.tensors: dict[str, list[QuantizedTensor]] = {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
+        try:
+            lines = read_regular(path, MAX_FITS_BYTES).splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror}", "the fits of this run") from None
+        whole = [line for line in lines if line.endswith(b"\n")]
         if whole != lines:
-            atomic_write_text(path, "".join(whole))
-        for line in whole:
-            entry = json.loads(line)
-            self._remember(entry["record"], [QuantizedTensor(**row) for row in entry["tensors"]])
+            atomic_write_bytes(path, b"".join(whole))
+        for number, line in enumerate(whole, 1):
+            try:
+                entry = FitEntry.model_validate_json(line)
+            except ValidationError as error:
+                found = f"{path} line {number}: {first_fault(error)}"
+                raise RunFolderError(found, "a fit", "remove that line: the fit is made again") from None
+            self._remember(entry.record, entry.tensors)
 
     def add(self, record: RunRecord, tensors: Sequence[QuantizedTensor]) -> None:
         """Append one fit."""

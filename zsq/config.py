@@ -24,6 +24,10 @@ from zsq.core.selection import split_source
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(ge=1)]
+# More than anybody needs, and still a number of things that can be listed.
+Images = Annotated[int, Field(ge=1, le=1_000_000)]
+Repeats = Annotated[int, Field(ge=1, le=1000)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Model = TypeVar("Model", bound=Record)
 
 
@@ -35,7 +39,7 @@ class RuntimeConfig(Record):
 
     precision: str = "auto"
     compile: str = "auto"
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     device: str = "auto"
 
 
@@ -57,9 +61,9 @@ class GenerateConfig(Record):
     teacher: str
     weights: str | None = None
     method: str
-    count: PositiveInt | None = None
-    batch: PositiveInt | None = None
-    shard_size: PositiveInt = 256
+    count: Images | None = None
+    batch: Images | None = None
+    shard_size: Images = 256
     seed: Seed = 0
     iterations: PositiveInt | None = None
     effort: Effort | None = None
@@ -85,7 +89,7 @@ class FitConfig(ImagesConfig):
     teacher: str
     weights: str | None = None
     first_last: int | None = None
-    count: PositiveInt | None = None
+    count: Images | None = None
     passes: tuple[str, ...] = ()
     set: dict[str, Any] = Field({})
     runtime: RuntimeConfig = RuntimeConfig()
@@ -109,7 +113,7 @@ class GapConfig(FitConfig):
     eval: str
     students: Annotated[tuple[str, ...], Field(min_length=1)]
     bits: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: PositiveInt = 3
+    seeds: Repeats = 3
     show_real: bool = False
 
 
@@ -164,7 +168,7 @@ class RecipeSource(Record):
 
     method: str
     name: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
-    batch: PositiveInt | None = None
+    batch: Images | None = None
     iterations: PositiveInt | None = None
     real: str | None = None
     set: dict[str, Any] = Field({})
@@ -178,9 +182,9 @@ class RecipeSource(Record):
 class RecipeGenerate(Record):
     """What all synthetic arms share. Shard set k has seed `seed` + k."""
 
-    count: PositiveInt
-    shard_sets: PositiveInt = 3
-    shard_size: PositiveInt = GENERATE.shard_size
+    count: Images
+    shard_sets: Repeats = 3
+    shard_size: Images = GENERATE.shard_size
     seed: Seed = GENERATE.seed
     iterations: PositiveInt | None = None
 
@@ -212,7 +216,7 @@ class Recipe(ImagesConfig):
     students: Annotated[tuple[RecipeStudent, ...], Field(min_length=1)]
     real: str
     eval: str
-    seeds: PositiveInt = 1
+    seeds: Repeats = 1
     show_real: bool = False
     runtime: RuntimeConfig = RuntimeConfig()
     needs: Annotated[str | None, Field(exclude=True)] = None

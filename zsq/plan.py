@@ -102,23 +102,23 @@ class Plan:
         extension begins with a new shard."""
         units: list[WorkUnit] = []
         pending: list[Group] = []
-        next_shard = 0
+        next_shard = filled = 0
 
         def close() -> None:
-            nonlocal next_shard
+            nonlocal next_shard, filled
             if not pending:
                 return
-            total = sum(group.num_images for group in pending)
-            sizes = tuple(min(self.shard_size, total - done) for done in range(0, total, self.shard_size))
+            sizes = tuple(min(self.shard_size, filled - done) for done in range(0, filled, self.shard_size))
             units.append(WorkUnit(tuple(pending), next_shard, sizes))
-            next_shard += len(sizes)
+            next_shard, filled = next_shard + len(sizes), 0
             pending.clear()
 
         for part in self._parts:
             for group in part:
-                if sum(g.num_images for g in pending) + group.num_images > self.shard_size:
+                if filled + group.num_images > self.shard_size:
                     close()
                 pending.append(group)
+                filled += group.num_images
             close()
         return tuple(units)
 

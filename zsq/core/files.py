@@ -61,11 +61,14 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         OSError: as `open_regular`, or larger than that.
     """
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size <= most_bytes:
-            data = file.read(most_bytes + 1)
-            if len(data) <= most_bytes:
-                return data
-    raise OSError(errno.EFBIG, f"larger than the {most_bytes} bytes that such a file may have", str(path))
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            found = f"larger than the {most_bytes} bytes that such a file may have"
+            raise OSError(errno.EFBIG, found, str(path))
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise OSError(errno.EIO, f"holds other than the {size} bytes of its size", str(path))
+    return data
 
 
 def append_regular(path: Path, data: bytes) -> None:
@@ -109,6 +112,9 @@ def atomic_write_bytes(path: Path, data: bytes | memoryview) -> None:
         StorageError: the disk refused; `path` is as it was and no temporary file stays.
     """
     try:
+        # A device, or a link to one, is not to be replaced by a file.
+        if path.exists():
+            _check_regular(path.stat(), path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_sibling(path, lambda name: name.touch(exist_ok=False)) as temporary:
             with temporary.open("r+b") as file:

@@ -11,6 +11,8 @@ from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, first_fault
 
+MOST_ITERATIONS = 10_000_000  # a hundred times what any paper has
+
 
 def scales_with_iterations(default: Any = ..., **constraints: Any) -> Any:
     """Field of an option counted in iterations: `--iterations` stretches it with the run."""
@@ -68,8 +70,8 @@ class Options(Record):
         if unknown:
             known = ", ".join(sorted(cls.model_fields)) or "none"
             raise OptionError(f"{owner} has no option '{sorted(unknown)[0]}'", f"one of: {known}")
-        if iterations is not None and iterations < 1:
-            raise OptionError(f"--iterations {iterations}", "at least 1")
+        if iterations is not None and not 1 <= iterations <= MOST_ITERATIONS:
+            raise OptionError(f"--iterations {iterations}", f"from 1 to {MOST_ITERATIONS}")
         try:
             options = cls(**(cls.published(spec) | cls.ours(spec)))
             published_iterations = getattr(options, "iterations", None)
@@ -77,9 +79,13 @@ class Options(Record):
                 stretched = _stretched(options, iterations / published_iterations)
                 options = cls(**(stretched | {"iterations": iterations}))
             batches = dict.fromkeys(cls._marked("batch"), batch) if batch is not None else {}
-            return cls(**(options.model_dump() | batches | dict(overrides)))
+            options = cls(**(options.model_dump() | batches | dict(overrides)))
         except ValidationError as error:
             raise OptionError(f"{owner}: {first_fault(error)}") from None
+        asked = getattr(options, "iterations", None) or 1
+        if asked > MOST_ITERATIONS:
+            raise OptionError(f"{owner}: iterations {asked}", f"at most {MOST_ITERATIONS}")
+        return options
 
     @classmethod
     def _marked(cls, mark: str) -> list[str]:

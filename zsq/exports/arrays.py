@@ -12,6 +12,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from zsq.core.errors import ExportError
+from zsq.core.files import open_regular
 from zsq.exports.export_json import ExportRecord, Layout
 from zsq.exports.kinds import Reader, Writer, readable
 
@@ -143,11 +144,13 @@ class ArrayReader(Reader):
 
     def _open(self, stack: ExitStack) -> Sequence[Any]:
         if self.record.to == "npz":
-            archive = stack.enter_context(zipfile.ZipFile(self.folder / ARCHIVE))
+            archive = stack.enter_context(
+                zipfile.ZipFile(stack.enter_context(open_regular(self.folder / ARCHIVE)))
+            )
             return [stack.enter_context(archive.open(f"{name}.npy")) for name in ("images", "labels")]
         ending = "bin" if self.record.to == "raw" else "npy"
         paths = (self.folder / f"{name}.{ending}" for name in ("images", "labels"))
-        return [stack.enter_context(path.open("rb")) for path in paths]
+        return [stack.enter_context(open_regular(path)) for path in paths]
 
     def _check_header(self, file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         if np.lib.format.read_magic(file) != (1, 0):

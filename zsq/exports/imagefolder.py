@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from zsq.core.errors import ExportError
+from zsq.core.files import read_regular
 from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
 from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES, UNLABELLED
@@ -72,6 +73,7 @@ class ImageFolderReader(Reader):
         if label != UNLABELLED and not label.isdecimal():
             raise ExportError(f"{path} lies in no class folder", f"<class index>/ or {UNLABELLED}/")
         with readable(path):
-            if path.is_symlink() or path.stat().st_size > MAX_FILE_BYTES:
-                raise ExportError(f"{path} is a link or too large", "a small PNG file")
-            return png_pixels(path.read_bytes(), self.record), -1 if label == UNLABELLED else int(label)
+            if path.is_symlink():
+                raise ExportError(f"{path} is a link", "a small PNG file")
+            data = read_regular(path, MAX_FILE_BYTES)
+            return png_pixels(data, self.record), -1 if label == UNLABELLED else int(label)

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from zsq.core.errors import ExportError, first_line
+from zsq.core.files import open_regular
 from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
 from zsq.images.photos import UNREADABLE
 
@@ -56,11 +57,12 @@ def listed_files(folder: Path) -> Iterator[str]:
     Raises:
         ExportError: no list, or a line that names no file inside of the export.
     """
-    with readable(folder / SUMS_NAME), (folder / SUMS_NAME).open(encoding="ascii") as lines:
+    path = folder / SUMS_NAME
+    with readable(path), io.TextIOWrapper(open_regular(path), encoding="ascii") as lines:
         while line := lines.readline(MAX_SUMS_LINE):
             name = line[66:].rstrip("\n")
             if not SAFE_NAME.fullmatch(name):
-                raise ExportError(f"{folder / SUMS_NAME} names '{name}'", "files inside of the export")
+                raise ExportError(f"{path} names '{name}'", "files inside of the export")
             yield name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zsq.core.errors import ExportError, MissingExtraError
+from zsq.core.files import open_regular
 from zsq.exports.export_json import ExportRecord
 from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES
@@ -118,7 +119,7 @@ class WebDatasetReader(Reader):
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    with readable(path), path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with readable(path), open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             source = tar.extractfile(member) if member.isreg() else None
             if source is None or member.size > MAX_FILE_BYTES:

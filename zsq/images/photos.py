@@ -8,6 +8,7 @@ Foreign files are never unpacked to disk, and are checked for their size before 
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import os
 import zipfile
@@ -55,6 +56,7 @@ UNREADABLE = (
     ImportError,
     MemoryError,
     zlib.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )

@@ -182,7 +182,8 @@ def load_images(
 
 
 def _with_labels(images: ImageSet, wanted: range, limit: int | None) -> ImageSet:
-    chosen = np.flatnonzero(np.isin(images.labels.numpy(), wanted))
+    labels = images.labels.numpy()
+    chosen = np.flatnonzero((labels >= wanted.start) & (labels < wanted.stop))
     if len(chosen) == 0:
         found = f"{images.source} holds no image of a label {wanted[0]} to {wanted[-1]}"
         raise ImagesError(found, "at least one")

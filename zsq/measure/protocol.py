@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
-from pydantic import ValidationError
+from pydantic import FiniteFloat, ValidationError
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from zsq.contract import Student, Teacher
 from zsq.core.errors import OptionError
@@ -95,8 +96,8 @@ class RunRecord(TypedDict):
     first_last: int | None
     options: dict[str, Any]
     num_images: int
-    metrics: dict[str, float]
-    seconds: float
+    metrics: dict[str, FiniteFloat]
+    seconds: FiniteFloat
     passes: NotRequired[list[str]]
     replicates: NotRequired[dict[str, list[float]]]
     roc: NotRequired[list[float]]

@@ -11,7 +11,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import io
 import math
+from contextlib import redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
 
@@ -198,7 +200,9 @@ def _student(data: bytes, text: str | bytes, what: str = "student") -> tuple[Stu
         found = f"{what}: its {TENSORS} file is truncated, altered or of another student"
         raise StudentFileError(found, f"sha256 {record.tensors_sha256[:16]}")
     try:
-        return record, _assembled(record, load(data))
+        # torch.fx prints what fails inside a graph.
+        with redirect_stderr(io.StringIO()):
+            return record, _assembled(record, load(data))
     # Parts that do not fit together can raise anything from inside torch.
     except Exception as error:
         reason = str(error).strip() or type(error).__name__

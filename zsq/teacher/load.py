@@ -113,7 +113,8 @@ def _refuse_programs(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.split("/", 1)[-1] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
+    # ValueError: names that are no text.
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise WeightsError(f"{path} is a truncated or damaged checkpoint", "", "fetch it again") from None
     script = "constants.pkl" in names or any(name.startswith("code/") for name in names)
     exported = any("exported_program" in name or name == "archive_format" for name in names)

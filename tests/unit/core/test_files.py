@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
@@ -63,8 +64,15 @@ def test_no_more_is_read_than_was_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
     # As /proc does: a size of zero says nothing.
-    with pytest.raises(OSError, match="larger than the 4 bytes"):
+    with pytest.raises(OSError, match="other than the 0 bytes"):
         read_regular(Path("/proc/self/status"), 4)
+    (tmp_path / "file").write_bytes(b"12345")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, before[1]))
+    try:
+        assert read_regular(tmp_path / "file", 2**50) == b"12345"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize(
