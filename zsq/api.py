@@ -104,7 +104,7 @@ def generate(
         "runtime": runtime or RUNTIME,
     }
     config = validated(GenerateConfig, values, "generate")
-    folder = _folder(out, f"{Path(teacher).stem.replace(':', '-')}-{method}", resume)
+    folder = _folder(out, f"{_plain_name(teacher)}-{method}", resume)
     return synthesize.generate(config, folder, resume=resume, reporter=reporter)
 
 
@@ -275,7 +275,7 @@ def run(
     if runtime is not None:
         given = runtime.model_dump(exclude_defaults=True)
         loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
-    folder = _folder(out, Path(recipe).stem, resume)
+    folder = _folder(out, _plain_name(recipe), resume)
     return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder
 
 
@@ -463,6 +463,12 @@ def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
 def _images(fit: str | None, class_names: str | Path | None) -> dict[str, Any]:
     """The fields of ImagesConfig."""
     return {"fit": fit, "class_names": None if class_names is None else str(class_names)}
+
+
+def _plain_name(name: str) -> str:
+    """A teacher or recipe as a folder is called after it: of a file its name without folders and ending."""
+    path = Path(name.removeprefix("file:"))
+    return (path.stem if path.suffix == ".toml" else path.name).replace(":", "-")
 
 
 def _path(path: str | Path | None) -> Path | None:

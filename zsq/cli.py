@@ -1,6 +1,7 @@
 """The command line: joins the parts, holds no logic. Heavy imports happen inside the commands.
 
-A command's parameters are those of the API function that it stands for; `_asked` hands them over.
+A command's parameters are those of the API function that it stands for; `_asked` hands them over. Paths are
+text here: as Path, an empty one would be the current folder.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ app = typer.Typer(
 # A wrong call. Newer typer has a click of its own inside, so that click's name for it is another class.
 CallError: Any = typer.BadParameter.__base__
 
-Teacher = Annotated[str, typer.Option(help="Teacher name; see `zsq list teachers`.")]
+Teacher = Annotated[
+    str, typer.Option(help="A name of `zsq list teachers`, or file:CARD.toml for your own network.")
+]
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Weights: safetensors or a state dict.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -60,7 +63,7 @@ ClassNames = Annotated[
 def generate(
     context: typer.Context,
     teacher: Teacher,
-    method: Annotated[str, typer.Option(help="Method; see `zsq list methods`.")],
+    method: Annotated[str, typer.Option(help="Try dgh first; see `zsq list methods`.")],
     weights: Weights = GENERATE.weights,
     count: Annotated[
         int | None, typer.Option(help="Number of images; 1024, or what a resumed run has.")
@@ -70,7 +73,9 @@ def generate(
     ] = GENERATE.batch,
     shard_size: Annotated[int, typer.Option(help="Most images per shard.")] = GENERATE.shard_size,
     seed: Seed = GENERATE.seed,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/TEACHER-METHOD.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Run folder; default outputs/TEACHER-METHOD.")
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Steps; schedules scale along.")
     ] = GENERATE.iterations,
@@ -111,10 +116,13 @@ def quantize(
     ] = QUANTIZE.eval,
     count: Annotated[int | None, typer.Option(help="Use this many of the images.")] = QUANTIZE.count,
     out: Annotated[
-        Path | None, typer.Option(help="Save the student: a folder, or NAME.safetensors for NAME.json too.")
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Save the student: a folder, or NAME.safetensors for NAME.json too."
+        ),
     ] = None,
     onnx: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
+        str | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
     ] = None,
     passes: Passes = None,
     fit: FitPhotos = IMAGES.fit,
@@ -153,7 +161,7 @@ def gap(
     eval: Annotated[str, typer.Option(metavar="SRC", help="Labelled images to score on.")],
     student: Annotated[list[str], typer.Option(help="Student; repeatable.")],
     bits: Annotated[list[str], typer.Option(help="Bit widths; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="Folder for the report.")],
     weights: Weights = GAP.weights,
     seeds: Annotated[int, typer.Option(help="Student seeds.")] = GAP.seeds,
     count: Annotated[
@@ -188,7 +196,9 @@ def gap(
 def run(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file; see `zsq list recipes`.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Run folder; default outputs/RECIPE.")
+    ] = None,
     resume: Resume = False,
     budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
     fit: FitPhotos = IMAGES.fit,
@@ -228,7 +238,7 @@ def list_(
 @app.command()
 def inspect(
     folder: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Run folder or its shards/; a saved student.")
+        str, typer.Argument(metavar="PATH", help="Run folder or its shards/; a saved student.")
     ],
 ) -> None:
     """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
@@ -241,9 +251,9 @@ def inspect(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
     against: Annotated[
-        Path | None, typer.Option(metavar="EXPORT", help="An export that must show the same images.")
+        str | None, typer.Option(metavar="EXPORT", help="An export that must show the same images.")
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="With --against: compare its logits with the stored ones too.")
@@ -269,9 +279,9 @@ def verify(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
     to: Annotated[str, typer.Option(help="imagefolder, npy, npz, raw or webdataset.")],
-    out: Annotated[Path, typer.Option(help="New folder for the files and EXPORT.json.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="New folder for the files and EXPORT.json.")],
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, else nchw.")] = EXPORT.layout,
     range: Annotated[
         str, typer.Option(help="uint8 0..255, unit 0..1, or norm as the teacher takes.")
@@ -290,7 +300,7 @@ def export(
 @app.command(name="import")
 def import_(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Images made elsewhere.")],
-    out: Annotated[Path, typer.Option(help="New run folder.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="New run folder.")],
     name: Annotated[str, typer.Option(help="Name of the source in a gap table.")] = IMPORT.name,
     mean: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
     std: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
@@ -315,7 +325,7 @@ def audit(
     shards: Annotated[str, typer.Option(metavar="DIR", help="The synthetic set.")],
     train: Annotated[str, typer.Option(metavar="SRC", help="Your images that the teacher was trained on.")],
     holdout: Annotated[str, typer.Option(metavar="SRC", help="Your images of that kind that it was not.")],
-    out: Annotated[Path, typer.Option(help="JSON file for the figures; no image is written.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="JSON file for the figures; no image is written.")],
     weights: Weights = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
@@ -366,14 +376,14 @@ def _runtime(model: type[Any], values: dict[str, Any]) -> Any:
     return validated(model, values, "runtime")
 
 
-def _show(data: Any, folder: Path) -> None:
+def _show(data: Any, folder: str | Path) -> None:
     from rich.console import Console
 
     from zsq.report.tables import gap_table
 
     typer.echo(data.verdict + "\n")
     Console().print(gap_table(data.rows, data.gaps))
-    typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(f"report: {Path(folder) / 'report.html'}")
 
 
 def _version(value: bool) -> None:

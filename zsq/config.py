@@ -194,7 +194,7 @@ class RecipeStudent(Record):
     or on all."""
 
     name: str
-    bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v))]
+    bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
     first_last: int | None = None
     passes: tuple[str, ...] = ()
     shard_sets: PositiveInt | None = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zsq
-from zsq import bench
+from zsq import api, bench
 from zsq.config import RuntimeConfig
 from zsq.core.errors import OptionError, RunFolderError
 from zsq.teacher.digits import load_digits_images
@@ -33,6 +33,22 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("embedded:digits", "embedded-digits"),
+        ("resnet18", "resnet18"),
+        ("file:card.toml", "card"),
+        ("file:cards/mine.b16.toml", "mine.b16"),
+        ("file:cards/mine", "mine"),
+        ("recipes/quick.toml", "quick"),
+        ("digits-0.5", "digits-0.5"),
+    ],
+)
+def test_default_folders_are_called_after_the_card_or_recipe(name, plain):
+    assert api._plain_name(name) == plain
 
 
 @pytest.fixture

@@ -113,6 +113,12 @@ def test_help(arguments, capsys):
     assert "generate" in outcome.out
 
 
+def test_help_of_generate_names_the_first_method_to_try_and_cards(capsys):
+    said = " ".join(call(capsys, "generate", "--help").out.split())
+    assert "Try dgh first; see `zsq list methods`" in said
+    assert "file:CARD.toml for your own network" in said
+
+
 def test_version(capsys):
     outcome = call(capsys, "--version")
     assert (outcome.status, outcome.out) == (0, f"{zsq.__version__}\n")

@@ -71,6 +71,18 @@ def elsewhere(tmp_path, monkeypatch):
         ((*NOISE, "--batch", 0), "batch", "greater than or equal to 1"),
         ((*NOISE, "--seed", -1), "seed", "greater than or equal to 0"),
         ((*NOISE, "--threads", 0), "threads", "greater than or equal to 1"),
+        ((*NOISE, "--threads", 10**8), "threads", "less than or equal to 1024, not 100000000"),
+        ((*NOISE, "--threads", 2**63), "threads", "less than or equal to 1024"),
+        ((*NOISE, "--count", 10**13), "count", "less than or equal to 1000000"),
+        ((*NOISE, "--out", ""), "--out ''", "the name of a file or folder"),
+        ((*NOISE, "--out", "/"), "--out /", "a folder other than the root"),
+        ((*NOISE, "--out", os.fsdecode(b"\xff")), r"--out '\udcff'", "a name in UTF-8"),
+        (("import", "embedded:digits:val", "--out", "."), "is the current folder", "a new folder"),
+        (("import", "embedded:digits:val", "--out", ".."), "is in the way", "another --out"),
+        ((*NOISE[:3], "--method", "zeroq", "--set", f"iterations={'9' * 5000}"), "zeroq: iterations", "..."),
+        ((*NOISE[:3], "--method", "zeroq", "--set", f"iterations={'[' * 5000}"), "zeroq: iterations", "..."),
+        ((*NOISE[:3], "--method", "zeroq", "--iterations", 10**12), "--iterations", "1 to 10000000"),
+        ((*FIT, "embedded:digits:val#labels=20-999999999"), "no image of a label 20 to 999999999", ""),
         ((*NOISE, "--precision", "fp8"), "--precision fp8", "auto, fp32, bf16"),
         ((*NOISE, "--compile", "maybe"), "--compile maybe", "auto, on, off"),
         ((*NOISE, "--device", "tpu"), "--device tpu", "cpu, cuda"),
@@ -93,7 +105,7 @@ def elsewhere(tmp_path, monkeypatch):
         (("fabricate",), "No such command 'fabricate'", "see `zsq --help`"),
         (("verify",), "Missing argument 'DIR'", "see `zsq verify --help`"),
     ],
-    ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, tuple) else "",
+    ids=lambda value: ascii(" ".join(map(str, value[-2:])))[:60] if isinstance(value, tuple) else "",
 )
 def test_wrong_call(arguments, found, help_, capsys):
     outcome = call(capsys, *arguments)
@@ -274,6 +286,7 @@ def test_wrong_recipe(text, found, tmp_path, capsys):
     [
         (("--shards", "nowhere"), "nowhere does not exist"),
         (("--seeds", 0), "seeds: Input should be greater than or equal to 1, not 0"),
+        (("--seeds", 99999999999), "seeds: Input should be less than or equal to 1000"),
         (("--count", -1), "count: Input should be greater than or equal to 1, not -1"),
         (("--set", "lsq-kd.iterations=3"), "--set lsq-kd.iterations"),
         (("--count", 2000), "1089 images"),

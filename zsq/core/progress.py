@@ -58,20 +58,21 @@ class Job:
         self.title, self.total, self.console, self.bar, self.events = title, total, console, bar, events
         self.done = 0
         self.started = self.printed = time.monotonic()
-        self.task: TaskID | None = bar.add_task(title, total=total) if bar else None
+        self.task: TaskID | None = bar.add_task(title, total=total, losses="") if bar else None
 
     def advance(self, amount: int, **values: float) -> None:
         """`amount` more is done; `values` are the latest losses."""
         self.done += amount
         self.events.write("step", title=self.title, done=self.done, total=self.total, **values)
+        losses = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, advance=amount)
+            latest: dict[str, Any] = {"losses": losses} if values else {}
+            self.bar.update(self.task, advance=amount, **latest)
             return
         now = time.monotonic()
         if now - self.printed >= LINE_EVERY_SECONDS:
             self.printed = now
             left = (now - self.started) * (self.total - self.done) / max(self.done, 1)
-            losses = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.console.print(
                 f"{self.title}: {self.done}/{self.total}, {duration(left)} left {losses}",
                 highlight=False,
@@ -111,6 +112,7 @@ class Reporter:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             yield Job(title, total, self.console, bar, self.events)

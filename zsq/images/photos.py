@@ -11,6 +11,7 @@ import io
 import lzma
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -58,6 +59,7 @@ UNREADABLE = (
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
+    tokenize.TokenError,
     Image.DecompressionBombError,
 )
 

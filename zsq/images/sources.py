@@ -250,7 +250,11 @@ def npz_arrays(path: Path) -> dict[str, np.ndarray]:
         if too_large:
             raise ImagesError(f"{path} unpacks to too much", f"at most {MAX_SET_BYTES >> 30} GiB")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
+            found = {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
+            # Torch takes no other byte order than the machine's.
+            return {
+                name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in found.items()
+            }
     except UNREADABLE as error:
         raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .npz") from None
 

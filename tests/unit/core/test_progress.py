@@ -82,11 +82,13 @@ def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(tmp_path, clock)
 def test_a_terminal_gets_a_bar_that_moves():
     reporter, output = make_reporter(terminal=True)
     with reporter.job("[b]zeroq", 10) as log:
-        log.advance(4)
+        log.advance(4, bn=1.25)
         assert log.bar.tasks[0].completed == 4 and log.bar.tasks[0].total == 10
         log.advance(6)
         assert log.bar.finished
     assert "[b]zeroq" in output.getvalue()
+    # The latest losses stay while none is said.
+    assert "100%" in output.getvalue().rpartition("bn 1.25")[0]
 
 
 def test_quiet_is_silent(capsys, tmp_path):
