@@ -62,13 +62,18 @@ class LabelledImages(Protocol):
         """int64 (N,); -1 where there is none."""
 
 
-def logits_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int = 250) -> Tensor:
+def logits_of(
+    model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int = 250, what: str = "the network"
+) -> Tensor:
     """float32 (N, num_outputs) on the CPU; `model` is on the runtime's device.
 
     Always in float32: a score must not depend on the precision chosen for synthesis or training.
 
+    Args:
+        what: how an error calls the model.
+
     Raises:
-        MismatchError: images that are not the model's.
+        MismatchError: images that are not the model's, or outputs that are not finite.
     """
     model.spec.check_pixels(pixels_NCHW)
     parts = []
@@ -76,7 +81,12 @@ def logits_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int
         for pixels in pixels_NCHW.split(batch):
             standard = model.spec.pixels_to_standard(pixels.to(runtime.device))
             parts.append(model.logits(standard.contiguous(memory_format=torch.channels_last)).float().cpu())
-    return torch.cat(parts)
+    logits_NK = torch.cat(parts)
+    broken = int((~logits_NK.isfinite()).any(1).sum())
+    if broken:
+        found = f"{what} gives NaN or infinity on {broken} of {len(logits_NK)} images"
+        raise MismatchError(found, "finite outputs", "check its weights, mean, std and options")
+    return logits_NK
 
 
 def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
@@ -123,7 +133,7 @@ def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) ->
     """
     teacher.spec.check_pixels(images.pixels, "evaluation images")
     check_labels(images, teacher.num_classes)
-    logits_NK = logits_of(teacher, images.pixels, runtime)
+    logits_NK = logits_of(teacher, images.pixels, runtime, what=f"teacher '{teacher.name}'")
     if teacher.task == "embed":
         measured = score_embeddings(logits_NK, logits_NK, images).metrics["accuracy"]
     else:
@@ -145,7 +155,8 @@ def all_scores(
 
     `accuracy` and `agreement`, or of an embedder `cosine`, `tar@...`, `auc`, `eer` and `accuracy`.
     """
-    student_NK = logits_of(student, images.pixels, runtime)
+    name = f"student {student.student} {student.bits}"
+    student_NK = logits_of(student, images.pixels, runtime, what=name)
     if student.task == "embed":
         return score_embeddings(student_NK, teacher_NK, images)
     agreed = agreement(student_NK, teacher_NK)
@@ -160,13 +171,7 @@ def score_student(
 
 
 def score_embeddings(student_ND: Tensor, teacher_ND: Tensor, images: LabelledImages) -> Scores:
-    """Verification of identities and cosine to the teacher, in points; see `zsq.measure.verification`.
-
-    Raises:
-        MismatchError: embeddings that are not finite.
-    """
-    if not bool(student_ND.isfinite().all()):
-        raise MismatchError("embeddings that are not finite", "finite embeddings of the evaluation images")
+    """Verification of identities and cosine to the teacher, in points; see `zsq.measure.verification`."""
     found = verify_embeddings(student_ND.numpy(), teacher_ND.numpy(), images.labels.numpy())
     return Scores(
         {name: 100 * value for name, value in found.metrics.items() if value is not None},

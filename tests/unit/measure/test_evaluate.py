@@ -15,7 +15,6 @@ from zsq.measure.evaluate import (
     agreement,
     all_scores,
     logits_of,
-    score_embeddings,
     score_student,
     score_teacher,
 )
@@ -150,10 +149,19 @@ def test_an_embedding_network_is_scored_by_verification():
     assert score_student(as_student(teacher), images, embeddings, CPU) == own.metrics
 
 
-def test_embeddings_that_are_not_finite_are_one_line():
-    broken = torch.full((20, 3), torch.nan)
-    with pytest.raises(MismatchError, match="not finite"):
-        score_embeddings(broken, torch.ones(20, 3), embedding_images())
+@pytest.mark.parametrize("task", ["classify", "embed"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_outputs_that_are_not_finite_are_one_line_and_no_score(task, value):
+    whole, broken = linear_teacher(task=task), linear_teacher(task=task)
+    with torch.no_grad():
+        broken.network[1].bias[2] = value
+    images = Images(random_pixels(20), torch.arange(20) % 5)
+    found = "gives NaN or infinity on 20 of 20 images; expected finite outputs"
+    with pytest.raises(MismatchError, match=f"^teacher 'linear' {found}"):
+        score_teacher(broken, images, CPU)
+    logits, _ = score_teacher(whole, images, CPU)
+    with pytest.raises(MismatchError, match=f"^student copy W32A32 {found}"):
+        all_scores(as_student(broken), images, logits, CPU)
 
 
 def test_one_identity_makes_no_pairs():
