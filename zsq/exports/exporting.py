@@ -28,11 +28,14 @@ from zsq.exports.export_json import (
 from zsq.exports.imagefolder import ImageFolderReader, ImageFolderWriter
 from zsq.exports.kinds import Reader, Writer
 from zsq.exports.webdataset import WebDatasetReader, WebDatasetWriter
+from zsq.images.photos import check_memory
 from zsq.runfolder import whole_folder
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.schema import ShardContent
 from zsq.shards.verify import verify_shard
+
+IMAGES_AT_ONCE = 256  # that a reader is asked for, about
 
 
 class Kind(NamedTuple):
@@ -133,8 +136,10 @@ def open_export(folder: Path) -> Reader:
 
     Raises:
         ExportError: no export, or a damaged one.
+        ImagesError: its images are larger than fits into memory.
     """
     record = read_record(folder)
+    check_memory(str(folder), min(record.num_images, IMAGES_AT_ONCE), record.image.shape)
     return FORMATS[record.to].reader(folder, record)
 
 

@@ -22,7 +22,7 @@ from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout
 from zsq.images.photos import UNREADABLE
 
 # What readers of arrays, archives and pictures raise on files that are damaged or not theirs.
-DAMAGED = (*UNREADABLE, KeyError, tarfile.TarError)
+DAMAGED = (*UNREADABLE, tarfile.TarError)
 
 SAFE_NAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z]+)?(/[0-9A-Za-z_-]+\.[0-9A-Za-z]+)?")
 MAX_SUMS_LINE = 256

@@ -11,6 +11,7 @@ import io
 import lzma
 import math
 import os
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -27,7 +28,9 @@ from PIL import Image
 from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError, first_line
+from zsq.core.files import read_regular
 from zsq.core.imagespec import ImageSpec
+from zsq.core.memory import available_bytes
 from zsq.core.photofit import PhotoFit
 from zsq.images.class_names import ANY_ORDER, UNLABELLED, ClassNames
 
@@ -56,10 +59,14 @@ UNREADABLE = (
     EOFError,
     ImportError,
     MemoryError,
-    zlib.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     lzma.LZMAError,
-    zipfile.BadZipFile,
+    struct.error,
     tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
 
@@ -106,9 +113,12 @@ def read_folders(folder: Path, reading: Reading) -> Photos:
     names = inside or flat
     classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
     names, labels, notes = _chosen(str(folder), names, classes, reading)
-    pixels, fitted = decoded(
-        names, lambda index: Image.open(folder / names[index], formats=IMAGE_FORMATS), reading
-    )
+
+    def file(index: int) -> Image.Image:
+        data = read_regular(folder / names[index], MAX_FILE_BYTES)
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+
+    pixels, fitted = decoded(names, file, reading)
     return Photos(pixels, labels, notes, fitted)
 
 
@@ -188,14 +198,27 @@ def _fitted(image: Image.Image, size: tuple[int, int], fit: PhotoFit) -> Image.I
 
 
 def check_memory(source: str, count: int, shape: Sequence[int]) -> None:
-    """Refuse `count` images of `shape` that no machine should be asked to hold.
+    """Refuse `count` uint8 images of `shape` that this machine cannot hold.
 
     Raises:
         ImagesError: too many, or too large.
     """
-    if max(shape) > MAX_SIDE or count * math.prod(shape) > MAX_SET_BYTES:
-        found = f"{source} holds {count} images of {'x'.join(map(str, shape))}"
-        raise ImagesError(found, f"at most {MAX_SIDE} px a side and {MAX_SET_BYTES >> 30} GiB in all")
+    found = f"{source} holds {count} images of {'x'.join(map(str, shape))}"
+    if max(shape) > MAX_SIDE:
+        raise ImagesError(found, f"at most {MAX_SIDE} px a side")
+    check_bytes(found, count * math.prod(shape))
+
+
+def check_bytes(found: str, num_bytes: int) -> None:
+    """Refuse what takes more memory than there is; `found` says what it is.
+
+    Raises:
+        ImagesError: it does.
+    """
+    limit = min(MAX_SET_BYTES, available_bytes())
+    if num_bytes > limit:
+        sizes = f"{num_bytes / 2**30:.1f} GiB", f"at most the {limit / 2**30:.1f} GiB that are free"
+        raise ImagesError(f"{found}, {sizes[0]}", sizes[1], "use fewer or smaller images")
 
 
 def spread(total: int, limit: int | None) -> np.ndarray:

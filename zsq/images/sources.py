@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
 from zsq.images.class_names import ANY_ORDER, ClassNames, class_names_of
 from zsq.images.photos import (
-    MAX_SET_BYTES,
     REFUSE,
     UNREADABLE,
     Photos,
@@ -38,14 +36,19 @@ from zsq.images.photos import (
     read_folders,
     spread,
 )
+from zsq.images.tensors import SUFFIXES, Arrays, read_arrays
 from zsq.shards.manifest import holds_shards
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
 
 SOURCES = (
-    "a folder of class folders, a .zip of them, an .npz, a shard folder, embedded:digits[:train|val|test] "
-    "or torchvision:NAME:ROOT[:SPLIT]; each may end in #labels=FIRST-LAST"
+    "a folder of class folders or of photos, a .zip of either, an .npz, .npy, .pt or .safetensors of uint8, "
+    "a shard folder, embedded:digits[:train|val|test] or torchvision:NAME:ROOT[:SPLIT]; each may end in "
+    "#labels=FIRST-LAST"
 )
+
+
+CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +204,8 @@ def _loaded(source: str, reading: Reading) -> ImageSet:
         if holds_shards(path):
             return _shards(path, spec, limit)
         return _photos(path, read_folders(path, reading))
-    if path.suffix == ".npz" and path.is_file():
-        return _npz(path, spec, limit)
+    if path.suffix in SUFFIXES and path.is_file():
+        return _arrays(path, spec, limit)
     if path.suffix == ".zip" and path.is_file():
         return _photos(path, read_archive(path, reading))
     what = "is no source of images" if path.exists() else "does not exist"
@@ -238,42 +241,27 @@ def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet
     return ImageSet(images.pixels(chosen), images.labels(chosen), str(folder), images.provenance)
 
 
-def npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    """`images` and `labels` of an .npz, where they are there; objects are refused.
-
-    Raises:
-        ImagesError: damaged, too large, or in need of pickle.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            too_large = sum(info.file_size for info in archive.infolist()) > MAX_SET_BYTES
-        if too_large:
-            raise ImagesError(f"{path} unpacks to too much", f"at most {MAX_SET_BYTES >> 30} GiB")
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
-            # Torch takes no other byte order than the machine's.
-            return {
-                name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in found.items()
-            }
-    except UNREADABLE as error:
-        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .npz") from None
-
-
-def _npz(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
-    found = npz_arrays(path)
-    images = found.get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-        what = "no `images`" if images is None else f"`images` {images.dtype} {images.shape}"
-        raise ImagesError(f"{path} holds {what}", "`images` uint8 (N, H, W, C)")
-    labels = found.get("labels", np.full(len(images), -1))
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise ImagesError(
-            f"{path} holds `labels` {labels.dtype} {labels.shape}", f"integers ({len(images)},)"
-        )
-    _check_shape(str(path), (images.shape[3], *images.shape[1:3]), spec)
+def _arrays(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+    found = read_arrays(path)
+    if found.images.dtype != torch.uint8:
+        what = f"{path} holds {str(found.images.dtype).removeprefix('torch.')}"
+        remedy = "say what the floats are: zsq import SRC --mean M --std S --out DIR, and use DIR"
+        raise ImagesError(what, "uint8 pixels", remedy)
+    images = found.images if _layout(found, spec) == "nchw" else found.images.permute(0, 3, 1, 2)
+    _check_shape(str(path), images.shape[1:], spec)
     chosen = spread(len(images), limit)
-    pixels = np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2))
-    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), str(path))
+    pixels = images[torch.from_numpy(chosen)].contiguous()
+    return ImageSet(pixels, torch.from_numpy(found.labels[chosen]), str(path))
+
+
+def _layout(found: Arrays, spec: ImageSpec | None) -> str:
+    """The layout that files of this kind have, unless the shape fits the other one alone."""
+    _, first, middle, last = found.images.shape
+    channels = CHANNELS if spec is None else (spec.channels,)
+    shapes = {"nchw": (first, middle, last), "nhwc": (last, first, middle)}
+    fits = {name: s[0] in channels and (spec is None or s == spec.shape) for name, s in shapes.items()}
+    other = "nhwc" if found.layout == "nchw" else "nchw"
+    return other if fits[other] and not fits[found.layout] else found.layout
 
 
 def _torchvision(source: str, reading: Reading) -> ImageSet:

@@ -5,11 +5,9 @@ uint8 is 0..255 and floats need their mean and std. Tensor suffixes: N images, C
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +17,10 @@ from zsq.core.errors import ImagesError, OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.exports.export_json import RECORD_NAME
 from zsq.exports.exporting import open_export
-from zsq.images.photos import MAX_SET_BYTES, MAX_SIDE
-from zsq.images.sources import load_images, npz_arrays
-from zsq.teacher.load import read_content
+from zsq.images.sources import CHANNELS, load_images
+from zsq.images.tensors import SUFFIXES, Arrays, read_arrays
 
 BLOCK = 256
-TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
-CHANNELS = (1, 3)
 
 # Wrong moments put most values outside of 0..255; images of a synthesiser that never clamps, a few of them.
 MOST_CLAMPED = 0.5
@@ -76,11 +71,8 @@ def open_source(source: str, moments: Moments | None, layout: str | None) -> Sou
         ImagesError, WeightsError, ExportError, ShardError: a source that cannot be read.
     """
     path = Path(source)
-    if path.suffix in TENSOR_SUFFIXES and path.is_file():
-        return _arrays(source, *_tensor_file(path), moments, layout or "nchw")
-    if path.suffix == ".npz" and path.is_file():
-        found = npz_arrays(path)
-        return _arrays(source, found.get("images"), found.get("labels"), moments, layout or "nhwc")
+    if path.suffix in SUFFIXES and path.is_file():
+        return _arrays(source, read_arrays(path), moments, layout)
     _refuse(moments, layout, f"{source} states what its values are")
     return _export(path) if (path / RECORD_NAME).is_file() else _pixels(source)
 
@@ -115,41 +107,16 @@ def _export(folder: Path) -> Source:
     return Source(blocks, spec)
 
 
-def _tensor_file(path: Path) -> tuple[Any, Any]:
-    """Images and labels: of a dict, or images alone."""
-    content = read_content(path)
-    parts = content if isinstance(content, Mapping) else {"images": content}
-    content, labels = parts.get("images"), parts.get("labels")
-    if isinstance(content, Sequence) and content and all(isinstance(part, Tensor) for part in content):
-        content = [part if part.ndim == 4 else part[None] for part in content]
-        if len({part.shape[1:] for part in content}) != 1:
-            raise ImagesError(f"{path} holds a list of tensors of several shapes", "images of one shape")
-        content = torch.cat(content)
-    if not isinstance(content, Tensor):
-        raise ImagesError(f"{path} holds no `images`", "a tensor, a list of tensors, or a dict with `images`")
-    return content, labels
-
-
-def _arrays(source: str, images: Any, labels: Any, moments: Moments | None, layout: str) -> Source:
-    """Of a numpy array or a tensor."""
+def _arrays(source: str, found: Arrays, moments: Moments | None, layout: str | None) -> Source:
+    values, layout = found.images, layout or found.layout
     if layout not in ("nchw", "nhwc"):
         raise OptionError(f"--layout {layout}", "nchw or nhwc")
-    if images is None:
-        raise ImagesError(f"{source} holds no `images`", "an array `images`")
-    values = torch.as_tensor(images).detach()
-    if values.ndim != 4 or 0 in values.shape:
-        raise ImagesError(f"{source} holds images of shape {tuple(values.shape)}", "4 axes and no empty one")
     values = values if layout == "nchw" else values.permute(0, 3, 1, 2)
     count, channels, height, width = values.shape
     if channels not in CHANNELS:
         other = "nhwc" if layout == "nchw" else "nchw"
-        found = f"{source} holds {channels} channels in the layout {layout}"
-        raise ImagesError(found, "1 or 3", f"if it is the other one, pass --layout {other}")
-    if max(height, width) > MAX_SIDE or math.prod(values.shape) > MAX_SET_BYTES:
-        raise ImagesError(
-            f"{source} holds {count} images of {height}x{width}", f"{MAX_SET_BYTES >> 30} GiB at most"
-        )
-    numbers = _labels(source, labels, count)
+        what = f"{source} holds {channels} channels in the layout {layout}"
+        raise ImagesError(what, "1 or 3", f"if it is the other one, pass --layout {other}")
     if values.dtype == torch.uint8:
         _refuse(moments, None, f"{source} holds uint8, which is 0..255")
         spec, clamped = Moments((0.0,), (1.0,)).spec(channels, (height, width)), 0.0
@@ -159,7 +126,7 @@ def _arrays(source: str, images: Any, labels: Any, moments: Moments | None, layo
 
     def blocks() -> Blocks:
         for part, label in zip(
-            values.split(BLOCK), np.split(numbers, range(BLOCK, count, BLOCK)), strict=True
+            values.split(BLOCK), np.split(found.labels, range(BLOCK, count, BLOCK)), strict=True
         ):
             pixels = part if part.dtype == torch.uint8 else _levels(part, spec).clamp(0, 255).to(torch.uint8)
             yield pixels.contiguous().numpy(), label
@@ -167,20 +134,7 @@ def _arrays(source: str, images: Any, labels: Any, moments: Moments | None, layo
     return Source(blocks, spec, clamped)
 
 
-def _labels(source: str, labels: Any, count: int) -> np.ndarray:
-    if labels is None:
-        return np.full(count, -1, np.int64)
-    found = np.asarray(labels)
-    if found.dtype.kind not in "iu" or found.shape != (count,) or found.min() < -1:
-        raise ImagesError(
-            f"{source} holds `labels` {found.dtype} {found.shape}", f"classes or -1, ({count},)"
-        )
-    return found.astype(np.int64)
-
-
 def _float_spec(source: str, values: Tensor, moments: Moments | None) -> ImageSpec:
-    if not values.is_floating_point():
-        raise ImagesError(f"{source} holds {values.dtype}", "uint8 pixels, or floats")
     if moments is None:
         remedy = "pass --mean 0 --std 1 for values of 0..1, or what the images were normalised with"
         raise OptionError(f"{source} holds floats and no --mean and --std are given", "both", remedy)

@@ -31,12 +31,14 @@ from zsq.shards.schema import (
     ATTRIBUTES,
     OPTIONAL_ARRAYS,
     ShardContent,
+    ShardEntry,
     ShardProvenance,
     check_content,
 )
 from zsq.shards.writer import chunk_shape
 
 CHECKSUM_BYTES = 4
+MIN_IMAGE_BYTES = 1 + 8 + 4  # a pixel, a label and a BN distance
 
 # Open files per process: enough for a shuffled walk over a few thousand images without reopening.
 MAX_OPEN_FILES = 16
@@ -79,6 +81,9 @@ class ShardFile:
             with _shard_errors(path):
                 self.provenance = _read_provenance(self._file, path)
                 self._arrays = _checked_arrays(self._file, path)
+                shape, stated = self._arrays["pixels"].shape[1:], self.provenance.spec.shape
+                if shape != stated:
+                    raise ShardError(f"{path}: images of {shape}", f"{stated} of its image spec")
         except BaseException:
             self._file.close()
             raise
@@ -134,6 +139,8 @@ def _read_provenance(file: h5py.File, path: Path) -> ShardProvenance:
         text = np.empty((), dtype=f"S{kind.get_size()}")
         attribute.read(text)
         values[name] = json.loads(text.item())
+        # A lone half of a surrogate pair is JSON, but no text that could be written anywhere.
+        json.dumps(values[name], ensure_ascii=False).encode()
     return ShardProvenance.from_attributes(values, path.name)
 
 
@@ -199,10 +206,10 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.paths = found.paths
         self._opened: OrderedDict[int, ShardFile] = OrderedDict()
         self._process = os.getpid()
-        if (found.run / MANIFEST_NAME).is_file():
+        if (found.run / MANIFEST_NAME).exists():
             entries = read_manifest(folder).shards
             self.paths = tuple(found.shards / entry.file for entry in entries)
-            counts = [entry.num_images for entry in entries]
+            counts = [_stated_images(path, entry) for path, entry in zip(self.paths, entries, strict=True)]
         else:
             counts = [_num_images(path) for path in self.paths]
         self._ends = list(itertools.accumulate(counts))
@@ -294,6 +301,19 @@ class ShardDataset(Dataset[dict[str, Any]]):
         if shard.provenance.shared() != self.provenance.shared():
             raise ShardError(f"{shard.path} comes from another run", f"the run of {self.paths[0].name}")
         return shard
+
+
+def _stated_images(path: Path, entry: ShardEntry) -> int:
+    """What the manifest says, unless the file is too small for so many: a row for each would be asked for."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read: {error.strerror}", "a shard file") from None
+    if entry.num_images > size // MIN_IMAGE_BYTES:
+        raise ShardError(
+            f"the manifest states {entry.num_images} images in {path}", f"what {size} bytes hold"
+        )
+    return entry.num_images
 
 
 def _num_images(path: Path) -> int:

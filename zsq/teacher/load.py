@@ -69,8 +69,11 @@ def read_content(path: Path) -> Any:
     Raises:
         WeightsError: damaged, or of a format that carries code.
     """
-    with open_regular(path) as file:
-        head = file.read(9)
+    try:
+        with open_regular(path) as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}", "a file of tensors") from None
     return _read_safetensors(path) if head[8:9] == b"{" else _read_checkpoint(path, head)
 
 
@@ -109,10 +112,12 @@ def _read_checkpoint(path: Path, head: bytes) -> Any:
 
 
 def _refuse_programs(path: Path) -> None:
-    """TorchScript archives and exported programs are zip files too, with a program inside."""
+    """TorchScript archives and exported programs are zip files too, with a program inside. What torch.save
+    writes is not compressed."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             names = [name.split("/", 1)[-1] for name in archive.namelist()]
+            unpacked = sum(info.file_size for info in archive.infolist())
     # ValueError: names that are no text.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise WeightsError(f"{path} is a truncated or damaged checkpoint", "", "fetch it again") from None
@@ -121,6 +126,9 @@ def _refuse_programs(path: Path) -> None:
     if script or exported:
         kind = "a TorchScript archive" if script else "an exported program (.pt2)"
         raise WeightsError(f"{path} is {kind}", "safetensors or a plain state dict", CONVERSION)
+    if unpacked > path.stat().st_size:
+        found = f"{path} unpacks to {unpacked} bytes, more than it has"
+        raise WeightsError(found, "a checkpoint as torch.save writes it", CONVERSION)
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,17 @@ from PIL import Image
 from toys import image_spec
 
 import zsq
+import zsq.images.photos
 from zsq.config import config_sha256
-from zsq.core.errors import ExportError, MismatchError, OptionError, RunFolderError, ShardError
+from zsq.core.errors import (
+    ExportError,
+    ImagesError,
+    MismatchError,
+    OptionError,
+    RunFolderError,
+    ShardError,
+    ZsqError,
+)
 from zsq.core.imagespec import ImageSpec
 from zsq.exports.exporting import FORMATS
 from zsq.exports.webdataset import WebDatasetReader
@@ -320,6 +330,47 @@ def test_logits_of_other_weights_are_not_compared(tmp_path, tiny_teacher, run):
     zsq.export(run, "npy", tmp_path / "out")
     with pytest.raises(MismatchError, match="weights 0000"):
         verify_export(run, tmp_path / "out", tiny_teacher, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [
+        ("raw", "images.bin"),
+        ("npy", "labels.npy"),
+        ("npz", "images.npz"),
+        ("imagefolder", "2/00000000.png"),
+        ("imagefolder", "SHA256SUMS"),
+        ("raw", "EXPORT.json"),
+    ],
+)
+def test_pipes_and_devices_in_an_export_are_one_line(to, name, kind, run, tmp_path):
+    zsq.export(run, to, tmp_path / "out")
+    path = tmp_path / "out" / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for read_it in (
+        lambda: zsq.verify_export(run, tmp_path / "out"),
+        lambda: zsq.import_images(tmp_path / "out", tmp_path / "again"),
+    ):
+        with pytest.raises(ZsqError) as caught:
+            read_it()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("to", ["raw", "imagefolder", "npz"])
+def test_a_record_of_huge_images_takes_no_memory(to, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(zsq.images.photos, "available_bytes", lambda: 2**33)
+    zsq.export(run, to, tmp_path / "out")
+    path = tmp_path / "out" / "EXPORT.json"
+    values = json.loads(path.read_text())
+    values["image"]["size"], values["num_images"] = [16384, 16384], 2**62
+    path.write_text(json.dumps(values))
+    with pytest.raises(ImagesError, match="GiB that are free"):
+        zsq.import_images(tmp_path / "out", tmp_path / "again")
 
 
 def write_tar(path, members):

@@ -134,7 +134,7 @@ def test_pickles_are_not_run(tmp_path):
     with pytest.raises(WeightsError, match="would run code"):
         zsq.import_images(tmp_path / "a.pt", tmp_path / "out")
     np.savez(tmp_path / "a.npz", images=np.array([Evil()], dtype=object))
-    with pytest.raises(ImagesError, match="cannot be read"):
+    with pytest.raises(ImagesError, match="`images` object"):
         zsq.import_images(tmp_path / "a.npz", tmp_path / "out")
     assert not (tmp_path / "made").exists()
 

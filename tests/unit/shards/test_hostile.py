@@ -1,13 +1,15 @@
 """Files that HDF5 itself reads without complaint and that must not be read as shards."""
 
 import json
+import os
 
 import h5py
 import numpy as np
 import pytest
 
 from zsq.core.errors import ShardError
-from zsq.shards.reader import read_shard
+from zsq.shards.reader import ShardDataset, read_shard
+from zsq.shards.verify import verify_run
 from zsq.shards.writer import write_shard
 
 
@@ -127,6 +129,11 @@ CHANGES = {
     "spec of another size": lambda file: file.attrs.create(
         "spec", np.bytes_(json.dumps({"channels": 3, "size": [5, 6], "mean": [0] * 3, "std": [1] * 3}))
     ),
+    "spec of 16384 px": lambda file: file.attrs.create(
+        "spec", np.bytes_(json.dumps({"channels": 3, "size": [16384] * 2, "mean": [0] * 3, "std": [1] * 3}))
+    ),
+    "lone surrogate": lambda file: file.attrs.create("method", np.bytes_(r'"\ud800"')),
+    "lone surrogate inside": lambda file: file.attrs.create("options", np.bytes_(r'{"a": ["\udfff"]}')),
     "labels out of range": lambda file: file["labels"].write_direct(np.full(4, 10)),
     "logits NaN": lambda file: file["logits"].write_direct(np.full((4, 10), np.nan, np.float32)),
 }
@@ -139,6 +146,43 @@ def test_altered_file_is_refused_in_one_line(change, path):
     with pytest.raises(ShardError, match=r"shard-00000\.h5") as caught:
         read_shard(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["spec of 16384 px", "lone surrogate", "unallocated terabytes"])
+def test_a_data_set_is_refused_before_an_image_is_asked_for(change, path):
+    with h5py.File(path, "r+") as file:
+        CHANGES[change](file)
+    with pytest.raises(ShardError, match=r"shard-00000\.h5"):
+        ShardDataset(path.parent)
+
+
+@pytest.mark.parametrize("count", [2 * 10**9, 2**62, 2**70])
+def test_counts_that_no_file_holds_take_no_memory(count, make_run):
+    run, _ = make_run()
+    manifest = run / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["shards"][1]["num_images"] = count
+    values["num_images"] = count + 7
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(ShardError, match=r"shard-00001\.h5|num_images"):
+        ShardDataset(run)
+    with pytest.raises(ShardError):
+        verify_run(run)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["shards/shard-00001.h5", "manifest.json"])
+def test_pipes_and_devices_in_a_run_are_one_line(name, kind, make_run):
+    run, _ = make_run()
+    (run / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to("/dev/zero")
+    for call in (verify_run, lambda folder: ShardDataset(folder).pixels()):
+        with pytest.raises(ShardError) as caught:
+            call(run)
+        assert "\n" not in str(caught.value)
 
 
 def test_unaltered_rewrite_is_still_read(path, make_content):
