@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from zsq.core.errors import UntraceableError
+from zsq.quantizers.layers import make_trainable
 
 LAYERS = (nn.Conv2d, nn.Linear)
 
@@ -44,6 +45,8 @@ def calls_module(network: fx.GraphModule, node: fx.Node, kinds: type | tuple[typ
 def trace(network: nn.Module) -> fx.GraphModule:
     """A traced deep copy in eval mode, module names kept; `network` itself is not touched.
 
+    Its convolutions are of a kind that may be trained, see `TrainableConv2d`.
+
     Raises:
         UntraceableError: control flow that depends on data, an operation with weights outside of Conv2d and
             Linear, or an output that is not one tensor.
@@ -61,6 +64,7 @@ def trace(network: nn.Module) -> fx.GraphModule:
     module = fx.GraphModule(tracer.root, graph, type(network).__name__)
     for node in graph.nodes:
         _refuse_unplaceable(module, node)
+    make_trainable(module)
     return module
 
 

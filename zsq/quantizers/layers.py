@@ -1,12 +1,38 @@
-"""Convolution, linear layer and PReLU with a quantized weight; parameters are named as in the float layer."""
+"""Convolution, linear layer and PReLU with a quantized weight; parameters are named as in the float layer.
+
+And the convolution of every network that a student trains, quantized or not: see `TrainableConv2d`.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class QuantConv2d(nn.Conv2d):
+class TrainableConv2d(nn.Conv2d):
+    """A Conv2d that trains a 1x1 kernel with a stride as stride 1 on the positions that it reads: the same
+    sums, by another kernel of oneDNN.
+
+    The weight gradient of such a convolution corrupts memory in torch 2.15.0 on processors without AVX-512
+    (2 to 7 input channels, channels_last; docs/upstream.md).
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        trains = weight.requires_grad and torch.is_grad_enabled()
+        if not trains or self.kernel_size != (1, 1) or self.stride == (1, 1):
+            return super()._conv_forward(input, weight, bias)
+        # "valid" and "same" pad a 1x1 kernel by nothing, and "same" takes no stride.
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        elif not isinstance(self.padding, str) and any(self.padding):
+            height, width = self.padding
+            input = F.pad(input, [width, width, height, height])
+        read = input[..., :: self.stride[0], :: self.stride[1]]
+        return F.conv2d(read, weight, bias, groups=self.groups)
+
+
+class QuantConv2d(TrainableConv2d):
     """A Conv2d whose weight passes `weight_quantizer` first."""
 
     weight_quantizer: nn.Module
@@ -69,6 +95,15 @@ class QuantPReLU(nn.PReLU):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same."""
         return F.prelu(input, self.weight_quantizer(self.weight))
+
+
+def make_trainable(network: nn.Module) -> None:
+    """Make every plain convolution in `network` a `TrainableConv2d`, in place; hooks and tensors stay."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer, TrainableConv2d):
+            kind = type(layer)
+            if (kind.forward, kind._conv_forward) == (nn.Conv2d.forward, nn.Conv2d._conv_forward):
+                layer.__class__ = TrainableConv2d
 
 
 def quantizable(layer: nn.Module) -> QuantConv2d | QuantLinear | QuantPReLU:
