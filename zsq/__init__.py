@@ -12,15 +12,15 @@ from zsq.core.version import __version__
 
 if TYPE_CHECKING:
     from zsq.api import audit as audit
-    from zsq.api import export as export
     from zsq.api import generate as generate
-    from zsq.api import import_images as import_images
     from zsq.api import inspect as inspect
     from zsq.api import measure_gap as measure_gap
     from zsq.api import quantize as quantize
     from zsq.api import run as run
     from zsq.api import verify_export as verify_export
+    from zsq.exports.exporting import export as export
     from zsq.images.sources import load_images as load_images
+    from zsq.imports.importing import import_images as import_images
     from zsq.saved.onnx_qdq import export_onnx as export_onnx
     from zsq.saved.saving import load_student as load_student
     from zsq.saved.saving import save_student as save_student
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
     "audit": "zsq.api",
-    "export": "zsq.api",
+    "export": "zsq.exports.exporting",
     "export_onnx": "zsq.saved.onnx_qdq",
     "generate": "zsq.api",
-    "import_images": "zsq.api",
+    "import_images": "zsq.imports.importing",
     "inspect": "zsq.api",
     "load_images": "zsq.images.sources",
     "load_student": "zsq.saved.saving",

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 from zsq import synthesize
 from zsq.config import (
     AUDIT_RUNTIME,
-    EXPORT,
     GAP,
     GENERATE,
     IMAGES,
-    IMPORT,
     QUANTIZE,
     RUNTIME,
     VERIFY,
@@ -35,14 +33,10 @@ from zsq.core.runtime import Runtime
 from zsq.images.sources import fitted_of, images_for, said
 from zsq.measure.quantize import Quantized, quantize_images
 from zsq.runfolder import latest_folder, next_folder
-from zsq.shards.manifest import find_shards
-from zsq.shards.reader import ShardDataset
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
-    from zsq.exports.export_json import ExportRecord
     from zsq.exports.exporting import Comparison
-    from zsq.imports.importing import Imported
     from zsq.measure.audits import Audit
     from zsq.report.data import ReportData
 
@@ -279,63 +273,6 @@ def run(
     return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder
 
 
-def export(
-    folder: str | Path,
-    to: str,
-    out: str | Path,
-    *,
-    layout: str | None = EXPORT.layout,
-    range: str = EXPORT.range,
-) -> ExportRecord:
-    """Write a finished run as `imagefolder`, `npy`, `npz`, `raw` or `webdataset`; what EXPORT.json says.
-
-    Args:
-        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw elsewhere. PNG has none.
-        range: `uint8` 0..255, `unit` 0..1 or `norm`, normalised for the teacher but not resized.
-
-    Raises:
-        ZsqError: one class per cause, see `zsq.core.errors`.
-
-    Example:
-        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
-        >>> zsq.export(folder, "npz", "arrays").num_images
-        8
-    """
-    from zsq.exports.exporting import export_run
-
-    return export_run(Path(folder), to, output_path(out), layout, range)
-
-
-def import_images(
-    source: str | Path,
-    out: str | Path,
-    *,
-    name: str = IMPORT.name,
-    mean: Sequence[float] | None = IMPORT.mean,
-    std: Sequence[float] | None = IMPORT.std,
-    layout: str | None = IMPORT.layout,
-) -> Imported:
-    """Make a shard set of images that come from elsewhere; `name` is its source in a gap table.
-
-    Args:
-        source: any SRC, the folder of an export, or tensors as `.npz`, `.safetensors` or `.pt`.
-        mean, std: what float values were normalised with, one number or one per channel.
-        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw in tensors.
-
-    Raises:
-        ZsqError: one class per cause, see `zsq.core.errors`.
-
-    Example:
-        >>> import torch
-        >>> torch.save({"images": torch.rand(8, 1, 32, 32)}, "elsewhere.pt")
-        >>> zsq.import_images("elsewhere.pt", "imported", name="other", mean=[0.0], std=[1.0]).num_images
-        8
-    """
-    from zsq.imports.importing import import_images as run
-
-    return run(str(source), output_path(out), name, mean, std, layout)
-
-
 def verify_export(
     folder: str | Path,
     export: str | Path,
@@ -428,29 +365,12 @@ def inspect(folder: str | Path) -> list[str]:
         >>> print(zsq.inspect(folder)[0])
         8 images of 1x32x32, without labels
     """
-    from zsq.core.files import atomic_write_bytes
-    from zsq.report.sheets import contact_sheet, sheet_png
+    from zsq.report.shardfacts import shard_lines
     from zsq.saved.summary import is_student, student_lines
 
     if is_student(folder):
         return student_lines(folder)
-    dataset = ShardDataset(folder)
-    provenance = dataset.provenance
-    shown = dataset.pixels(range(min(64, len(dataset))))
-    sheet = find_shards(folder).run / "contact_sheet.png"
-    atomic_write_bytes(sheet, sheet_png(contact_sheet(shown)))
-    labels = dataset.labels()
-    classes = labels[labels >= 0].unique().numel()
-    lines = [
-        f"{len(dataset)} images of {'x'.join(map(str, dataset.spec.shape))}, "
-        + (f"{classes} classes" if classes else "without labels"),
-        f"method {provenance.method}, seed {provenance.seed}, data read: {provenance.data_read}",
-        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}"
-        if provenance.teacher
-        else "no teacher: images made elsewhere",
-        "options " + ", ".join(f"{key}={value}" for key, value in provenance.options.items()),
-    ]
-    return [*lines, f"contact sheet: {sheet}"]
+    return shard_lines(folder)
 
 
 def _folder(out: str | Path | None, name: str, resume: bool) -> Path:

@@ -288,9 +288,9 @@ def export(
     ] = EXPORT.range,
 ) -> None:
     """Write the images of a run as files for other tools."""
-    from zsq import api
+    from zsq.exports.exporting import export as write
 
-    record = api.export(folder, to, out, layout=layout, range=range)
+    record = write(folder, to, out, layout=layout, range=range)
     typer.echo(f"{record.num_images} images, {'; '.join(record.applied)}")
     for line in record.use:
         typer.echo(f"    {line}")
@@ -309,11 +309,11 @@ def import_(
     ] = IMPORT.layout,
 ) -> None:
     """Make a shard set of images that come from elsewhere."""
-    from zsq import api
     from zsq.config import parse_numbers
+    from zsq.imports.importing import import_images
 
     moments = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}
-    done = api.import_images(source, out, name=name, layout=layout, **moments)
+    done = import_images(source, out, name=name, layout=layout, **moments)
     if done.clamped:
         typer.echo(f"{done.clamped:.2%} of the values were outside of 0..255 and are clamped", err=True)
     typer.echo(f"{done.num_images} images, {done.num_labelled} with a label: {out}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 DIGITS = "embedded:digits"
@@ -218,7 +219,12 @@ RUNTIME = {
 TEACHERS = ("source", [DIGITS, DIGITS, DIGITS, "file:card.toml"])
 IMAGES = ("source", ["run", "run/shards", "photos", "photos.zip", "images.npz", f"{DIGITS}:val", "zeroq"])
 OUT = ("path", ["out", "new/out", "./out", "new/../out", "out.safetensors"])
-FIT = {"--first-last": ("number", ["8", "4"]), "--passes": ("text", ["fold", "fold,equalize", "adapt-bn"])}
+FIT = {
+    "--first-last": ("number", ["8", "4"]),
+    "--passes": ("text", ["fold", "fold,equalize", "adapt-bn"]),
+    "--fit": ("text", ["refuse", "crop", "stretch"]),
+    "--class-names": ("path", ["by-order"]),
+}
 COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "generate": {
         "--teacher": TEACHERS,
@@ -230,6 +236,7 @@ COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "--seed": ("number", ["0", "7", str(2**63 - 1)]),
         "--out": OUT,
         "--iterations": ("number", ["1", "2"]),
+        "--effort": ("text", ["quick"]),
         "--real": ("source", [f"{DIGITS}:val"]),
         "--set": ("pair", []),
         "--resume": ("flag", []),
@@ -329,7 +336,18 @@ WEIGHTS = {
 }
 
 # Options that say nothing alone, or that another option has no place beside.
-ALONE = ("--weights", "--real", "--iterations", "--set", "--passes", "--mean", "--std", "--layout", "--range")
+ALONE = (
+    "--weights",
+    "--real",
+    "--iterations",
+    "--effort",
+    "--set",
+    "--passes",
+    "--mean",
+    "--std",
+    "--layout",
+    "--range",
+)
 
 
 def lines(number: int, seed: int) -> Iterator[Case]:
@@ -613,6 +631,8 @@ def _damage(path: Path, rng: random.Random) -> tuple[str, Damage]:
         drawn += [lambda: _toml(data, rng)] * 4
     if path.name == "images.npz":
         drawn += [lambda: _npz(data, rng)] * 2
+    if ends == ".h5":
+        drawn += [lambda: _shard(data, rng)] * 2
     if rng.random() < 0.15:
         return rng.choice(ways)
     name, content = rng.choice(drawn)()
@@ -740,6 +760,23 @@ def _toml(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     way = rng.choice(["is", "is", "is", "is", "is missing", "is there twice"])
     replaced = {"is": [f"{key} = {odd}"], "is missing": [], "is there twice": [rows[at]] * 2}[way]
     return f"{key} {way} {odd[:20]}", "\n".join([*rows[:at], *replaced, *rows[at + 1 :], ""]).encode()
+
+
+def _shard(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """An attribute of another content; the file is one that HDF5 reads."""
+    target = io.BytesIO(data)
+    with h5py.File(target, "r+") as file:
+        name = rng.choice(sorted(file.attrs))
+        way, value = rng.choice(["of another kind", "replaced"]), json.loads(file.attrs[name])
+        odd = rng.choice(ODD_JSON).encode()
+        if isinstance(value, dict) and value and way == "replaced":
+            key = rng.choice(sorted(value))
+            odd = json.dumps(value | {key: "@fuzz@"}).encode().replace(b'"@fuzz@"', odd)
+            name = f"{name}.{key}"
+        kinds = [3, 2.5, np.array([1, 2]), "text", np.bytes_(b"")]
+        content = np.bytes_(odd) if way == "replaced" else rng.choice(kinds)
+        file.attrs.create(name.partition(".")[0], content)
+    return f"attribute {name} {way} by {odd[:20]!r}", target.getvalue()
 
 
 def _npz(data: bytes, rng: random.Random) -> tuple[str, bytes]:

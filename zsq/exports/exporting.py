@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 
+from zsq.config import EXPORT
 from zsq.contract import Teacher
 from zsq.core.errors import ExportError, MismatchError, OptionError
-from zsq.core.files import atomic_write_text
+from zsq.core.files import atomic_write_text, output_path
 from zsq.core.version import __version__
 from zsq.exports.arrays import ArrayReader, NpyWriter, NpzWriter, RawWriter
 from zsq.exports.export_json import (
@@ -54,20 +55,34 @@ FORMATS: dict[str, Kind] = {
 }
 
 
-def export_run(folder: Path, to: str, out: Path, layout: str | None, range: str) -> ExportRecord:
-    """Write a finished run as files for other tools; `out` is complete or absent.
+def export(
+    folder: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    layout: str | None = EXPORT.layout,
+    range: str = EXPORT.range,
+) -> ExportRecord:
+    """Write a finished run as files for other tools; what EXPORT.json says. `out` is complete or absent.
 
     Args:
-        to: a key of FORMATS.
-        layout: `nchw` or `nhwc` where the format stores arrays; the format's own if None.
-        range: `uint8` 0..255, `unit` 0..1 or `norm` (normalised as the teacher takes it), float32.
+        to: `imagefolder`, `npy`, `npz`, `raw` or `webdataset`.
+        layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw elsewhere. PNG has none.
+        range: `uint8` 0..255, `unit` 0..1 or `norm` (normalised as the teacher takes it, not resized), both
+            float32.
 
     Raises:
         OptionError: an option that this format cannot take.
         ShardError, ImagesError: no finished run, or a damaged one.
         RunFolderError, StorageError: `out` is in the way, or the disk refused.
         MissingExtraError: the format needs a package that is not installed.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> zsq.export(folder, "npz", "arrays").num_images
+        8
     """
+    folder, out = Path(folder), output_path(out)
     dataset, manifest = ShardDataset(folder), read_manifest(folder)
     if to not in FORMATS:
         raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")

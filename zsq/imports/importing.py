@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from zsq.config import config_json, config_sha256
+from zsq.config import IMPORT, config_json, config_sha256
 from zsq.core.errors import OptionError
-from zsq.core.files import atomic_write_text
+from zsq.core.files import atomic_write_text, output_path
 from zsq.core.imagespec import check_moments
 from zsq.core.version import __version__
 from zsq.imports.blocks import Blocks, Moments, open_source
@@ -36,14 +36,15 @@ class Imported:
 
 
 def import_images(
-    source: str,
-    out: Path,
-    name: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layout: str | None,
+    source: str | Path,
+    out: str | Path,
+    *,
+    name: str = IMPORT.name,
+    mean: Sequence[float] | None = IMPORT.mean,
+    std: Sequence[float] | None = IMPORT.std,
+    layout: str | None = IMPORT.layout,
 ) -> Imported:
-    """Write the images of `source` as a run folder without a teacher; complete or absent.
+    """Make a shard set of images made elsewhere: a run folder without a teacher, complete or absent.
 
     Args:
         source: what `zsq.images` reads, the folder of an export, or uint8 or float images as an `.npz`
@@ -57,8 +58,15 @@ def import_images(
         OptionError: an option that is missing or has no effect.
         ImagesError, WeightsError, ExportError, ShardError: a source that cannot be read.
         RunFolderError, StorageError: `out` is in the way, or the disk refused.
+
+    Example:
+        >>> import torch
+        >>> torch.save({"images": torch.rand(8, 1, 32, 32)}, "elsewhere.pt")
+        >>> zsq.import_images("elsewhere.pt", "imported", name="other", mean=[0.0], std=[1.0]).num_images
+        8
     """
     start = time.perf_counter()
+    source, out = str(source), output_path(out)
     if not NAME.fullmatch(name) or name == "real":
         raise OptionError(f"--name '{name}'", "letters, digits, '.', '_', '+', '-'; 'real' is taken")
     opened = open_source(source, _moments(mean, std), layout)

@@ -194,3 +194,18 @@ def test_an_imported_set_stands_in_a_gap_table(tmp_path):
         seeds=1,
     )
     assert {row.source for row in data.rows} == {"real", "noise", "other"}
+
+
+@pytest.mark.parametrize("kind", ["S3", "V5", "M8[s]", "longdouble", "complex64"])
+def test_npz_members_that_are_no_numbers_are_named(kind, tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 1), kind))
+    with pytest.raises(ImagesError, match=r"holds `images` .*expected uint8 or floats"):
+        zsq.import_images(tmp_path / "a.npz", tmp_path / "out")
+
+
+def test_npz_members_of_another_byte_order_are_read(tmp_path):
+    images = np.arange(128, dtype=">u2").reshape(2, 8, 8, 1)
+    np.savez(tmp_path / "a.npz", images=(images / 255).astype(">f4"), labels=np.array([3, 4], ">i8"))
+    zsq.import_images(tmp_path / "a.npz", tmp_path / "out", mean=[0.0], std=[1.0])
+    made = zsq.ShardDataset(tmp_path / "out")
+    assert made.pixels().flatten().tolist() == list(range(128)) and made.labels().tolist() == [3, 4]

@@ -1,0 +1,38 @@
+"""What a shard set holds and where it comes from, in lines, and its contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zsq.core.files import atomic_write_bytes
+from zsq.report.sheets import contact_sheet, sheet_png
+from zsq.shards.manifest import find_shards
+from zsq.shards.reader import ShardDataset
+
+SHEET_NAME = "contact_sheet.png"
+SHEET_IMAGES = 64
+
+
+def shard_lines(folder: str | Path) -> list[str]:
+    """Lines for `zsq inspect`; writes the contact sheet into the run's folder.
+
+    Raises:
+        ImagesError, ShardError: no shards, or damaged ones. StorageError: the disk refused.
+    """
+    dataset = ShardDataset(folder)
+    provenance = dataset.provenance
+    shown = dataset.pixels(range(min(SHEET_IMAGES, len(dataset))))
+    sheet = find_shards(folder).run / SHEET_NAME
+    atomic_write_bytes(sheet, sheet_png(contact_sheet(shown)))
+    labels = dataset.labels()
+    classes = labels[labels >= 0].unique().numel()
+    lines = [
+        f"{len(dataset)} images of {'x'.join(map(str, dataset.spec.shape))}, "
+        + (f"{classes} classes" if classes else "without labels"),
+        f"method {provenance.method}, seed {provenance.seed}, data read: {provenance.data_read}",
+        f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}"
+        if provenance.teacher
+        else "no teacher: images made elsewhere",
+        "options " + ", ".join(f"{key}={value}" for key, value in provenance.options.items()),
+    ]
+    return [*lines, f"contact sheet: {sheet}"]
