@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zsq.api import audit as audit
     from zsq.api import generate as generate
     from zsq.api import inspect as inspect
+    from zsq.api import inspect_teacher as inspect_teacher
     from zsq.api import measure_gap as measure_gap
     from zsq.api import quantize as quantize
     from zsq.api import run as run
@@ -37,6 +38,7 @@ _HOMES = {
     "generate": "zsq.api",
     "import_images": "zsq.imports.importing",
     "inspect": "zsq.api",
+    "inspect_teacher": "zsq.api",
     "load_images": "zsq.images.sources",
     "load_student": "zsq.saved.saving",
     "load_teacher": "zsq.teacher",

@@ -1,15 +1,24 @@
-"""What there is: methods, teachers, students, passes and recipes with their facts, as plain data."""
+"""What there is: methods, teachers, students, passes and recipes with their facts, as plain data; and what
+suits a teacher."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from zsq.contract import Generator
-from zsq.core.effort import Effort
-from zsq.core.errors import UsageError
-from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
+import torch
 
+from zsq.config import GenerateConfig, RuntimeConfig
+from zsq.contract import Fit, Generator, Silent, Teacher
+from zsq.core.effort import Effort
+from zsq.core.errors import UsageError, ZsqError
+from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
+from zsq.core.progress import duration
+from zsq.core.runtime import Runtime
+from zsq.widths import Bits
+
+TIMED_BATCH = 32
 KINDS = ("methods", "teachers", "students", "passes", "recipes")
 
 
@@ -40,6 +49,86 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
         return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
     raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class Suited:
+    """A method or student, for a teacher: the seconds it takes here, or in one line why it cannot be."""
+
+    name: str
+    seconds: float | None
+    refusal: str = ""
+
+
+def suited_methods(
+    teacher: Teacher, count: int, config: RuntimeConfig, seconds_per_pass: float
+) -> list[Suited]:
+    """Every method, making `count` images by its defaults where a teacher pass takes `seconds_per_pass`."""
+    from zsq.engine.estimate import forward_gflops, job_seconds
+    from zsq.engine.finite import require_finite_outputs
+    from zsq.generators import available_methods, require
+    from zsq.synthesize import method_options
+
+    require_finite_outputs(teacher)
+    gflops, found = forward_gflops(teacher), []
+    for name in available_methods():
+        try:
+            require(name, teacher)
+        except ZsqError as error:
+            found.append(Suited(name, None, str(error)))
+            continue
+        asked = GenerateConfig(teacher=teacher.name, method=name, set={})
+        cls, _, options = method_options(asked, teacher.spec, count)
+        passes = cls.teacher_passes(options, count)
+        runtime = Runtime.resolve(**config.model_dump(), total_gflops=gflops * passes)
+        found.append(Suited(name, job_seconds(seconds_per_pass, passes, runtime)))
+    return found
+
+
+def suited_students(
+    teacher: Teacher, count: int, config: RuntimeConfig, seconds_per_pass: float
+) -> list[Suited]:
+    """Every student, fitted to `count` images by its defaults; as `suited_methods`."""
+    from zsq.engine.estimate import STEP_COST, job_seconds
+    from zsq.placement.trace import trace
+    from zsq.students import STUDENTS, create
+
+    runtime = Runtime.resolve(**config.model_dump())
+    black = torch.zeros(1, *teacher.spec.shape, dtype=torch.uint8)
+    found = []
+    for name in STUDENTS:
+        student = create(name, teacher.spec, {}, runtime)
+        try:
+            student.check(Fit(teacher, black, Bits(8, 8), None, 0, Silent()))
+            trace(teacher.network)
+        except ZsqError as error:
+            found.append(Suited(name, None, str(error)))
+            continue
+        trained = student.images_trained(teacher, count) * STEP_COST
+        found.append(Suited(name, job_seconds(seconds_per_pass, round(max(trained, count)), runtime)))
+    return found
+
+
+def timed_pass(teacher: Teacher) -> float:
+    """Seconds of one image's teacher pass here and now; the fastest of several, since a machine is shared."""
+    from zsq.engine.estimate import seconds_per_image_iteration
+
+    return min(seconds_per_image_iteration(teacher, TIMED_BATCH) for _ in range(3))
+
+
+def suited_lines(kind: str, found: Sequence[Suited], count: int) -> list[str]:
+    """Those that suit with their times, and a line for each reason that the others do not."""
+    times = [f"    {each.name} {duration(each.seconds)}" for each in found if each.seconds is not None]
+    lines = [
+        f"{kind} that suit it, and about how long they take here for {count} images:",
+        *(times or ["    none"]),
+    ]
+    refused: dict[str, list[str]] = {}
+    for each in found:
+        if each.seconds is None:
+            reason = each.refusal.split("; this teacher")[0]
+            refused.setdefault(reason.replace(each.name, "it"), []).append(each.name)
+    return lines + [f"    not {', '.join(names)}: {why}" for why, names in refused.items()]
 
 
 def _efforts(cls: type[Generator]) -> dict[str, Any]:

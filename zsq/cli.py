@@ -238,14 +238,41 @@ def list_(
 @app.command()
 def inspect(
     folder: Annotated[
-        str, typer.Argument(metavar="PATH", help="Run folder or its shards/; a saved student.")
-    ],
+        str | None, typer.Argument(metavar="[PATH]", help="Run folder or its shards/; a saved student.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Instead of PATH: say what this teacher is.")] = None,
+    weights: Weights = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Labelled images, for the teacher's accuracy.")
+    ] = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
 ) -> None:
     """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
-    saved student is and how it was made."""
+    saved student is and how it was made; or what a teacher is and which methods and students suit it."""
     from zsq import api
+    from zsq.core.errors import OptionError
+    from zsq.core.progress import Reporter
 
-    for line in api.inspect(folder):
+    if (folder is None) == (teacher is None):
+        found = "neither PATH nor --teacher" if folder is None else f"{folder} and --teacher {teacher}"
+        raise OptionError(found, "one of them")
+    if folder is not None:
+        for option, value in (
+            ("--weights", weights),
+            ("--images", images),
+            ("--fit", fit),
+            ("--class-names", class_names),
+        ):
+            if value is not None:
+                raise OptionError(f"{option} {value} with {folder}", "it with --teacher alone")
+        lines = api.inspect(folder)
+    else:
+        assert teacher is not None
+        lines = api.inspect_teacher(
+            teacher, weights=weights, images=images, fit=fit, class_names=class_names, reporter=Reporter()
+        )
+    for line in lines:
         typer.echo(line)
 
 

@@ -15,7 +15,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
-from zsq.engine.estimate import estimated_seconds, forward_gflops
+from zsq.engine.estimate import STEP_COST, estimated_seconds, forward_gflops
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
@@ -24,8 +24,6 @@ from zsq.students import own_defaults, own_defaults_line
 from zsq.synthesize import generate, method_options
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
-
-STEP_COST = 1.7  # a training step of a student per image, in teacher passes of synthesis; ResNet-20
 
 
 def run_recipe(

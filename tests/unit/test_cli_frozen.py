@@ -34,7 +34,7 @@ COMMANDS = {
     ],
     "run": ["recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", *RUNTIME],
     "list": ["what", "--json"],
-    "inspect": ["folder"],
+    "inspect": ["folder", "--teacher", "--weights", "--images", "--fit", "--class-names"],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],
     "audit": [
@@ -81,7 +81,7 @@ REQUIRED = {
     "gap": {"teacher", "shards", "real", "eval", "student", "bits", "out"},
     "run": {"recipe"},
     "list": {"what"},
-    "inspect": {"folder"},
+    "inspect": set(),
     "verify": {"folder"},
     "export": {"folder", "to", "out"},
     "audit": {"teacher", "shards", "train", "holdout", "out"},

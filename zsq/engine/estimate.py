@@ -21,6 +21,9 @@ COMPILE_SECONDS = 60.0
 # and ResNet-18.
 FORWARDS_PER_ITERATION = 3.0
 
+# A training step of a student per image, in teacher passes of synthesis: ResNet-20.
+STEP_COST = 1.7
+
 # Shorter than this nobody looks for a shorter run.
 WORTH_CHOOSING_SECONDS = 60.0
 
