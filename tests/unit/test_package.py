@@ -44,6 +44,7 @@ def test_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
         files = (path for path in (REPOSITORY / folder).glob(pattern) if path.is_file())
         modules |= {f"zsq/{folder}/{path.name}" for path in files}
     data = {"zsq/teacher/digits.safetensors", "zsq/report/report.html.j2"}
+    data |= {"zsq/images/imagenet_wordnet_ids.txt"}
     assert set(names) == modules | data
     assert {"zsq/generators/dsg.py", "zsq/recipes/digits.toml"} <= set(names)
 
