@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 
 from zsq.contract import Facts
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import scales_with_iterations
+from zsq.engine.estimate import training_bytes
 from zsq.engine.invert import Inversion, InversionMethod, Stage
-from zsq.engine.latent import LatentGenerator
+from zsq.engine.latent import LatentGenerator, LatentNetwork
 from zsq.engine.objectives import Term, bn_alignment, input_alignment
 from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate, exponential
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -48,6 +50,12 @@ class Genie(InversionMethod):
     def default_batch(cls, spec: ImageSpec) -> int:
         """128, as in the public code."""
         return 128
+
+    def network_bytes(self, batch: int) -> int:
+        """Of a batch's generator."""
+        latent = self.options.latent
+        with torch.device("meta"):
+            return training_bytes(LatentNetwork(self.teacher.spec, latent), [torch.zeros(2, latent)], batch)
 
     def inversion(self, batch: int) -> Inversion:
         """The paper's objective on latent vectors and generator."""

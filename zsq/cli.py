@@ -18,6 +18,7 @@ import typer
 from zsq.config import AUDIT_RUNTIME, EXPORT, GAP, GENERATE, IMAGES, IMPORT, QUANTIZE, RUNTIME, VERIFY
 from zsq.core.errors import ZsqError
 from zsq.core.interrupt import INTERRUPTED, one_line_at_interrupt
+from zsq.core.memory import is_shortage
 from zsq.core.version import __version__
 
 app = typer.Typer(
@@ -444,6 +445,10 @@ def main() -> None:
             _leave(f"{error.format_message().rstrip('.')}; see `{_help_of(error)}`", error.exit_code)
         except OSError as error:
             _leave(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            _leave("out of memory; use fewer images or a smaller batch", 1)
         # What typer makes of a Ctrl-C.
         if status == INTERRUPTED:
             raise KeyboardInterrupt

@@ -148,6 +148,10 @@ class Generator(ABC):
         """Teacher passes (forward and backward of one image) that `count` images take in all."""
         return getattr(options, "iterations", 0) * count
 
+    def network_bytes(self, batch: int) -> int:
+        """Memory that training a network of the method's own takes in a step of `batch` images, about."""
+        return 0
+
     def read(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
         """Take the images that `--real` names, once and before `prepare`, where the facts say `needs_real`:
         uint8 pixels and int64 labels, -1 for none. Of real images there is one per class.

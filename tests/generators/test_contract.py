@@ -19,9 +19,9 @@ from zsq.engine.objectives import Term
 from zsq.engine.statistics import Alignment, TappedTeacher, image_distances
 from zsq.generators import available_methods, create
 from zsq.plan import Plan
+from zsq.resolved import resolve
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
-from zsq.synthesize import resolve
 from zsq.teacher import load_teacher
 
 METHODS = available_methods()

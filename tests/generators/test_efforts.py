@@ -4,6 +4,7 @@ import pytest
 from commands import Spoken, call
 from toys import image_spec, make_teacher
 
+from zsq import forecast as forecasts
 from zsq import synthesize
 from zsq.catalogue import catalogue
 from zsq.config import GenerateConfig, Recipe, RuntimeConfig, load_recipe
@@ -16,6 +17,7 @@ from zsq.generators import (
     effort_iterations,
     method_class,
 )
+from zsq.resolved import resolve
 from zsq.workflow import source_config
 
 METHODS = available_methods()
@@ -85,7 +87,7 @@ def config(**changes):
 )
 def test_iterations_win_over_the_effort(tmp_path, size, changes, iterations):
     teacher = make_teacher(spec=image_spec(size=(size, size)))
-    options = synthesize.resolve(config(**changes), tmp_path, teacher).method.options
+    options = resolve(config(**changes), tmp_path, teacher).method.options
     assert options.iterations == iterations
     if "set" not in changes:
         assert options.patience == max(1, round(20 * iterations / 1000))
@@ -116,7 +118,7 @@ def test_the_list_says_the_numbers_and_what_was_measured():
 
 
 def said(tmp_path, monkeypatch, seconds, **changes):
-    monkeypatch.setattr(synthesize, "seconds_per_image_iteration", lambda teacher, batch: seconds)
+    monkeypatch.setattr(forecasts, "seconds_per_image_iteration", lambda teacher, batch: seconds)
     reporter = Spoken()
     synthesize.generate(config(**changes), tmp_path / "run", teacher=make_teacher(), reporter=reporter)
     return reporter.lines
@@ -131,7 +133,7 @@ def test_a_long_run_says_what_others_cost_and_what_is_known(tmp_path, monkeypatc
         "dgh: 4 images x 2 teacher passes, about 1 min 20 s uncompiled in one process (--effort quick, 30 "
         f"passes: 20 min 0 s; standard, {standard} passes: "
     )
-    assert "; published, 1000 passes: 11 h 6 min), 0." in lines[0] and lines[0].endswith("MB on disk")
+    assert "; published, 1000 passes: 11 h 6 min), 0." in lines[0] and lines[0].endswith("GB memory")
     assert lines[1] == f"dgh, measured: {METHODS['dgh'].curve.measured}"
 
 
@@ -142,7 +144,7 @@ def test_a_method_without_a_curve_says_so(tmp_path, monkeypatch):
 
 def test_a_short_run_and_a_continued_one_say_no_more_than_their_time(tmp_path, monkeypatch):
     lines = said(tmp_path, monkeypatch, 1.0, iterations=2)
-    monkeypatch.setattr(synthesize, "seconds_per_image_iteration", lambda teacher, batch: 100.0)
+    monkeypatch.setattr(forecasts, "seconds_per_image_iteration", lambda teacher, batch: 100.0)
     reporter = Spoken()
     more = config(iterations=2, count=8)
     synthesize.generate(more, tmp_path / "run", teacher=make_teacher(), reporter=reporter, resume=True)

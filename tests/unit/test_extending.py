@@ -10,6 +10,7 @@ from toys import make_teacher
 from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.core.errors import RunFolderError, ShardError
+from zsq.resolved import counts_of, resolve
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run
@@ -148,8 +149,8 @@ def test_without_a_count_a_run_keeps_its_own(tmp_path, tiny_teacher):
 def test_a_new_run_without_a_count_has_1024(tmp_path, tiny_teacher):
     for resume in (False, True):
         config_ = GenerateConfig(teacher="toy", method="noise")
-        counts = synthesize.counts_of(config_, tmp_path / "none", resume)
-        assert synthesize.resolve(config_, tmp_path, tiny_teacher, counts).plan.counts == (1024,)
+        counts = counts_of(config_, tmp_path / "none", resume)
+        assert resolve(config_, tmp_path, tiny_teacher, counts).plan.counts == (1024,)
 
 
 def test_another_option_is_refused_before_anything_changes(tmp_path, tiny_teacher):

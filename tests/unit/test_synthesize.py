@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from zsq.core.errors import NoBatchNormError, RunFolderError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.engine.scoring import Scorer
+from zsq.resolved import resolve
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run
-from zsq.synthesize import resolve
 
 COUNT, BATCH, SHARD = 10, 2, 4
 
@@ -171,7 +172,7 @@ def test_estimate_comes_before_the_work(tmp_path, tiny_teacher):
     reporter = Spoken()
     synthesize.generate(config(), tmp_path / "run", teacher=tiny_teacher, reporter=reporter)
     assert reporter.lines[0].startswith("zeroq: 10 images x 2 teacher passes, about ")
-    assert reporter.lines[0].endswith("MB on disk")
+    assert re.search(r" MB on disk, \d+\.\d GB memory$", reporter.lines[0])
     assert reporter.lines[-1] == f"10 images in 3 shards: {tmp_path / 'run'}"
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert [event["text"] for event in events if event["event"] == "say"] == reporter.lines

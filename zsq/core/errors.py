@@ -99,5 +99,9 @@ class NonFiniteError(ZsqError):
     """A teacher's output, a loss or an image that is NaN or infinite."""
 
 
+class MemoryShortageError(ZsqError):
+    """More memory is needed than the machine or its device has."""
+
+
 class TeacherAccuracyError(ZsqError):
     """A teacher that measures another accuracy than its card or recipe states."""

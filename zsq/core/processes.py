@@ -16,6 +16,11 @@ class Processes:
     rank: int = 0
     count: int = 1
 
+    @property
+    def local_count(self) -> int:
+        """Processes of the job on this machine."""
+        return min(self.count, int(os.environ.get("LOCAL_WORLD_SIZE", self.count)))
+
     @classmethod
     def started(cls) -> Processes:
         """Ask accelerate where several processes were started."""

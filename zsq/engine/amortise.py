@@ -17,6 +17,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.engine.cache import read_tensors, write_tensors
 from zsq.engine.conditional import ConditionalNetwork, NoiseNetwork
+from zsq.engine.estimate import training_bytes
 from zsq.engine.invert import Inversion, Stage, warn_of_idle_terms
 from zsq.engine.latent import allocated
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
@@ -113,6 +114,11 @@ class AmortisedMethod(Generator):
             lambda: self.network_class(spec, num_classes, o.latent, o.bn_epsilon, o.conditional_bn),
             self.runtime.device,
         )
+
+    def network_bytes(self, batch: int) -> int:
+        """Of the generator network."""
+        inputs = self.network.draw(2, torch_generator(0, 0, "network bytes"))
+        return training_bytes(self.network, [drawn.to(self.runtime.device) for drawn in inputs], batch)
 
     def terms(self) -> Sequence[Term]:
         """GDFQ's: classes, and BN statistics of the batch as mean and biased variance."""

@@ -1,17 +1,22 @@
-"""What a teacher's passes cost: operations for static rules, seconds for what is said beforehand."""
+"""What a run costs: operations for static rules; seconds and bytes for what is said beforehand."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import Teacher
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
+from zsq.engine.executed import blank, executed, layer_values
+from zsq.engine.scoring import SCORE_BATCH
+from zsq.engine.statistics import BYTES_PER_VALUE, MEMORY_BUDGET
 
 # What compiling gains and costs on a CPU: benchmarks/throughput.py, ResNet-20 and ResNet-18.
 COMPILED_SPEEDUP = {"bf16": 2.0, "fp32": 1.4}
@@ -24,8 +29,42 @@ FORWARDS_PER_ITERATION = 3.0
 # A training step of a student per image, in teacher passes of synthesis: ResNet-20.
 STEP_COST = 1.7
 
+# Of a value that a layer puts out, over a step: some are kept for the backward pass, some are not. Measured 3
+# to 6 on ResNet-18 and MobileNetV2.
+STEP_BYTES_PER_VALUE = 5
+
 # Shorter than this nobody looks for a shorter run.
 WORTH_CHOOSING_SECONDS = 60.0
+
+
+def step_bytes(teacher: Teacher, batch: int) -> int:
+    """Memory of one step of `batch` images at its peak, about: what the teacher's layers keep for the
+    backward pass."""
+    images = blank(teacher.network, teacher.spec)
+    values = layer_values(teacher.network, teacher.spec.standard_to_norm(images))
+    at_once = min(batch, max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values)))
+    return STEP_BYTES_PER_VALUE * at_once * values
+
+
+def training_bytes(network: nn.Module, inputs: Sequence[Tensor], batch: int) -> int:
+    """Memory of one training step of a network, about: what its layers keep, and its weights with gradient
+    and two moments. `inputs` are those of any number of images."""
+    values = layer_values(network, *inputs) // len(inputs[0])
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return STEP_BYTES_PER_VALUE * batch * values + 4 * 4 * weights
+
+
+def score_bytes(teacher: Teacher, images: int) -> int:
+    """Memory of scoring finished images, about: three of the largest outputs of a layer, in float32."""
+    network, spec = teacher.network, teacher.spec
+    calls = executed(network, lambda: network(spec.standard_to_norm(blank(network, spec))))
+    return 3 * 4 * min(images, SCORE_BATCH) * max(call.num_values for call in calls)
+
+
+def image_bytes(teacher: Teacher, images: int) -> int:
+    """Main memory of `images` that are made before the first of them is stored: about four float32 copies, or
+    pixels with gradient and two moments."""
+    return 4 * 4 * images * math.prod(teacher.spec.shape)
 
 
 def forward_gflops(teacher: Teacher) -> float:

@@ -41,7 +41,8 @@ def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             values = output if isinstance(output, Tensor) else torch.empty(0)
-            calls.append(Call(name, module, values.numel(), bool(values.isfinite().all())))
+            finite = values.is_meta or bool(values.isfinite().all())
+            calls.append(Call(name, module, values.numel(), finite))
 
         return hook
 
@@ -52,6 +53,12 @@ def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def layer_values(network: nn.Module, *inputs: Any) -> int:
+    """Values that all layers without layers of their own put out when `network` is called with `inputs`."""
+    calls = executed(network, lambda: network(*inputs))
+    return sum(call.num_values for call in calls if not list(call.module.children()))
 
 
 def last_layer(network: nn.Module, spec: ImageSpec, num_outputs: int) -> str:

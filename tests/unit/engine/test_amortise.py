@@ -22,6 +22,7 @@ from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Term
 from zsq.generators import create
 from zsq.plan import Plan
+from zsq.resolved import resolve
 from zsq.shards.verify import verify_run
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a.weight": torch.randn(4, 2).T, "n": torch.tensor(3)}
@@ -168,7 +169,7 @@ def test_the_estimate_and_the_progress_count_the_training(tmp_path, tiny_teacher
 
 def test_the_training_batch_is_the_runs(tmp_path, tiny_teacher):
     def resolved(**changes):
-        return synthesize.resolve(config(**changes), tmp_path, tiny_teacher).method.options.training_batch
+        return resolve(config(**changes), tmp_path, tiny_teacher).method.options.training_batch
 
     assert [resolved(), resolved(batch=None), resolved(batch=None, count=500)] == [2, 6, 200]
     assert resolved(set={"training_batch": 16}) == 16

@@ -1,0 +1,162 @@
+"""A run of `zsq generate` with everything resolved: options, teacher, method, plan and runtime."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from zsq.config import DEFAULT_COUNT, GenerateConfig, PositiveInt
+from zsq.contract import Generator, Teacher
+from zsq.core.errors import OptionError, RunFolderError
+from zsq.core.imagespec import ImageSpec
+from zsq.core.options import Options
+from zsq.core.runtime import Runtime
+from zsq.engine.estimate import forward_gflops
+from zsq.engine.finite import require_finite_outputs
+from zsq.generators import default_effort, effort_iterations, method_class, require
+from zsq.images.sources import ImageSet, images_for
+from zsq.plan import Plan
+from zsq.runfolder import RUN_FILE, stored_options
+from zsq.teacher import load_teacher
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run with everything resolved, before anything is written."""
+
+    config: GenerateConfig
+    teacher: Teacher
+    method: Generator
+    plan: Plan
+    runtime: Runtime
+    out: Path
+    images: ImageSet | None = None
+
+    @property
+    def data_read(self) -> str:
+        """What of the real world the run reads: nothing, where `--real` names images made without any."""
+        if self.images is not None and self.images.provenance is not None:
+            return self.images.provenance.data_read
+        return self.method.facts.data_read
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the shards."""
+        return self.out / "shards"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's resolved options, as JSON holds them."""
+        return self.method.options.model_dump(mode="json")
+
+    def resolved(self) -> dict[str, Any]:
+        """What decides the bytes; the content of `run.json`."""
+        return {
+            "command": "generate",
+            "teacher": self.teacher.name,
+            "weights_sha256": self.teacher.weights_sha256,
+            "method": self.method.name,
+            "set": self.options,
+            "real": self.config.real,
+            **({"real_sha256": _images_sha256(self.images)} if self.images is not None else {}),
+            "count": self.plan.count,
+            **({"counts": list(self.plan.counts)} if self.plan.earlier else {}),
+            "batch": self.plan.batch,
+            "shard_size": self.plan.shard_size,
+            "seed": self.plan.seed,
+            **self.runtime.record(),
+        }
+
+
+def method_options(
+    config: GenerateConfig, spec: ImageSpec, count: int
+) -> tuple[type[Generator], int, Options]:
+    """The method that a configuration names, its batch, and its options for `count` images of `spec`.
+
+    Raises:
+        UnknownNameError: no such method.
+        OptionError: an option that it does not have, or a wrong value.
+    """
+    cls = method_class(config.method)
+    batch = min(config.batch or cls.default_batch(spec), count)
+    effort = config.effort or default_effort(spec)
+    iterations = config.iterations or effort_iterations(cls, spec, effort)
+    return cls, batch, cls.options_class.resolve(config.method, spec, config.set, iterations, batch)
+
+
+def counts_of(config: GenerateConfig, out: Path, resume: bool) -> tuple[int, ...]:
+    """Images after the first run in `out` and after each extension; the last is what is asked for.
+
+    Raises:
+        RunFolderError: the run there has more images than are asked for, or says nothing readable.
+    """
+    stored = stored_options(out) if resume else {}
+    if not stored:
+        return (config.count or DEFAULT_COUNT,)
+    try:
+        counts = TypeAdapter(tuple[PositiveInt, ...]).validate_python(stored.get("counts", [stored["count"]]))
+        last = counts[-1]
+    except (ValidationError, LookupError):
+        found = f"{out / RUN_FILE} does not say how many images"
+        raise RunFolderError(found, "the folder of an earlier run", "choose another --out") from None
+    if config.count is not None and config.count < last:
+        raise RunFolderError(
+            f"--resume with count = {config.count}",
+            f"at least the {last} images of {out}",
+            "a set can be extended but not cut; quantize and gap take a --count of their own",
+        )
+    return counts if config.count in (None, last) else (*counts, config.count)
+
+
+def resolve(
+    config: GenerateConfig, out: Path, teacher: Teacher | None = None, counts: tuple[int, ...] = ()
+) -> ResolvedRun:
+    """Check every option and build the parts; writes nothing.
+
+    Args:
+        counts: see `Plan.counts`; what the first run had decides batch and runtime of all extensions.
+
+    Raises:
+        ZsqError: an option, a teacher or a combination of both that cannot work.
+    """
+    cls = method_class(config.method)
+    if config.real is not None and not cls.facts.needs_real:
+        raise OptionError(f"--real {config.real}", f"no --real: {config.method} reads no images")
+    if config.real is None and cls.facts.needs_real:
+        what = f"{cls.facts.data_read}, or the folder of a zsq run"
+        raise OptionError(f"{config.method} without --real", f"--real SRC: {what}")
+    if teacher is None:
+        weights = Path(config.weights) if config.weights is not None else None
+        teacher = load_teacher(config.teacher, weights)
+    require(config.method, teacher)
+    require_finite_outputs(teacher)
+    counts = counts or (config.count or DEFAULT_COUNT,)
+    _, batch, options = method_options(config, teacher.spec, counts[0])
+    passes = cls.teacher_passes(options, counts[0])
+    runtime = Runtime.resolve(
+        **config.runtime.model_dump(),
+        total_gflops=forward_gflops(teacher) * passes if passes else 0.0,
+    )
+    plan = Plan(
+        count=counts[-1],
+        batch=batch,
+        shard_size=config.shard_size,
+        seed=config.seed,
+        batches_per_group=cls.batches_per_group,
+        earlier=counts[:-1],
+    )
+    method = cls(teacher.to(runtime.device), options, runtime)
+    images = None
+    if config.real is not None:
+        images = images_for(teacher, config.real, one_per_class=True)
+        method.read(images.pixels, images.labels)
+    return ResolvedRun(config, teacher, method, plan, runtime, out, images)
+
+
+def _images_sha256(images: ImageSet) -> str:
+    parts = (images.pixels.numpy().tobytes(), images.labels.numpy().tobytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
