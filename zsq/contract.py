@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from zsq.core.imagespec import ImageSpec
@@ -228,9 +230,15 @@ class FittedStudent:
     task: Task = "classify"
     made: Made | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and what `logits` returns."""
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
     def logits(self, standard_NCHW: Tensor) -> Tensor:
-        """Standard-space images -> (N, num_outputs)."""
-        return self.network(self.spec.standard_to_norm(standard_NCHW))
+        """Standard-space images on any device -> (N, num_outputs) on the student's."""
+        return self.network(self.spec.standard_to_norm(standard_NCHW.to(self.device)))
 
 
 @dataclass(frozen=True)

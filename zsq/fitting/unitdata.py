@@ -17,6 +17,9 @@ from zsq.placement.subgraphs import up_to
 from zsq.placement.units import Unit
 from zsq.quantizers.grids import FakeQuantizer
 
+# Of the gradients that weight errors, in the public code.
+PUBLISHED_BATCH = 32
+
 
 @dataclass(frozen=True)
 class UnitData:
@@ -96,8 +99,8 @@ def _fill(network: fx.GraphModule, features: tuple[Features, ...], images: Image
 def _weigh(
     full: fx.GraphModule, student: fx.GraphModule, unit: Unit, importance: Features, images: Images
 ) -> None:
-    """(|g| + 1)^2 with g the gradient of KL(teacher || student) of each image by the unit's output (BRECQ, Li
-    et al. 2021, public code)."""
+    """(|g| + 1)^2 with g the gradient by the unit's output of KL(teacher || student), a mean over batches of
+    32 images, with the unit's rounding still soft (BRECQ, Li et al. 2021, public code)."""
     (output,) = (node.all_input_nodes[0].name for node in student.graph.nodes if node.op == "output")
     student, full = up_to(student, [unit.output, output]), up_to(full, [output])
     for start, norm in images.batches():
@@ -107,5 +110,5 @@ def _weigh(
             value, student_NK = student(norm.requires_grad_())
             log_NK = F.log_softmax(student_NK, dim=1)
             loss = F.kl_div(log_NK, F.log_softmax(teacher_NK, dim=1), reduction="sum", log_target=True)
-            (gradient,) = torch.autograd.grad(loss, value)
+            (gradient,) = torch.autograd.grad(loss / PUBLISHED_BATCH, value)
         importance.write(start, (gradient.abs() + 1).square())

@@ -188,6 +188,7 @@ class UnitwiseStudent(Student):
         sites = _sites(phase, unit)
         self._put_quantizers(state, sites)
         if self._learns(phase, unit, index):
+            self._soften(state, sites, phase)
             data = gather(
                 state.full,
                 state.network,
@@ -196,7 +197,6 @@ class UnitwiseStudent(Student):
                 sees_student=phase.effective_inputs != "float",
                 weighted=phase.weighted,
             )
-            self._soften(state, sites, phase)
             network = self._unit_network(state, phase, unit)
             before = self._engine.error(network, phase, data)
             self._engine.run(network, phase, data, state.seed, f"{self.name} {phase.name} {index}", state.log)

@@ -49,7 +49,7 @@ def trace(network: nn.Module) -> fx.GraphModule:
 
     Raises:
         UntraceableError: control flow that depends on data, an operation with weights outside of Conv2d and
-            Linear, or an output that is not one tensor.
+            Linear, two of these over one weight, or an output that is not one tensor.
     """
     copied = copy.deepcopy(network).eval()
     tracer = _Tracer()
@@ -64,6 +64,7 @@ def trace(network: nn.Module) -> fx.GraphModule:
     module = fx.GraphModule(tracer.root, graph, type(network).__name__)
     for node in graph.nodes:
         _refuse_unplaceable(module, node)
+    _refuse_shared(module)
     make_trainable(module)
     return module
 
@@ -107,6 +108,19 @@ def _refuse_unplaceable_module(name: str, layer: nn.Module) -> None:
             raise UntraceableError(found, "", "remove its parametrization first")
     elif not isinstance(layer, nn.LayerNorm) and any(p.dim() > 1 for p in layer.parameters()):
         raise UntraceableError(f"no quantizer for {kind} ('{name}')", "", REMEDY)
+
+
+def _refuse_shared(module: fx.GraphModule) -> None:
+    """Two layers over one weight would each put it on a grid, the second one on what the first has left."""
+    owners: dict[int, str] = {}
+    for name in dict.fromkeys(str(n.target) for n in module.graph.nodes if calls_module(module, n, LAYERS)):
+        owner = owners.setdefault(id(module.get_submodule(name).weight), name)
+        if owner != name:
+            raise UntraceableError(
+                f"the layers '{owner}' and '{name}' share one weight",
+                "a weight for each",
+                f"give one its own: {name}.weight = nn.Parameter({name}.weight.detach().clone())",
+            )
 
 
 def _user_of(node: fx.Node) -> str:

@@ -28,6 +28,17 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
+def clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """`x` cut to [low, high], both numbers or both tensors.
+
+    The gradient of `x` is 1 inside and at both ends, 0 outside; the ends get none. It is written out because
+    `torch.clamp` passes none at its ends since torch 2.15, and did before: half of a tensor behind a ReLU is
+    at one.
+    """
+    ends: Any = (low, high)
+    return torch.where((x >= low) & (x <= high), x, torch.clamp(x.detach(), *ends))
+
+
 def affine_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Step and zero point of the unsigned `bits`-bit grid over [low, high], stretched to hold 0.
 

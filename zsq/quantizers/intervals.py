@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import Kind, Quantizer
+from zsq.quantizers.grids import Kind, Quantizer, clip
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import NUM_RATIOS, lp_affine
 
@@ -22,7 +22,7 @@ SMALLEST_WIDTH = 1e-8
 def interval_levels(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     """`x` as k / (2^b - 1) in [0, 1], float32; gradients go to `x`, `low` and `high`."""
     levels = 2**bits - 1
-    unit = ((x.float() - low) / (high - low)).clamp(0, 1)
+    unit = clip((x.float() - low) / (high - low), 0, 1)
     return unit + ((unit * levels).round() / levels - unit).detach()
 
 

@@ -18,6 +18,8 @@ LP_EXPONENT = 2.4
 NUM_RATIOS = 100
 # At least half of these hold values: 2048 or more over the tensor's own range.
 KL_BINS = 4096
+# Share of the values, exact zeros left out, that the range of least divergence must hold.
+KL_LEAST_MASS = 0.9
 
 
 def minmax_range(histogram: Histogram) -> tuple[float, float]:
@@ -112,6 +114,8 @@ def kl_range(histogram: Histogram, bits: int) -> tuple[float, float]:
     For each i from the number of levels up: P is the first i bins of |x|, the mass beyond added to the last;
     Q is the same bins without that mass, merged to the levels and spread over the bins that P fills;
     T = (argmin KL(P || Q) + 0.5) bin widths. Levels are the grid's own: 2^b one-sided, 2^(b-1) two-sided.
+    Only an i that keeps `KL_LEAST_MASS` counts: where little lies near zero, the divergence alone would
+    choose a range that holds hardly a value.
     """
     one_sided = histogram.low >= 0 or histogram.high <= 0
     levels = 2**bits if one_sided else 2 ** (bits - 1)
@@ -120,6 +124,7 @@ def kl_range(histogram: Histogram, bits: int) -> tuple[float, float]:
     if used <= levels:
         return histogram.low, histogram.high
     candidates = torch.arange(levels, used + 1)
+    candidates = candidates[counts.cumsum(0)[candidates - 1] >= KL_LEAST_MASS * counts.sum()]
     best = candidates[_kl_of(counts, candidates, levels).argmin()]
     threshold = (float(best) + 0.5) * histogram.width * (BINS_PER_SIDE // KL_BINS)
     return max(histogram.low, -threshold), min(histogram.high, threshold)

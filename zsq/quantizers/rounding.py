@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, Quantizer, Role
+from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, Quantizer, Role, clip
 
 # The rectified sigmoid's ends (Louizos et al. 2018, as in AdaRound section 3.1).
 ZETA, GAMMA = 1.1, -0.1
@@ -18,7 +18,7 @@ NOISE_LEVELS = 256
 
 def soft_bits(variables: Tensor) -> Tensor:
     """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1): 0 rounds down, 1 up; same shape."""
-    return (torch.sigmoid(variables) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+    return clip(torch.sigmoid(variables) * (ZETA - GAMMA) + GAMMA, 0, 1)
 
 
 def variables_of(bits: Tensor) -> Tensor:
@@ -64,8 +64,7 @@ class SoftRounding(Quantizer):
         return {"rounding": self.variables, "weight step": self.step}
 
     def _on_grid(self, integers: Tensor) -> Tensor:
-        low, high = self.lo - self.zero_point, self.hi - self.zero_point
-        return self.step * torch.minimum(torch.maximum(integers, low), high)
+        return self.step * clip(integers, self.lo - self.zero_point, self.hi - self.zero_point)
 
     @torch.no_grad()
     def hardened(self) -> tuple[Tensor, FakeQuantizer]:

@@ -19,8 +19,8 @@ from zsq.widths import MOST_BITS, Width
 class BRECQOptions(UnitwiseOptions):
     """Constants of BRECQ; its published `rounding_weight` for MobileNetV2 is 0.1.
 
-    `fisher` weights each squared error by (|g| + 1)^2, g the gradient of each image's KL(teacher || student)
-    by the block's output; the public code has it and leaves it off.
+    `fisher` weights each squared error by (|g| + 1)^2, g the gradient by the block's output of KL(teacher ||
+    student), a mean over 32 images; the public code has it and leaves it off.
     """
 
     second_input: Width | None = MOST_BITS
@@ -45,6 +45,11 @@ class BRECQ(UnitwiseStudent):
             "with fewer iterations than published the rounding learns as many times faster",
             "squared errors count alike, as in the public code; the paper's Fisher weights are fisher=true "
             "and need a classifier",
+            "beta falls one iteration later than in the public code",
+            "an activation beyond its range counts as clipped in gradients, as in LSQ, whose factor "
+            "1 / sqrt(N Qp) they have; in the public code it is inside up to half a step further",
+            "a weight channel of one sign has zero in its range, so that its zero point is on the grid; the "
+            "public code gives it a range of its own",
             "activation ranges from all images instead of 64",
             "the residual stream stays in float; residual_stream=quantized shares the next layer's quantizer",
         ),

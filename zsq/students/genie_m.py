@@ -37,6 +37,10 @@ class GenieM(UnitwiseStudent):
         deviations=(
             "2,000 iterations per block instead of 20,000 where the network takes 64 px or less",
             "with fewer iterations than published the rounding learns as many times faster",
+            "an activation beyond its range counts as clipped in gradients, as in LSQ, whose factor "
+            "1 / sqrt(N Qp) they have; in the public code it is inside up to half a step further",
+            "a weight channel of one sign has zero in its range, so that its zero point is on the grid; the "
+            "public code gives it a range of its own",
             "a batch has the size asked for; in the public code it is the number of images over 32",
             "steps of activations start from all images instead of the first batch",
         ),

@@ -35,6 +35,11 @@ class QDrop(UnitwiseStudent):
             "batches are of shuffled epochs over the images instead of draws with replacement",
             "ranges by clipping both ends and each of them by ratios of its own instead of 100 ranges times "
             "all zero points; of activations from all images instead of 256",
+            "beta falls one iteration later than in the public code",
+            "an activation beyond its range counts as clipped in gradients, as in LSQ, whose factor "
+            "1 / sqrt(N Qp) they have; in the public code it is inside up to half a step further",
+            "a weight channel of one sign has zero in its range, so that its zero point is on the grid; the "
+            "public code gives it a range of its own",
             "the residual stream stays in float; residual_stream=quantized shares the next layer's quantizer",
         ),
     )

@@ -54,6 +54,8 @@ class QuantFace(TrainedStudent):
             "batch norm keeps the teacher's statistics; only its affine part trains",
             "activations are quantized where they enter a layer; the residual stream stays float",
             "the slopes of one PReLU layer share a grid",
+            "a weight channel of one sign has zero in its range, so that its zero point is on the grid; the "
+            "public code gives it a range of its own",
         ),
     )
     options_class: ClassVar[type[Options]] = QuantFaceOptions

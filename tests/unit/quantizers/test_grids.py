@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, affine_grid, fake_quantize, integer_range
+from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, affine_grid, clip, fake_quantize, integer_range
 
 ZERO = torch.tensor(0.0)
 
@@ -133,3 +133,13 @@ def test_arithmetic_is_fp32_under_autocast():
     quantizer = FakeQuantizer(torch.tensor(0.1), ZERO, 0, 255, "activation")
     with torch.autocast("cpu", torch.bfloat16):
         assert quantizer(torch.randn(4).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (torch.zeros(2, 1), torch.ones(2, 1))])
+def test_the_gradient_of_a_cut_is_one_at_its_ends(ends):
+    """In any version of torch: `torch.clamp` changed there."""
+    x = torch.tensor([[-1.0, 0.0, 0.5, 1.0, 2.0]]).repeat(2, 1).requires_grad_()
+    cut = clip(x, *ends)
+    assert torch.equal(cut, x.detach().clamp(0, 1))
+    cut.sum().backward()
+    assert torch.equal(x.grad, torch.tensor([[0.0, 1, 1, 1, 0]]).repeat(2, 1))

@@ -159,3 +159,11 @@ def test_kl_levels_are_those_of_the_grid_and_few_bins_are_left_alone():
     low, high = kl_range(histogram_of(two_sided), 8)
     assert low >= two_sided.min() and high < 60
     assert kl_range(histogram_of(torch.zeros(10)), 8) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("low, high", [(5.0, 6.0), (-6.0, -5.0), (0.9, 1.0), (20.0, 21.0)])
+def test_kl_keeps_nine_tenths_of_a_tensor_away_from_zero(bits, low, high):
+    values = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) * (high - low) + low
+    found = kl_range(histogram_of(values), bits)
+    assert ((values >= found[0]) & (values <= found[1])).float().mean() >= 0.9

@@ -148,3 +148,10 @@ def test_an_interval_cannot_turn_over():
         quantizer.high.fill_(-5)
     quantizer.keep_order()
     assert quantizer.high > quantizer.low and math.isfinite(quantizer(draw(10)).sum().item())
+
+
+def test_an_interval_s_ends_pass_the_gradient_of_what_lies_on_them():
+    """Half of a tensor behind a ReLU is its interval's low end."""
+    x = torch.tensor([0.0, 0.0, 0.5, 1.0]).requires_grad_()
+    interval_levels(x, torch.tensor(0.0), torch.tensor(1.0), 2).sum().backward()
+    assert torch.equal(x.grad, torch.ones(4))
