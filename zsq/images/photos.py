@@ -48,6 +48,8 @@ REFUSED = "resize the images first, or pass --fit crop or --fit stretch where th
 MAX_SIDE = 16_384
 MAX_FILE_BYTES = 256 * 2**20
 MAX_SET_BYTES = 64 * 2**30
+SHARE_OF_MEMORY = 0.75  # of what is free: the rest is for what is computed with the images
+LARGE_PHOTO = 16 * 2**20  # pixels; decoded in every thread at once, such photos are a set of their own
 
 # What Pillow, zipfile, numpy and torchvision raise on files that are damaged or not theirs.
 UNREADABLE = (
@@ -165,6 +167,10 @@ def decoded(
                 found = f"{names[index]} is {image.width}x{image.height} px (WxH)"
                 whose = "as the teacher takes" if spec else "as the first image"
                 raise MismatchError(found, f"{width}x{height} {whose}", REFUSED)
+            if image.width * image.height > LARGE_PHOTO:
+                at_once = min(num_threads, len(names))
+                found = f"{names[index]} is {image.width}x{image.height} px, {at_once} such at once"
+                check_bytes(found, at_once * channels * image.width * image.height)
             if image.mode in DEEP_MODES:
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
             converted = image.convert("L" if channels == 1 else "RGB")
@@ -215,9 +221,9 @@ def check_bytes(found: str, num_bytes: int) -> None:
     Raises:
         ImagesError: it does.
     """
-    limit = min(MAX_SET_BYTES, available_bytes())
+    limit = min(MAX_SET_BYTES, int(SHARE_OF_MEMORY * available_bytes()))
     if num_bytes > limit:
-        sizes = f"{num_bytes / 2**30:.1f} GiB", f"at most the {limit / 2**30:.1f} GiB that are free"
+        sizes = f"{num_bytes / 2**30:.1f} GiB", f"at most {limit / 2**30:.1f} GiB of what is free"
         raise ImagesError(f"{found}, {sizes[0]}", sizes[1], "use fewer or smaller images")
 
 

@@ -369,7 +369,7 @@ def test_a_record_of_huge_images_takes_no_memory(to, run, tmp_path, monkeypatch)
     values = json.loads(path.read_text())
     values["image"]["size"], values["num_images"] = [16384, 16384], 2**62
     path.write_text(json.dumps(values))
-    with pytest.raises(ImagesError, match="GiB that are free"):
+    with pytest.raises(ImagesError, match="GiB of what is free"):
         zsq.import_images(tmp_path / "out", tmp_path / "again")
 
 

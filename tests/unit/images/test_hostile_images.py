@@ -14,6 +14,7 @@ import zsq
 import zsq.images.photos
 from zsq.core.errors import ImagesError, OptionError, WeightsError, ZsqError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.photofit import PhotoFit
 from zsq.images.sources import load_images
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -125,10 +126,15 @@ def test_photos_that_do_not_fit_into_memory_are_refused_before_they_are_read(tmp
     for index in range(3):
         (tmp_path / "images" / "cat").mkdir(parents=True, exist_ok=True)
         Image.new("L", (12_000, 12_000)).save(tmp_path / "images" / "cat" / f"{index}.png")
-    with pytest.raises(
-        ImagesError, match=r"3 images of 3x12000x12000, 1\.2 GiB; expected at most the 1\.0 GiB"
-    ):
+    with pytest.raises(ImagesError, match=r"3 images of 3x12000x12000, 1\.2 GiB; expected at most 0\.8 GiB"):
         load_images(tmp_path / "images")
+
+
+def test_large_photos_are_not_decoded_where_they_do_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(zsq.images.photos, "available_bytes", lambda: 2**26)
+    Image.new("RGB", (5000, 5000)).save(tmp_path / "a.png")
+    with pytest.raises(ImagesError, match=r"a\.png is 5000x5000 px, 1 such at once, 0\.1 GiB"):
+        load_images(tmp_path, SPEC, fit=PhotoFit())
 
 
 def test_a_tensor_that_repeats_what_is_stored_is_refused(tmp_path):
