@@ -28,6 +28,7 @@ from zsq.shards.manifest import (
     MethodRecord,
     TeacherRecord,
     library_versions,
+    read_manifest,
     write_manifest,
 )
 from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_name
@@ -66,8 +67,9 @@ def generate(
         reporter.say(line)
     job.shards.mkdir(exist_ok=True)
     start = time.perf_counter()
-    missing = [unit for unit in job.plan.units if _finished(job, unit, reporter) is None]
-    if not missing and (out / MANIFEST_NAME).exists():
+    found = [(unit, _finished(job, unit, reporter)) for unit in job.plan.units]
+    missing = [unit for unit, entries in found if entries is None]
+    if not missing and _stated(out, [entry for _, entries in found for entry in entries or ()], reporter):
         return out
     processes.wait()
     with job.runtime.threads_set(), shortage_said(what_to_lower(job)):
@@ -77,6 +79,19 @@ def generate(
         _write_manifest(job, made, time.perf_counter() - start)
         reporter.say(f"{job.plan.count} images in {job.plan.num_shards} shards: {out}")
     return out
+
+
+def _stated(out: Path, entries: list[ShardEntry], reporter: Reporter) -> bool:
+    """Whether a whole manifest states these shards; damage is said, and the manifest written again."""
+    if not (out / MANIFEST_NAME).exists():
+        return False
+    try:
+        if list(read_manifest(out).shards) == entries:
+            return True
+        reporter.say(f"{out / MANIFEST_NAME} states other shards; it is written again")
+    except ShardError as error:
+        reporter.say(f"{error}; it is written again")
+    return False
 
 
 def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes, reporter: Reporter) -> int:

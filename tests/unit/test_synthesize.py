@@ -248,3 +248,22 @@ def test_other_weights_are_another_run(tmp_path, tiny_teacher):
     object.__setattr__(other, "weights_sha256", "1" * 64)
     with pytest.raises(RunFolderError, match="weights_sha256"):
         synthesize.generate(config(), folder, resume=True, teacher=other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_manifest_of_whole_shards_is_written_again(damage, tmp_path):
+    settings, teacher = config(), make_teacher()
+    run = synthesize.generate(settings, tmp_path / "run", teacher=teacher)
+    whole = json.loads((run / "manifest.json").read_text())
+    text = (run / "manifest.json").read_text()
+    changed = text.replace(whole["shards"][0]["sha256"], "0" * 64) if damage == "other" else text[:100]
+    (run / "manifest.json").write_text(changed)
+    spoken = Spoken()
+    synthesize.generate(settings, run, teacher=teacher, resume=True, reporter=spoken)
+    assert any("manifest.json" in line and "written again" in line for line in spoken.lines)
+    again = json.loads((run / "manifest.json").read_text())
+    timed = ("seconds", "image_iterations_per_second")
+    assert {k: v for k, v in again.items() if k not in timed} == {
+        k: v for k, v in whole.items() if k not in timed
+    }
+    verify_run(run)
