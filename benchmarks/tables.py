@@ -116,6 +116,19 @@ def curve() -> Grid:
     return Grid(("method", *(f"{cost:.0f} passes" for cost in costs)), lines, 1)
 
 
+def efforts(name: str) -> Grid:
+    """Agreement with the teacher by source and student, and the BN distance of the images."""
+    found = measured(name)
+    rows = [row for row in found.rows if row.metric == "agreement"]
+    students = dict.fromkeys((row.student, row.bits) for row in rows)
+    lines = []
+    for source in dict.fromkeys(row.source for row in rows):
+        of = {(row.student, row.bits): row.mean for row in rows if row.source == source}
+        cells = (number(of[student], 1) for student in students)
+        lines.append((source, *cells, f"{found.bn_distance(source):.4g}"))
+    return Grid(("source", *(f"`{name}` {bits}" for name, bits in students), "BN distance"), tuple(lines), 1)
+
+
 def second() -> Grid:
     """Two students of the second teacher side by side, and what the images are like."""
     found = measured("methods-second")
@@ -292,6 +305,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
     "methods-headline-sets": partial(sets_of, "methods-headline"),
     "methods-curve": curve,
+    "effort-mcunet": partial(efforts, "effort-mcunet"),
     "cifar10-resnet20": partial(gaps_of, "cifar10-resnet20", ("student", *ALL), 3),
     "methods-second": second,
     "methods-224px": partial(gaps_of, "methods-224px", ("bits", "source", "accuracy", "gap", "agreement"), 2),
