@@ -6,9 +6,9 @@ CONSUMERS ?= $(HOME)/.cache/zsq-consumers
 TOOLS := onnxruntime nncf torchao mct webdataset
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
-LOWEST := .venv-lowest
+LOWEST := $(CURDIR)/.venv-lowest
 
-.PHONY: demo test test-lowest consumers lint bench clean
+.PHONY: demo test test-lowest consumers consumers-lowest lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/zsq run digits
@@ -27,6 +27,21 @@ consumers: $(TOOLS:%=$(CONSUMERS)/%/.installed)
 $(CONSUMERS)/%/.installed: benchmarks/consumers/%.txt pyproject.toml
 	$(PYTHON) -m venv $(CONSUMERS)/$*
 	$(CONSUMERS)/$*/bin/python -m pip install --quiet -r $< --editable . pytest pytest-socket pytest-timeout
+	touch $@
+
+consumers-lowest: $(TOOLS:%=$(CONSUMERS)/%-lowest/.installed)
+	for tool in $(TOOLS); do \
+	    OMP_NUM_THREADS=1 $(CONSUMERS)/$$tool-lowest/bin/python -m pytest -m consumers tests || exit 1; \
+	done
+
+# The tool's lowest versions, on top of the environment that test-lowest installs.
+$(CONSUMERS)/%-lowest/.installed: $(LOWEST)/.installed
+	$(PYTHON) -m venv $(CONSUMERS)/$*-lowest
+	site() { $$1 -c "import site; print(site.getsitepackages()[0])"; }; \
+	    echo "import site; site.addsitedir('$$(site $(LOWEST)/bin/python)')" \
+	    > "$$(site $(CONSUMERS)/$*-lowest/bin/python)/lowest.pth"
+	$(PYTHON) .ci/floors.py $* > $(CONSUMERS)/$*-lowest/floors.txt
+	$(CONSUMERS)/$*-lowest/bin/python -m pip install --quiet --requirement $(CONSUMERS)/$*-lowest/floors.txt
 	touch $@
 
 lint: .venv/.installed-dev
