@@ -140,6 +140,8 @@ class Inversion:
                     assert forward is not None
                     with torch.no_grad():
                         memory.after_step(iteration, forward)
+                # Else the next step would begin beside what this one holds.
+                del total, sums, forward
                 done = iteration + 1
                 if done % LOG_EVERY == 0 or done == stage.iterations:
                     history.rows.append(values.clone())

@@ -125,6 +125,8 @@ class JointInversion:
                 stored.store(index, layers)
                 one.step(iteration, total.detach())
                 values.append(losses.clone())
+                # Else the next step would begin beside what this one holds.
+                del total, losses, sums, layers, others
             done = iteration + 1
             if done % LOG_EVERY == 0 or done == self.iterations:
                 history.rows.append(torch.stack(values).mean(0))
