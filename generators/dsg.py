@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Curve, Facts, StepLog
+from zsq.core.errors import NonFiniteError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import torch_generator
+from zsq.engine.executed import images_at_once
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
     Term,
@@ -23,7 +26,7 @@ from zsq.engine.objectives import (
 )
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
 from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
-from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher
+from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher, joined
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.plan import Group
 
@@ -49,13 +52,23 @@ class DSGOptions(PlateauOptions):
     init: Literal["gaussian", "uniform"] = "gaussian"
 
 
-def slacks(layers: list[LayerSums], epsilon: float) -> tuple[Tensor, Tensor]:
+def slacks(layers: Sequence[LayerSums], epsilon: float) -> tuple[Tensor, Tensor]:
     """Slack alignment's margins (L,), (L,): the epsilon-percentile of |gap| over samples and channels, for
-    the mean and for the std."""
+    the mean and for the std.
+
+    Raises:
+        NonFiniteError: a layer's statistics are not finite.
+    """
     plain = Alignment("sample", unbiased=True)
     gaps = [plain.gaps(sums) for sums in layers]
     mean_L = torch.stack([mean.abs().flatten().quantile(epsilon) for mean, _ in gaps])
     spread_L = torch.stack([spread.abs().flatten().quantile(epsilon) for _, spread in gaps])
+    if not bool((mean_L + spread_L).isfinite().all()):
+        raise NonFiniteError(
+            "dsg's slack is NaN or infinite: the teacher overflows on Gaussian images",
+            "finite statistics of every layer",
+            "check the teacher's weights, mean and std, or use another method",
+        )
     return mean_L, spread_L
 
 
@@ -98,9 +111,10 @@ class DSG(InversionMethod):
         self.tapped = TappedTeacher(self.teacher, self.name)
         shape = (self.default_batch(self.teacher.spec), *self.teacher.spec.shape)
         images = gaussian(shape, torch_generator(seed, 0, "dsg slack"))
+        at_once = images_at_once(self.tapped.network, self.teacher.spec, len(images))
         with torch.no_grad():
-            _, layers = self.tapped(images.to(self.runtime.device))
-        self.mean_slack_L, self.spread_slack_L = slacks(layers, self.options.epsilon)
+            chunks = [self.tapped(chunk.to(self.runtime.device))[1] for chunk in images.split(at_once)]
+        self.mean_slack_L, self.spread_slack_L = slacks(joined(chunks), self.options.epsilon)
 
     def labels(self, group: Group) -> Tensor | None:
         """Random classes for the code's CE term; the paper uses none."""

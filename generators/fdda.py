@@ -16,13 +16,14 @@ from zsq.core.options import Options
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.classes import first_deep_layer, layer_widths
 from zsq.engine.conditional import NoiseNetwork
+from zsq.engine.executed import images_at_once
 from zsq.engine.invert import Inversion, Stage
 from zsq.engine.memories import FreshNoise, ImageCentres, centre_alignment, on_images
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
 
 NOISE = (0.5, 1.0)  # standard deviations of the noise on a centre's mean and variance
-CHUNK = 64  # given images through the teacher at once
+CHUNK = 64  # given images through the teacher at once, at most
 
 
 class FDDAOptions(AmortisedOptions):
@@ -101,8 +102,9 @@ class FDDA(AmortisedMethod):
         """Centres from the first image of each class that the teacher classifies as labelled, or as it
         classifies them where none has a label."""
         standard = self.teacher.spec.pixels_to_standard(pixels_NCHW)
+        at_once = images_at_once(self.teacher.network, self.teacher.spec, CHUNK)
         with torch.no_grad():
-            chunks = [self.teacher.logits(chunk.to(self.runtime.device)) for chunk in standard.split(CHUNK)]
+            chunks = [self.teacher.logits(chunk.to(self.runtime.device)) for chunk in standard.split(at_once)]
         found_N = torch.cat(chunks).argmax(1).cpu()
         labels_N = found_N if (labels_N < 0).all() else labels_N
         right = ((labels_N == found_N).nonzero()[:, 0]).tolist()
@@ -125,7 +127,8 @@ class FDDA(AmortisedMethod):
         deep = first_deep_layer(len(widths))
         num_classes = self.teacher.num_outputs
         means, variances = ([torch.zeros(num_classes, c, device=device) for c in widths[deep:]] for _ in "mv")
-        for chunk, rows in zip(standard.split(CHUNK), classes.to(device).split(CHUNK), strict=True):
+        at_once = images_at_once(tapped.network, self.teacher.spec, CHUNK)
+        for chunk, rows in zip(standard.split(at_once), classes.to(device).split(at_once), strict=True):
             for layer, sums in enumerate(tapped(chunk.to(device))[1][deep:]):
                 gap_NC = sums.s1_NC / sums.num_positions
                 means[layer][rows] = sums.mean_C + gap_NC

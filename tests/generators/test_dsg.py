@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from toys import NETWORKS, image_spec, make_teacher
+from torch import nn
+from toys import NETWORKS, conv_bn, head, image_spec, make_teacher
 
 from zsq.contract import Silent
+from zsq.core.errors import NonFiniteError
 from zsq.core.seeding import torch_generator
+from zsq.engine import executed
 from zsq.engine.objectives import TeacherPass, bn_alignment
 from zsq.engine.parameterise import gaussian
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -107,6 +110,39 @@ def test_slacks_are_percentiles_over_samples_and_channels(layers, epsilon):
         for slack_L, values in zip(found, Alignment("sample", unbiased=True).gaps(sums), strict=True):
             wanted = np.percentile(np.abs(values.numpy()), 100 * epsilon)
             assert slack_L[index].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def one_position(channels, outputs):
+    """Its second batch norm sees one position per image, whose statistics are of all images together."""
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(
+        conv_bn(channels, 8, 2), pooled, nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, outputs)
+    )
+
+
+@pytest.mark.parametrize("build", [NETWORKS["plain"], one_position])
+def test_slacks_are_the_same_in_chunks_where_memory_asks_for_them(build, tmp_path, monkeypatch):
+    teacher, passed, forward = make_teacher(build), [], TappedTeacher.forward
+    whole = prepared(teacher, tmp_path, seed=5)
+    largest = 3 * 16 * 16
+    monkeypatch.setattr(executed, "FORWARD_BUDGET", 10 * executed.LAYER_COPIES * 4 * largest)
+    monkeypatch.setattr(TappedTeacher, "forward", lambda s, x: passed.append(len(x)) or forward(s, x))
+    parts = prepared(teacher, tmp_path, seed=5)
+    assert passed == [10] * 6 + [4]
+    torch.testing.assert_close(parts.mean_slack_L, whole.mean_slack_L)
+    torch.testing.assert_close(parts.spread_slack_L, whole.spread_slack_L)
+
+
+def test_a_slack_that_is_not_finite_stops_before_the_first_step(tmp_path):
+    class Overflowing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x / (x.amax() < 2.5))
+
+    def build(channels, outputs):
+        return Overflowing(conv_bn(channels, 8, 2), head(8, outputs))
+
+    with pytest.raises(NonFiniteError, match="dsg's slack is NaN or infinite"):
+        prepared(make_teacher(build), tmp_path)
 
 
 def test_slacks_grow_with_epsilon(layers):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zsq.contract import Teacher
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
-from zsq.engine.executed import blank, executed, layer_values
+from zsq.engine.executed import blank, executed, images_at_once, layer_values
 from zsq.engine.scoring import SCORE_BATCH
 from zsq.engine.statistics import BYTES_PER_VALUE, MEMORY_BUDGET
 
@@ -58,7 +58,8 @@ def score_bytes(teacher: Teacher, images: int) -> int:
     """Memory of scoring finished images, about: three of the largest outputs of a layer, in float32."""
     network, spec = teacher.network, teacher.spec
     calls = executed(network, lambda: network(spec.standard_to_norm(blank(network, spec))))
-    return 3 * 4 * min(images, SCORE_BATCH) * max(call.num_values for call in calls)
+    at_once = images_at_once(network, spec, min(images, SCORE_BATCH))
+    return 3 * 4 * at_once * max(call.num_values for call in calls)
 
 
 def image_bytes(teacher: Teacher, images: int) -> int:
@@ -81,7 +82,8 @@ def seconds_per_image_iteration(teacher: Teacher, batch: int) -> float:
     """Time of one image's forward and backward pass here and now, from the faster of two forward passes; an
     estimate only."""
     device = next(teacher.network.parameters()).device
-    images = torch.zeros(min(batch, 64), *teacher.spec.shape, device=device)
+    at_once = images_at_once(teacher.network, teacher.spec, min(batch, 64))
+    images = torch.zeros(at_once, *teacher.spec.shape, device=device)
     teacher.logits(images[:1])
     seconds = []
     for _ in range(2):

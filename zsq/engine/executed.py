@@ -13,6 +13,11 @@ from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 
+# Bytes of a forward pass without gradients, and how many tensors of a layer's size it holds: what goes
+# into the layer and comes out of it, and four more where statistics are taken.
+FORWARD_BUDGET = 4 * 2**30
+LAYER_COPIES = 6
+
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
@@ -59,6 +64,15 @@ def layer_values(network: nn.Module, *inputs: Any) -> int:
     """Values that all layers without layers of their own put out when `network` is called with `inputs`."""
     calls = executed(network, lambda: network(*inputs))
     return sum(call.num_values for call in calls if not list(call.module.children()))
+
+
+def images_at_once(network: nn.Module, spec: ImageSpec, most: int) -> int:
+    """How many images go forward together without gradients: `most`, or fewer where the largest layer is so
+    large that they would take more than `FORWARD_BUDGET`."""
+    image = blank(network, spec)
+    calls = executed(network, lambda: network(spec.standard_to_norm(image)))
+    values = max([image.numel(), *(call.num_values for call in calls)])
+    return max(1, min(most, FORWARD_BUDGET // (LAYER_COPIES * image.element_size() * values)))
 
 
 def last_layer(network: nn.Module, spec: ImageSpec, num_outputs: int) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
 from zsq.core.runtime import Runtime
+from zsq.engine.executed import images_at_once
 from zsq.engine.statistics import TappedTeacher, image_distances
 
 SCORE_BATCH = 128
@@ -19,6 +20,7 @@ class Scorer:
     def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
         """`teacher` is on the runtime's device; one without BN gives NaN distances."""
         self.teacher, self.device = teacher, runtime.device
+        self.at_once = images_at_once(teacher.network, teacher.spec, SCORE_BATCH)
         try:
             self.tapped: TappedTeacher | None = TappedTeacher(teacher)
         except NoBatchNormError:
@@ -28,7 +30,7 @@ class Scorer:
     def score(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images -> float32 logits (N, K) and BN distances (N,), on the CPU, always in fp32."""
         logits, distances = [], []
-        for pixels in pixels_NCHW.split(SCORE_BATCH):
+        for pixels in pixels_NCHW.split(self.at_once):
             standard = self.teacher.spec.pixels_to_standard(pixels.to(self.device))
             if self.tapped is None:
                 logits.append(self.teacher.logits(standard))

@@ -274,6 +274,18 @@ def image_distances(layers: Sequence[LayerSums]) -> Tensor:
     return torch.stack(per_layer).mean(0)
 
 
+def joined(chunks: Iterable[Sequence[LayerSums]]) -> list[LayerSums]:
+    """The sums of all images, from those of consecutive chunks."""
+    return [
+        replace(
+            parts[0],
+            s1_NC=torch.cat([part.s1_NC for part in parts]),
+            s2_NC=torch.cat([part.s2_NC for part in parts]),
+        )
+        for parts in zip(*chunks, strict=True)
+    ]
+
+
 @torch.no_grad()
 def set_sums(tapped: TappedTeacher, chunks: Iterable[Tensor]) -> list[LayerSums]:
     """Sums over all standard-space images of `chunks`, each layer as one sample: whole-set statistics.

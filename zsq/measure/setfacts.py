@@ -13,10 +13,10 @@ from torch import Tensor
 from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
 from zsq.core.runtime import Runtime
-from zsq.engine.executed import FeatureTap
+from zsq.engine.executed import FeatureTap, images_at_once
 from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
 
-CHUNK = 128  # images at once
+CHUNK = 128  # images at once, at most
 
 
 def bn_distances(
@@ -77,4 +77,5 @@ def _spread(classes_N: Tensor, features_NF: Tensor) -> float:
 
 
 def _chunks(pixels: Tensor, teacher: Teacher, runtime: Runtime) -> Iterator[Tensor]:
-    return (teacher.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(CHUNK))
+    at_once = images_at_once(teacher.network, teacher.spec, CHUNK)
+    return (teacher.spec.pixels_to_standard(part.to(runtime.device)) for part in pixels.split(at_once))
