@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,8 +13,9 @@ from zsq.core.errors import OptionError
 LEAST_BITS, MOST_BITS = 2, 8
 FLOAT_BITS = 32
 
-# Of one quantizer.
+# Of one quantizer, and of a layer that may stay in float.
 Width = Annotated[int, Field(ge=LEAST_BITS, le=MOST_BITS)]
+WidthOrFloat = Width | Literal[32]
 
 
 def is_width(bits: int) -> bool:

@@ -26,7 +26,7 @@ from zsq.placement.units import Granularity, Unit, partition
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.rounding import Dropped, SoftRounding
-from zsq.widths import Width
+from zsq.widths import MOST_BITS, Width, WidthOrFloat
 
 SMALL_INPUT_ITERATIONS = 2000
 
@@ -46,7 +46,7 @@ class UnitwiseOptions(Options):
     beta_end: float = Field(2.0, gt=0)
     warm_up: float = Field(0.2, ge=0, lt=1)
     # Where --first-last does not say; None: as --bits.
-    first_last: int | None = 8
+    first_last: WidthOrFloat | None = MOST_BITS
     # Bits of the inputs of the layers after the first ones; None: as all others.
     second_input: Width | None = None
     residual_stream: Literal["float", "quantized"] = "float"

@@ -10,13 +10,14 @@ from zsq.contract import Facts
 from zsq.core.options import Options
 from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
+from zsq.widths import WidthOrFloat
 
 
 class AdaRoundOptions(UnitwiseOptions):
     """Constants of AdaRound."""
 
     iterations: int = Field(10_000, ge=0)
-    first_last: int | None = None
+    first_last: WidthOrFloat | None = None
 
 
 class AdaRound(UnitwiseStudent):

@@ -1,0 +1,272 @@
+"""What every student owes, whatever it does inside: one test per promise, over every student there is."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny_students import fit, outputs, small_options
+from torch import nn
+from toys import NETWORKS, image_spec, make_teacher, structured_images, without_bn
+
+import zsq
+from zsq.core.errors import MismatchError, NoBatchNormError, OptionError, UntraceableError
+from zsq.core.runtime import Runtime
+from zsq.passes import PASSES
+from zsq.quantizers.grids import Quantizer
+from zsq.saved.cost import student_cost
+from zsq.students import STUDENTS, create
+from zsq.widths import FLOAT_BITS, LEAST_BITS, MOST_BITS, Bits
+
+SPECS = {
+    "grey": image_spec(channels=1),
+    "wide": image_spec(size=(8, 20)),
+    "resized": image_spec(size=(8, 8), input_size=(16, 16)),
+    "five-channel": image_spec(channels=5, size=(9, 7)),
+}
+# An order in which each of them can stand.
+EARLIER = {"equalize": ["fold"], "absorb-bias": ["fold"]}
+
+
+@pytest.fixture(params=list(STUDENTS))
+def name(request):
+    return request.param
+
+
+def images_of(teacher, count=12):
+    return teacher.spec.standard_to_pixels(structured_images((count, *teacher.spec.shape)))
+
+
+def teacher_for(name, *arguments, **changes):
+    """Of classes, or of embeddings where the student refuses classes."""
+    return make_teacher(*arguments, **changes, task="embed" if name == "quantface" else "classify")
+
+
+def fitted_on(name, teacher, count=12, bits="W4A4", **options):
+    return fit(name, teacher, images_of(teacher, count), bits, **options)
+
+
+def check(fitted, teacher):
+    """Outputs of the teacher's shape; each row is a quantizer of the network, which alone are there."""
+    given = outputs(fitted, images_of(teacher, 3))
+    assert given.shape == (3, teacher.num_outputs) and given.isfinite().all()
+    assert fitted.spec == teacher.spec and fitted.task == teacher.task
+    rows = {row.name: row for row in fitted.tensors}
+    found = {}
+    for path, module in fitted.network.named_modules():
+        if isinstance(module, Quantizer):
+            layer, _, place = path.rpartition(".")
+            found[f"{layer}.{place.replace('_quantizer', '')}"] = module
+    assert rows.keys() == found.keys() and len(rows) == len(fitted.tensors)
+    for key, row in rows.items():
+        quantizer = found[key]
+        low, high = quantizer.bounds
+        assert (row.kind, row.num_scales, row.signed) == (
+            quantizer.kind, quantizer.num_scales, quantizer.signed
+        )  # fmt: skip
+        assert high - low < 2**row.bits
+        if row.kind == "weight":
+            integers = quantizer.integers(fitted.network.get_parameter(key))
+            assert integers.min() >= low and integers.max() <= high
+            assert torch.equal(integers, integers.round())
+    assert not any(p.requires_grad for p in fitted.network.parameters()) and not fitted.network.training
+
+
+def test_facts_and_name(name):
+    cls = STUDENTS[name]
+    assert cls.name == name and cls.facts.paper and cls.facts.summary and cls.__doc__
+    assert cls.facts.data_read == "none" and not cls.facts.needs_real
+    assert set(cls.refused_passes) <= set(PASSES) and all(cls.refused_passes.values())
+
+
+def test_options_that_cannot_work_are_one_line(name):
+    options_class = STUDENTS[name].options_class
+    with pytest.raises(OptionError, match=f"{name} has no option 'no_such_option'"):
+        options_class.resolve(name, image_spec(), {"no_such_option": 1})
+    for key in options_class.model_fields:
+        with pytest.raises(OptionError, match=f"{name}: {key}") as caught:
+            wrong = -1 if not isinstance(getattr(options_class(), key), bool) else "maybe"
+            options_class.resolve(name, image_spec(), {key: wrong})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**62])
+def test_any_seed_without_global_randomness(name, seed):
+    teacher = teacher_for(name)
+    torch.manual_seed(seed % 97)
+    state = torch.get_rng_state()
+    first = fitted_on(name, teacher, seed=seed)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    again = fitted_on(name, teacher, seed=seed)
+    pixels = images_of(teacher, 4)
+    assert torch.equal(outputs(first, pixels), outputs(again, pixels))
+
+
+def test_the_teacher_stays_bit_identical_and_without_hooks(name):
+    teacher = teacher_for(name, NETWORKS["dropout"])
+    pixels = images_of(teacher)
+    given = pixels.clone()
+    before = copy.deepcopy(teacher.network.state_dict())
+    layout = [parameter.stride() for parameter in teacher.network.parameters()]
+    fit(name, teacher, pixels)
+    after = teacher.network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert layout == [parameter.stride() for parameter in teacher.network.parameters()]
+    assert torch.equal(pixels, given)
+    for module in teacher.network.modules():
+        assert not module.training
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            assert not getattr(module, hooks)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_images_of_every_shape(name, spec):
+    teacher = teacher_for(name, spec=spec)
+    check(fitted_on(name, teacher), teacher)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_teachers_of_every_kind(name, network, tmp_path):
+    """Fitted, and the same after it was written and read."""
+    teacher = teacher_for(name, NETWORKS[network])
+    fitted = fitted_on(name, teacher)
+    check(fitted, teacher)
+    zsq.save_student(fitted, teacher, tmp_path)
+    loaded, pixels = zsq.load_student(tmp_path), images_of(teacher, 4)
+    assert torch.equal(outputs(loaded, pixels), outputs(fitted, pixels))
+    assert (loaded.tensors, loaded.made) == (fitted.tensors, fitted.made)
+
+
+def test_one_image(name):
+    teacher = teacher_for(name)
+    check(fitted_on(name, teacher, count=1), teacher)
+
+
+@pytest.mark.parametrize("bits", [*(f"W{b}A{b}" for b in range(2, 9)), "W32A32", "W4A32", "W32A4"])
+def test_every_width(name, bits):
+    teacher = teacher_for(name)
+    fitted = fitted_on(name, teacher, bits=bits, first_last=None)
+    check(fitted, teacher)
+    asked = Bits.parse(bits)
+    kinds = {row.kind for row in fitted.tensors}
+    assert ("weight" in kinds) == (asked.weights != FLOAT_BITS)
+    assert ("activation" in kinds) == (asked.activations != FLOAT_BITS)
+    assert all(LEAST_BITS <= row.bits <= MOST_BITS for row in fitted.tensors)
+
+
+@pytest.mark.parametrize("first_last", [LEAST_BITS, MOST_BITS, FLOAT_BITS])
+def test_first_and_last_layer(name, first_last):
+    teacher = teacher_for(name)
+    fitted = fitted_on(name, teacher, bits="W5A5", first_last=first_last)
+    layers = [row.name for row in fitted.tensors if row.kind == "weight"]
+    widths = {row.name: row.bits for row in fitted.tensors}
+    ends = {name for name in layers if name.startswith(("0.0.", "0.0_coarse.", "2.2."))}
+    if first_last == FLOAT_BITS:
+        assert not ends and layers
+    else:
+        assert ends and {widths[name] for name in ends} == {first_last}
+        assert widths["2.2.input"] == first_last
+    assert {widths[name] for name in layers if name not in ends} == {5}
+    assert fitted.first_last == first_last
+
+
+class ControlFlow(nn.Module):
+    """Goes on as the values of its images have it."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, outputs, 3, 2, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y.mean((2, 3)) if y.sum() > 0 else y.amax((2, 3))
+
+
+def test_refused_teachers_and_images_are_one_line(name):
+    teacher = teacher_for(name)
+    pixels = images_of(teacher)
+    student = create(name, teacher.spec, small_options(name), Runtime())
+    for wrong, given, kind in (
+        (teacher_for(name, ControlFlow), pixels, UntraceableError),
+        (teacher, pixels[:, :, 1:], MismatchError),
+        (teacher, pixels.float(), MismatchError),
+        (teacher, pixels[:0], MismatchError),
+    ):
+        with pytest.raises(kind) as caught:
+            student.fit(wrong, given, Bits(4, 4))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_other_task_works_or_is_refused_in_one_line(name):
+    other = make_teacher(task="classify" if name == "quantface" else "embed")
+    student = create(name, other.spec, small_options(name), Runtime())
+    try:
+        check(student.fit(other, images_of(other), Bits(4, 4)), other)
+    except MismatchError as error:
+        assert "expected" in str(error) and "use" in str(error) and "\n" not in str(error)
+
+
+def test_a_network_without_batch_norm_works_or_is_refused_in_one_line(name):
+    teacher = teacher_for(name, without_bn)
+    if STUDENTS[name].facts.needs_batch_norm:
+        with pytest.raises(NoBatchNormError, match="no batch norm"):
+            fitted_on(name, teacher)
+    else:
+        check(fitted_on(name, teacher), teacher)
+
+
+def test_progress_is_complete(name):
+    amounts = []
+
+    class Log:
+        def advance(self, amount, **values):
+            amounts.append(amount)
+            assert amount >= 0 and all(math.isfinite(value) for value in values.values())
+
+    teacher = teacher_for(name)
+    pixels, options = images_of(teacher), small_options(name)
+    options = {key: 24 if key == "iterations" else value for key, value in options.items()}
+    student = create(name, teacher.spec, options, Runtime())
+    student.fit(teacher, pixels, Bits(4, 4), log=Log())
+    assert sum(amounts) == (round(student.images_trained(teacher, len(pixels))) or len(pixels))
+
+
+@pytest.mark.parametrize("analytic", list(PASSES))
+def test_passes_are_taken_or_refused_as_declared(name, analytic):
+    teacher = teacher_for(name)
+    passes = [*EARLIER.get(analytic, []), analytic]
+    cls = STUDENTS[name]
+    refused = dict(cls.refused_passes) | ({"adapt-bn": ""} if cls.folds_batch_norm else {})
+    arguments = (name, teacher.spec, small_options(name), Runtime())
+    if any(one in refused for one in passes):
+        with pytest.raises(OptionError, match=f"student {name} takes no pass"):
+            create(*arguments, passes=passes)
+        return
+    fitted = create(*arguments, passes=passes).fit(teacher, images_of(teacher), Bits(4, 4))
+    check(fitted, teacher)
+    assert fitted.made.passes == tuple(passes)
+
+
+def test_the_cost_is_counted(name):
+    """By hand: images of 16x16, maps of 8x8 and 4x4 by kernels 3x3, then 12x5; cfws adds its centres."""
+    teacher = teacher_for(name)
+    cost = student_cost(fitted_on(name, teacher, bits="W4A4", first_last=None))
+    macs = {"0.0": 64 * 27 * 8, "1.0": 16 * 72 * 12, "2.2": 60}
+    layers = {layer.name: layer for layer in cost.layers}
+    for layer, expected in macs.items():
+        assert layers[layer].macs == expected
+    centres = 64 * 3 * 8 + 16 * 8 * 12 if name == "cfws" else 0
+    assert cost.macs == sum(macs.values()) + centres
+    assert 0 < cost.bit_operations < cost.float_bit_operations
+
+
+def test_two_networks_of_one_student_do_not_mix(name):
+    """A student that keeps what it compiled for one teacher serves another one."""
+    teachers = [teacher_for(name, seed=seed) for seed in (0, 1)]
+    shared = create(name, teachers[0].spec, small_options(name), Runtime())
+    for teacher in reversed(teachers):
+        pixels = images_of(teacher)
+        found = shared.fit(teacher, pixels, Bits(4, 4), first_last=8)
+        assert torch.equal(outputs(found, pixels), outputs(fitted_on(name, teacher), pixels))
