@@ -12,10 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+import zsq
 from zsq.bench import machine
+from zsq.config import RuntimeConfig
 from zsq.contract import Teacher
 from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
+from zsq.core.progress import Reporter
 from zsq.images.sources import ImageSet, load_images
 from zsq.teacher import load_teacher
 
@@ -44,6 +47,21 @@ def training_images(spec: ImageSpec) -> ImageSet:
 def test_images(spec: ImageSpec) -> ImageSet:
     """The 5000 images that accuracy is measured on."""
     return load_images(TEST, spec)
+
+
+def synthetic(method: str, out: Path, *, count: int, iterations: int, threads: int | None = 1) -> Path:
+    """The folder of a method's images for that network, made or continued in `out`."""
+    return zsq.generate(
+        RESNET20,
+        method,
+        weights=WEIGHTS,
+        count=count,
+        iterations=iterations,
+        out=out,
+        resume=True,
+        runtime=RuntimeConfig(threads=threads),
+        reporter=Reporter(),
+    )
 
 
 class Results:

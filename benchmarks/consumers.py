@@ -17,21 +17,18 @@ from typing import Annotated, Any
 import torch
 import typer
 from common import (
-    RESNET20,
-    WEIGHTS,
     BudgetHours,
     Results,
     load_resnet20,
+    synthetic,
     test_images,
     training_images,
 )
 from consumer_tools import TOOLS, Predict
 from torchvision.models import mobilenet_v2
 
-import zsq
 from zsq.adapters.loader import Images
 from zsq.bench import Budget
-from zsq.config import RuntimeConfig
 from zsq.contract import Teacher
 from zsq.images.sources import ImageSet
 from zsq.widths import Bits
@@ -72,19 +69,7 @@ def _sources(teacher: Teacher, folder: Path) -> Iterator[tuple[str, Images]]:
     real = training_images(teacher.spec)
     yield "real", real.disjoint_sets(1, COUNT, 0)[0]
     for method in METHODS:
-        yield (
-            method,
-            zsq.generate(
-                RESNET20,
-                method,
-                weights=WEIGHTS,
-                count=COUNT,
-                iterations=ITERATIONS,
-                out=folder / method,
-                resume=True,
-                runtime=RuntimeConfig(threads=1),
-            ),
-        )
+        yield method, synthetic(method, folder / method, count=COUNT, iterations=ITERATIONS)
 
 
 def _measure(

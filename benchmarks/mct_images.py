@@ -14,7 +14,7 @@ from typing import Annotated
 
 import torch
 import typer
-from common import RESNET20, TEST, TRAIN, WEIGHTS, Results, load_resnet20
+from common import RESNET20, TEST, TRAIN, WEIGHTS, Results, load_resnet20, synthetic
 
 import zsq
 from zsq.config import RuntimeConfig
@@ -57,20 +57,7 @@ def generate(out: Out = Path("outputs/mct-images"), iterations: int = ITERATIONS
 @app.command()
 def gap(out: Out = Path("outputs/mct-images"), seeds: int = 1) -> None:
     """Measure both under the protocol, or continue."""
-    ours = [
-        zsq.generate(
-            RESNET20,
-            method,
-            weights=WEIGHTS,
-            count=COUNT,
-            iterations=ITERATIONS,
-            out=out / method,
-            resume=True,
-            runtime=RUNTIME,
-            reporter=Reporter(),
-        )
-        for method in OURS
-    ]
+    ours = [synthetic(method, out / method, count=COUNT, iterations=ITERATIONS) for method in OURS]
     data = zsq.measure_gap(
         RESNET20,
         [out / "mct", *ours],

@@ -14,14 +14,11 @@ from typing import Any
 
 import torch
 import typer
-from common import RESNET20, WEIGHTS, BudgetHours, Results, Threads, load_resnet20, training_images
+from common import BudgetHours, Results, Threads, load_resnet20, synthetic, training_images
 from torch import Tensor
 
-import zsq
 from zsq.bench import Budget
-from zsq.config import RuntimeConfig
 from zsq.core.imagespec import ImageSpec
-from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
 from zsq.measure.evaluate import agreement, logits_of
@@ -54,7 +51,7 @@ def main(
     runtime = Runtime.resolve(threads=threads, compile="on")
     sets = {"real": real}
     if any(asked["source"] == "dsg" for asked in missing):
-        sets["dsg"] = synthetic(teacher.spec, threads)
+        sets["dsg"] = dsg_sets(teacher.spec, threads)
     with runtime.threads_set():
         expected = logits_of(teacher, held_out, runtime)
         for asked in missing:
@@ -79,19 +76,10 @@ def trials() -> list[dict[str, Any]]:
     ]
 
 
-def synthetic(spec: ImageSpec, threads: int | None) -> Sequence[Tensor]:
+def dsg_sets(spec: ImageSpec, threads: int | None) -> Sequence[Tensor]:
     """Images of DSG, kept in outputs/."""
-    folder = zsq.generate(
-        RESNET20,
-        "dsg",
-        weights=WEIGHTS,
-        count=SETS * COUNT,
-        iterations=PASSES,
-        out=Path("outputs") / "tuning-dsg",
-        resume=True,
-        runtime=RuntimeConfig(threads=threads),
-        reporter=Reporter(),
-    )
+    out = Path("outputs") / "tuning-dsg"
+    folder = synthetic("dsg", out, count=SETS * COUNT, iterations=PASSES, threads=threads)
     return load_images(str(folder), spec).pixels.split(COUNT)
 
 

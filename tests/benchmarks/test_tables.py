@@ -4,7 +4,7 @@ import re
 
 import pytest
 import tables
-from rooms import reduced
+from rooms import FOUNDATION, imports, reduced
 
 # Figures of `zsq audit`, which writes one JSON per set into the run's folder.
 WITHOUT_JSON = {"faces.md": 1}
@@ -38,3 +38,10 @@ def test_every_table_is_shown_somewhere():
 def test_arrows_that_others_imply_are_left_out():
     graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}
     assert reduced(graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}
+
+
+def test_every_room_is_explained():
+    page = (tables.DOCS / "architecture.md").read_text(encoding="utf-8")
+    first_cells = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    listed = set(re.findall(r"`(\w+)`", " ".join(first_cells)))
+    assert {*imports(), *FOUNDATION} - {"foundation"} <= listed
