@@ -109,7 +109,7 @@ class Guard:
         places = self.places if len(self.places) == len(sums) else ()
         where = f", first at {places[int(bad[0])]}" if len(bad) and places else ""
         return NonFiniteError(
-            f"loss term {' and '.join(terms) or 'total'} is NaN or infinite at iteration {iteration}{where}",
+            f"NaN or infinity in loss {' and '.join(terms) or 'total'} at iteration {iteration}{where}",
             "finite losses",
             self._remedy(),
         )

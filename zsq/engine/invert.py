@@ -54,6 +54,16 @@ class LossHistory:
     names: tuple[str, ...]
     rows: list[Tensor] = field(default_factory=list)
 
+    def note(
+        self, iteration: int, iterations: int, values: Sequence[Tensor], images: int, log: StepLog
+    ) -> None:
+        """At every `LOG_EVERY`th of `iterations` and at the last: keep the mean of the batches' values and
+        advance `log` by what `images` images went through since."""
+        done = iteration + 1
+        if done % LOG_EVERY == 0 or done == iterations:
+            self.rows.append(torch.stack(list(values)).mean(0))
+            log.advance(images * (iteration % LOG_EVERY + 1), **self.last())
+
     def last(self) -> dict[str, float]:
         """Name -> latest value."""
         return dict(zip(self.names, self.rows[-1].tolist(), strict=True))
@@ -142,10 +152,7 @@ class Inversion:
                         memory.after_step(iteration, forward)
                 # Else the next step would begin beside what this one holds.
                 del total, sums, forward
-                done = iteration + 1
-                if done % LOG_EVERY == 0 or done == stage.iterations:
-                    history.rows.append(values.clone())
-                    log.advance(shape[0] * ((done - 1) % LOG_EVERY + 1), **history.last())
+                history.note(iteration, stage.iterations, [values], shape[0], log)
         with torch.no_grad():
             images = self.parameterisation().detach().clone()
         guard.finished(images)

@@ -10,7 +10,7 @@ from torch import Tensor
 from zsq.contract import StepLog
 from zsq.core.runtime import Runtime
 from zsq.engine.finite import Guard, place_sums
-from zsq.engine.invert import LOG_EVERY, LossHistory, Tapped
+from zsq.engine.invert import LossHistory, Tapped
 from zsq.engine.objectives import TeacherPass, Term, weighted
 from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
 from zsq.engine.statistics import LayerSums, SetSums, input_sums
@@ -127,10 +127,7 @@ class JointInversion:
                 values.append(losses.clone())
                 # Else the next step would begin beside what this one holds.
                 del total, losses, sums, layers, others
-            done = iteration + 1
-            if done % LOG_EVERY == 0 or done == self.iterations:
-                history.rows.append(torch.stack(values).mean(0))
-                log.advance(sum(batch_sizes) * ((done - 1) % LOG_EVERY + 1), **history.last())
+            history.note(iteration, self.iterations, values, sum(batch_sizes), log)
         made = [parameterisation().detach() for parameterisation in images]
         for batch in made:
             guard.finished(batch)
