@@ -1,4 +1,4 @@
-"""Random views of a training batch, each image its own, in one gather."""
+"""A random view of each image of a training batch, all in one gather."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 def shift_and_flip(standard_NCHW: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Each image moved by up to `shift` pixels both ways, mirrored at even odds; same shape, channels_last.
 
-    What moves in is 0 in standard space, the mean of natural images. Drawn on the CPU from `generator`.
+    The border that moves in is 0 in standard space, the mean of natural images. Random numbers are drawn on
+    the CPU from `generator`.
     """
     num, _, height, width = standard_NCHW.shape
     offsets = torch.randint(2 * shift + 1, (2, num, 1), generator=generator)

@@ -31,7 +31,7 @@ def check_classifier(teacher: Teacher) -> None:
     """Refuse a teacher without classes.
 
     Raises:
-        MismatchError: it embeds.
+        MismatchError: the teacher embeds.
     """
     if teacher.task != "classify":
         raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")

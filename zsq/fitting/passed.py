@@ -14,7 +14,7 @@ from zsq.passes import Fitted, Prepared, check_passes, finish, prepare
 
 
 class Passed(Student):
-    """`student` fitted to what the passes make of its teacher, with the student's own options."""
+    """Fits `student` to the network that the passes make of its teacher; the options are the student's."""
 
     def __init__(self, student: Student, passes: Sequence[str]) -> None:
         """Check the passes.
@@ -34,11 +34,11 @@ class Passed(Student):
         self._prepared: tuple[nn.Module, Prepared] | None = None
 
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """As the student's."""
+        """The same number as for the student alone."""
         return self.student.images_trained(teacher, num_images)
 
     def run(self, fit: Fit) -> FittedStudent:
-        """The passes before the student's own fit, it, and those after it.
+        """Apply the passes on the float network, fit the student, apply the passes on the student.
 
         Raises:
             MismatchError: also for a pass that finds nothing to do in the network.
@@ -55,7 +55,8 @@ class Passed(Student):
         return replace(fitted, made=replace(fitted.made, passes=self.passes))
 
     def _prepare(self, network: nn.Module) -> Prepared:
-        """Once per teacher: what a student compiles belongs to one float network."""
+        """The changed float network, made once per teacher: what a student compiles belongs to one
+        network."""
         if self._prepared is None or self._prepared[0] is not network:
             self._prepared = network, prepare(self.passes, network)
         return self._prepared[1]

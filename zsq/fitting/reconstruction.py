@@ -1,7 +1,7 @@
 """The reconstruction engine: fit the quantizers of one unit so that its output stays the float network's.
 
-It knows neither bits nor images nor what a unit is: it gets a unit as a network of its own, features, and a
-phase that says as data what is trained, on which inputs and by which losses.
+It knows neither bits nor images nor how a network is cut into units. It gets a unit as a network, the unit's
+features, and a phase: data that say what is trained, on which inputs and by which losses.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class Annealing:
-    """Of the rounding penalty: off for a share `warm_up` of the phase, then beta falls linearly."""
+    """Schedule of the rounding penalty: none for the share `warm_up` of the phase, then beta falls
+    linearly."""
 
     start: float
     end: float
@@ -86,7 +87,7 @@ class Phase:
 
     @property
     def effective_inputs(self) -> Inputs:
-        """Mixing that keeps all or nothing is none."""
+        """`inputs`; but a mixture that keeps all elements or none is one of both kinds."""
         if self.inputs == "mixed" and self.keep in (0.0, 1.0):
             return "quantized" if self.keep else "float"
         return self.inputs
@@ -103,7 +104,8 @@ class Engine:
     def run(
         self, network: fx.GraphModule, phase: Phase, data: UnitData, seed: int, stream: str, log: StepLog
     ) -> None:
-        """Train in place what the phase names of `network`'s parameters that require a gradient.
+        """Train, in place, the parameters of `network` that require a gradient and whose role the phase
+        trains.
 
         Args:
             network: a unit by `unit_network`, activations wrapped in `Dropped` where the phase keeps fewer

@@ -1,4 +1,4 @@
-"""Students that train: quantizers are put, a course runs, grids are settled."""
+"""Students that train the whole network: put quantizers in place, run a course of training, fix the grids."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from zsq.widths import FLOAT_BITS, Bits
 
 
 class TrainedStudent(Student):
-    """A student that is a course of the training loop; a subclass says which quantizers and which course.
+    """A student that the training loop trains; a subclass says with which quantizers and which loss.
 
-    `trains_floats`: it trains at W32A32 too. `quantizes_slopes`: of PReLU layers.
+    `trains_floats`: the student trains at W32A32 too. `quantizes_slopes`: slopes of PReLU layers are weights.
     """
 
     trains_floats: ClassVar[bool] = False
@@ -50,20 +50,20 @@ class TrainedStudent(Student):
 
     @abstractmethod
     def loss(self, student: Any, teacher: Any) -> Tensor:
-        """Of the outputs of both networks on a batch."""
+        """The loss, from what both networks give on a batch."""
 
     @abstractmethod
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """Quantizers as they are before the first step; the network is on the runtime's device."""
 
     def course(self, placement: Placement, fit: Fit) -> Course:
-        """What is trained, towards what: all parameters, towards the teacher's outputs."""
+        """What is trained and what it follows: all parameters, and the teacher's outputs."""
         network = placement.network
         structure = (fit.teacher.network, fit.bits, placement.sites)
         return Course(network, fit.teacher.network, [{"params": list(network.parameters())}], structure)
 
     def settle(self, placement: Placement) -> None:
-        """Called after the training: fixed grids in place of those that follow something."""
+        """Called after the training, to fix grids that still move; by default there are none."""
 
     def run(self, fit: Fit) -> FittedStudent:
         """Without quantizers the network stays the teacher's, unless the student trains floats."""
@@ -83,7 +83,7 @@ class TrainedStudent(Student):
 
 
 def settle_ranges(placement: Placement) -> None:
-    """Fixed grids in place of quantizers that follow their tensors: those that they stand on now."""
+    """Replace every quantizer whose range follows its tensor by the fixed grid that it has now."""
     for site in placement.sites:
         quantizer = placement.get(site)
         if isinstance(quantizer, CurrentMinMax):

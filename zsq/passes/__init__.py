@@ -51,7 +51,8 @@ def _num_norms(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Pass:
-    """One of `before` and `after`; `needs` and `excludes` are names of passes that come before it."""
+    """An analytic pass. It has `before`, on the float network, or `after`, on the student. `needs` names
+    passes that must come earlier, `excludes` passes that must not."""
 
     summary: str
     before: Callable[[Prepared], Prepared] | None = None

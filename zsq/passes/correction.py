@@ -1,4 +1,4 @@
-"""What quantization shifts, put back: biases and BN statistics of a quantized network, in place.
+"""Corrects what quantization shifts: biases and BN statistics of a quantized network, in place.
 
 The reference is the float network it came from, traced and folded alike, so that layers have the same names.
 Suffix C: output channels of a layer. Moments are exact means over images and positions, in float64.
@@ -116,7 +116,7 @@ def adapt_batch_norms(
     norm_batches: Sequence[Tensor],
     rule: StatisticsRule = "relative",
 ) -> int:
-    """New BN statistics for what quantized layers give, BN by BN in order; how many there are.
+    """Set BN statistics anew for the outputs of quantized layers, one BN after another; the number of BNs.
 
     With z the input of a BN in the quantized network, m and s its mean and std on the images:
     absolute: mu = m(z), var = s(z)^2. relative: r = s(z) / s(z_float), mu = m(z) + r (mu - m(z_float)),

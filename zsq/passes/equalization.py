@@ -36,8 +36,8 @@ ABSORBED_STDS = 3.0
 
 @torch.no_grad()
 def relu6_to_relu(network: fx.GraphModule) -> None:
-    """Let every ReLU6 pass what is above 6, as DFQ does before equalizing; the network computes another thing
-    where that occurs."""
+    """Replace every ReLU6 by a ReLU, as DFQ does before equalizing. The network then computes something else
+    wherever a value exceeds 6."""
     for node in network.graph.nodes:
         if not calls_one_of(network, node, RELU6_MODULES, RELU6_CALLS):
             continue
@@ -181,7 +181,7 @@ def absorb_bias(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[s
 
 
 def _shifts(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a constant added before the node comes out of it, above zero."""
+    """Whether a constant that is added before the node comes out of it unchanged, for values above zero."""
     kinds = (*RELU_MODULES, *PASSING_MODULES, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     calls = RELU_CALLS | PASSING_CALLS | {F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
     return calls_one_of(network, node, kinds, calls) or flattens(network, node)

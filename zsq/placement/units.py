@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -56,7 +56,7 @@ def is_addition(node: fx.Node) -> bool:
     return _joins(node, ADDITIONS, _ADDING_METHODS)
 
 
-def _joins(node: fx.Node, functions: set, methods: set[str]) -> bool:
+def _joins(node: fx.Node, functions: set[Any], methods: set[str]) -> bool:
     known = node.target in (functions if node.op == "call_function" else methods)
     return node.op in ("call_function", "call_method") and known and len(node.all_input_nodes) > 1
 

@@ -18,7 +18,7 @@ class RunningExtremes(RunningRange):
     growing: Tensor
 
     def __init__(self, bits: int) -> None:
-        """A range of nothing but 0."""
+        """Starts as the range that holds 0 alone."""
         super().__init__(bits)
         self.register_buffer("growing", torch.tensor(True))
 

@@ -50,7 +50,7 @@ class RunningRange(Quantizer):
     high: Tensor
 
     def __init__(self, bits: int) -> None:
-        """A range of nothing but 0."""
+        """Starts as the range that holds 0 alone."""
         super().__init__()
         self.bits, self.kind = bits, "activation"
         self.register_buffer("low", torch.tensor(0.0))
@@ -84,7 +84,7 @@ class RunningMinMax(RunningRange):
         self.decay, self.following, self.num_batches = decay, True, 0
 
     def follow(self, x: Tensor) -> None:
-        """A batch that is followed counts before it is quantized."""
+        """Move the range, while `following`, before this batch is quantized."""
         if self.following:
             self.num_batches += 1
             share = (1 - self.decay) / (1 - self.decay**self.num_batches)

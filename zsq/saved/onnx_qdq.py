@@ -1,6 +1,6 @@
 """A student as an ONNX model with QuantizeLinear and DequantizeLinear, for 8-bit integer hardware.
 
-One to one: the quantizer of an activation becomes the pair of both, that of a weight a DequantizeLinear over
+Each quantizer of an activation becomes the pair of both, each quantizer of a weight a DequantizeLinear over
 the grid's integers in an 8-bit container, with the same steps and zero points. Biases, additions and what
 else the student keeps in float stay float. The model takes the network's own (norm) input, any batch.
 """

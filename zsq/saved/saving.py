@@ -50,7 +50,7 @@ def student_files(path: str | Path) -> tuple[Path, Path]:
 
 
 def check_destination(path: str | Path) -> None:
-    """Check that no student is there yet: two of them would share a moment of mixed files.
+    """Check that no student is there yet: while one replaced the other, files of both would lie there.
 
     Raises:
         OptionError: a student is there, or a file where the folder would be.
@@ -284,7 +284,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def _check_same(fitted: FittedStudent, loaded: FittedStudent) -> None:
-    """What is written is the student, whatever modules of a user's own do beside their `forward`."""
+    """Check that the files give the outputs of the fitted student: hooks, for one, are not in a file."""
     copied = dataclasses.replace(fitted, network=copy.deepcopy(fitted.network).cpu())
     if not torch.equal(_probe(copied), _probe(loaded)):
         raise StudentFileError("the saved student does not give the outputs of the fitted one")

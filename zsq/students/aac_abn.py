@@ -1,4 +1,5 @@
-"""Accurate activation clipping and adaptive batch normalization: peaks as ranges, BN statistics put right."""
+"""Accurate activation clipping and adaptive batch normalization: ranges reach up to the peak, BN statistics
+are corrected."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from zsq.quantizers.ranges import minmax_range, percentile_range
 
 
 class AACABNOptions(Options):
-    """`percentile` 100 is the peak itself; `statistics` of BN are re-estimated by a rule of
-    `zsq.passes.correction.adapt_batch_norms`, or stay as stored."""
+    """`percentile` 100 is the peak itself. `statistics` names the rule by which BN statistics are estimated
+    again, see `zsq.passes.correction.adapt_batch_norms`; with `stored` they stay."""
 
     percentile: float = Field(100.0, gt=50, le=100)
     statistics: Literal["relative", "absolute", "stored"] = "relative"

@@ -21,7 +21,7 @@ class AdaRoundOptions(UnitwiseOptions):
 
 
 class AdaRound(UnitwiseStudent):
-    """Rounding of one layer at a time; the layer takes what the quantized layers before it give."""
+    """Learns the rounding of one layer at a time, on the outputs of the quantized layers before it."""
 
     name = "adaround"
     facts = Facts(
@@ -37,6 +37,6 @@ class AdaRound(UnitwiseStudent):
     granularity = "layer"
 
     def phases(self) -> tuple[Phase, ...]:
-        """One: the rounding."""
+        """One phase, which trains the rounding."""
         groups = (ParameterGroup("rounding", self.options.rounding_rate),)
         return self.single_phase("rounding", groups, "quantized")

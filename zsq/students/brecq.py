@@ -33,7 +33,8 @@ class BRECQOptions(UnitwiseOptions):
 
 
 class BRECQ(UnitwiseStudent):
-    """Rounding of all layers of a residual block at once, then activation steps block by block."""
+    """Learns the rounding of all layers of a residual block at once; then activation steps, block by
+    block."""
 
     name = "brecq"
     facts = Facts(
@@ -58,7 +59,8 @@ class BRECQ(UnitwiseStudent):
     options: BRECQOptions
 
     def phases(self) -> tuple[Phase, ...]:
-        """Weights with activations in float, then activation steps on the float network's features."""
+        """First the weights, with activations in float; then activation steps, on inputs from the float
+        network."""
         options = self.options
         weights = Phase(
             name="weights",
@@ -82,14 +84,14 @@ class BRECQ(UnitwiseStudent):
         return (weights, activations)
 
     def fixes(self, unit: Unit, index: int) -> bool:
-        """The first layer, rounded to nearest."""
+        """The first layer is rounded to nearest, unless the options say otherwise."""
         return index == 0 and not self.options.reconstruct_first
 
     def check(self, fit: Fit) -> None:
-        """Refuse also `fisher` with a teacher of embeddings.
+        """Refuse `fisher` for a teacher that embeds, too.
 
         Raises:
-            MismatchError: it is asked for.
+            MismatchError: also for that.
         """
         super().check(fit)
         teacher = fit.teacher

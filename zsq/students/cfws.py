@@ -21,7 +21,7 @@ from zsq.widths import FLOAT_BITS, Bits
 
 
 class CFWSOptions(Options):
-    """Range rules. The fine part always has a step per output channel."""
+    """How ranges are set. The fine part always has a step per output channel."""
 
     observer: Literal["kl", "minmax"] = "kl"
     coarse_steps: Literal["tensor", "channel"] = "tensor"
@@ -105,7 +105,7 @@ class CFWS(Student):
 
 
 def _quantize(placement: Placement, site: Site, steps: Literal["tensor", "channel"]) -> None:
-    """Put the site's weight on its min-max grid, halves rounded up as published, and the grid at the site."""
+    """Round the site's weight to a min-max grid, halves up as published, and put that grid at the site."""
     weight = placement.network.get_parameter(site.name)
     lo, hi = integer_range(site.bits, signed=True)
     axes = tuple(range(1, weight.dim()))

@@ -1,5 +1,5 @@
-"""The fine-tune that GDFQ, Qimera, IntraQ and FDDA share: ranges that follow, then stay; nothing of a grid is
-learned."""
+"""The fine-tune that GDFQ, Qimera, IntraQ and FDDA share: ranges follow their tensors for some batches and
+then stay. No step or zero point is learned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zsq.quantizers.running import CurrentMinMax, RunningMinMax
 
 
 class GDFQFTOptions(TrainingOptions):
-    """alpha T^2 KL + CE; `iterations=null`, the default, is 80 epochs over the images.
+    """The loss is alpha T^2 KL + CE. `iterations=null`, the default, is 80 epochs over the images.
 
     Published by GDFQ and Qimera for CIFAR: iterations=80000 batch=200 schedule=step decay_every=20000
     range_iterations=800 and otherwise the defaults; for ImageNet batch=16 learning_rate=1e-6. IntraQ and FDDA
@@ -41,7 +41,8 @@ class GDFQFTOptions(TrainingOptions):
 
 
 class GDFQFT(TrainedStudent):
-    """Weights per output channel, min-max of what they are now; activations per tensor, running min-max."""
+    """Weights per output channel, between their extremes at each step; activations per tensor, between
+    running means of their extremes."""
 
     name = "gdfq-ft"
     facts = Facts(
@@ -64,7 +65,8 @@ class GDFQFT(TrainedStudent):
     trains_floats = True
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
-        """Weights follow themselves; activations have followed some batches, and stay."""
+        """Each weight's range is set anew at every step. Each activation's is set here on some batches, and
+        stays."""
         for site in placement.of_kind("weight"):
             placement.put(site, CurrentMinMax(site.bits))
         for site in placement.of_kind("activation"):
@@ -85,11 +87,11 @@ class GDFQFT(TrainedStudent):
             module.following = False
 
     def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """Of logits."""
+        """`zsq.fitting.losses.distillation` and `imitation`, weighted."""
         options = self.options
         loss = options.alpha * distillation(student_NK, teacher_NK, options.temperature, options.kl_reduction)
         return loss + options.ce_weight * imitation(student_NK, teacher_NK)
 
     def settle(self, placement: Placement) -> None:
-        """Fixed grids instead of those that followed: the same values from now on."""
+        """Fix every grid where it is now."""
         settle_ranges(placement)

@@ -17,7 +17,7 @@ from zsq.widths import MOST_BITS, Width
 
 
 class GenieMOptions(UnitwiseOptions):
-    """Constants of GENIE-M. `second_input=null` is QDrop's setting; `keep` as there."""
+    """Constants of GENIE-M. `second_input=null` is QDrop's setting; `keep` is QDrop's too."""
 
     rounding_weight: float = Field(1.0, ge=0)
     second_input: Width | None = MOST_BITS
@@ -28,7 +28,8 @@ class GenieMOptions(UnitwiseOptions):
 
 
 class GenieM(UnitwiseStudent):
-    """Steps and soft bits of weights together, over the first step's integers; BN is kept."""
+    """Learns steps and rounding of weights together. The integers before rounding are those of the first
+    step; BN stays a layer."""
 
     name = "genie-m"
     facts = Facts(
@@ -57,7 +58,7 @@ class GenieM(UnitwiseStudent):
         return FakeQuantizer(step, step.new_zeros(()), *grid, "activation", learned=True)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One for all."""
+        """One phase, which trains everything."""
         options = self.options
         groups = (
             ParameterGroup("rounding", options.rounding_rate),

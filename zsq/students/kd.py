@@ -22,7 +22,7 @@ from zsq.placement.sites import Placement
 
 
 class KDOptions(TrainingOptions):
-    """(1 - a) CE + a T^2 KL, a = `share`; CE is to the teacher's top-1 class.
+    """The loss is (1 - a) CE + a T^2 KL with a = `share`; CE is to the teacher's top-1 class.
 
     `start=random` distils into a network of the teacher's architecture with fresh weights.
     """
@@ -54,7 +54,7 @@ class KD(TrainedStudent):
         """Prepare the training.
 
         Raises:
-            OptionError: fresh weights under batch norms that are frozen at the statistics of no image.
+            OptionError: fresh weights with frozen batch norms, whose statistics are then of no image.
         """
         if options.start == "random" and options.batch_norm == "frozen":
             raise OptionError("start=random with batch_norm=frozen", "batch_norm=train")
@@ -66,7 +66,7 @@ class KD(TrainedStudent):
         return network if self.options.start == "teacher" else _fresh(network, fit.seed)
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
-        """Grids of the least error."""
+        """On every tensor the grid of the least error, which stays."""
         found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
         for site, histogram in found.items():
             placement.put(site, searched_activation(histogram, site.bits))
@@ -74,14 +74,14 @@ class KD(TrainedStudent):
             placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=True))
 
     def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """Of logits."""
+        """`zsq.fitting.losses.distillation` and `imitation`, weighted."""
         share = self.options.share
         loss = share * distillation(student_NK, teacher_NK, self.options.temperature)
         return loss if share == 1 else loss + (1 - share) * imitation(student_NK, teacher_NK)
 
 
 def _fresh(network: nn.Module, seed: int) -> nn.Module:
-    """A copy with every parameter and statistic as its layer begins with."""
+    """A copy in which every layer has the parameters and statistics that a new layer starts with."""
     copied = copy.deepcopy(network).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(torch_generator(seed, 0, "kd start").get_state())

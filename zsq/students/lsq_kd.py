@@ -22,7 +22,7 @@ from zsq.quantizers.ranges import lp_symmetric
 
 
 class LSQKDOptions(TrainingOptions):
-    """Schedule of LSQ with distillation; `iterations` are optimiser steps.
+    """Training of LSQ with distillation; `iterations` are optimiser steps.
 
     The published LSQ: optimizer=sgd learning_rate=0.01 weight_decay=1e-4 temperature=1 ce_weight=1 batch=256
     batch_norm=train granularity=tensor step_init=mean, over 90 epochs; at 3 bits half the weight decay, at 2
@@ -59,7 +59,7 @@ class LSQKD(TrainedStudent):
     options: LSQKDOptions
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
-        """Steps from what the float network shows on the images, and from its weights."""
+        """First steps: of activations from the float network on the images, of weights from the weights."""
         found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
         for site in placement.of_kind("weight"):
             weight = placement.weight(site).detach()
@@ -82,14 +82,14 @@ class LSQKD(TrainedStudent):
         return 2 * (values_CM.abs() * counts).sum(dim=1) / counts.sum() / grid[1] ** 0.5
 
     def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """Of logits."""
+        """`zsq.fitting.losses.distillation`, and `imitation` where it has a weight."""
         loss = distillation(student_NK, teacher_NK, self.options.temperature)
         if self.options.ce_weight:
             loss = loss + self.options.ce_weight * imitation(student_NK, teacher_NK)
         return loss
 
     def course(self, placement: Placement, fit: Fit) -> Course:
-        """Steps at rates of their own."""
+        """As every student, with a learning rate for each step."""
         network = placement.network
         steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
         return replace(

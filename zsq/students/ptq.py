@@ -22,7 +22,7 @@ from zsq.quantizers.ranges import LP_EXPONENT, kl_range, minmax_range, percentil
 
 
 class PTQOptions(Options):
-    """Range rules of PTQ."""
+    """How ranges are set."""
 
     # Measured on a CIFAR ResNet-20 at W4A4: with the search for weights 95.6 % of the predictions are the
     # teacher's, with min-max 93.7 %. At 8 bits the rules agree.
@@ -46,7 +46,7 @@ class PTQ(Student):
     folds_batch_norm = True
 
     def run(self, fit: Fit) -> FittedStudent:
-        """Nothing is random, and without activation bits the images are not looked at."""
+        """Nothing is random. With A32 the images are not looked at."""
         device = self.runtime.device
         placement = place(fit.teacher.network, fit.bits, first_last=fit.first_last, fold=True)
         network = placement.network.to(device)

@@ -23,7 +23,7 @@ class QDropOptions(UnitwiseOptions):
 
 
 class QDrop(UnitwiseStudent):
-    """A block takes half of its elements from the quantized and half from the float network."""
+    """Half of the elements that enter a block come from the quantized network, half from the float one."""
 
     name = "qdrop"
     facts = Facts(
@@ -48,7 +48,7 @@ class QDrop(UnitwiseStudent):
     clips_each_end = True
 
     def phases(self) -> tuple[Phase, ...]:
-        """One for all."""
+        """One phase, which trains everything."""
         options = self.options
         groups = (
             ParameterGroup("rounding", options.rounding_rate),

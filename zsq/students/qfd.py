@@ -30,7 +30,7 @@ Pair = tuple[Tensor, Tensor]  # logits and pooled feature
 
 
 class QFDOptions(TrainingOptions):
-    """KL or CE, plus `feature_weight` times the mean squared error of the pooled feature.
+    """The loss is KL or CE, plus `feature_weight` times the mean squared error of the pooled feature.
 
     The paper's base for CIFAR: learning_rate=1e-3 weight_decay=1e-4 batch=256 batch_norm=train over 400
     epochs, labels: task_loss=ce is the nearest to them, with the teacher's top-1 class.
@@ -49,7 +49,7 @@ class QFDOptions(TrainingOptions):
 
 
 class QFD(TrainedStudent):
-    """Learned intervals, per tensor, with an even number of weight values around zero."""
+    """Learns one interval per tensor. Weights have an even number of values around zero, and none at zero."""
 
     name = "qfd"
     facts = Facts(
@@ -82,7 +82,8 @@ class QFD(TrainedStudent):
         return (self.options.teacher_iterations + self.options.steps(num_images)) * self.options.batch
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
-        """Intervals from what the float network shows on the images, and from its weights."""
+        """First intervals: of activations from the float network on the images, of weights from the
+        weights."""
         search = self.options.interval_init == "mse"
         found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
         for site, histogram in found.items():
@@ -91,7 +92,7 @@ class QFD(TrainedStudent):
             placement.put(site, IntervalWeight(placement.weight(site), site.bits, search))
 
     def course(self, placement: Placement, fit: Fit) -> Course:
-        """Towards the teacher with a quantized feature, which is trained first."""
+        """The student follows the teacher with a quantized feature; that teacher is trained here, first."""
         network, teacher = placement.network, fit.teacher
         structure = (teacher.network, fit.bits, placement.sites)
         return replace(
@@ -102,7 +103,7 @@ class QFD(TrainedStudent):
 
     @torch.no_grad()
     def settle(self, placement: Placement) -> None:
-        """Quantized weights in place of the trained ones."""
+        """Put each weight in the middle of its level."""
         for site in placement.of_kind("weight"):
             weight, quantizer = placement.network.get_parameter(site.name), placement.get(site)
             assert isinstance(quantizer, IntervalWeight)
@@ -141,7 +142,7 @@ class QFD(TrainedStudent):
         return distillation(student_NK, teacher_NK, self.options.temperature)
 
     def loss(self, student: Pair, teacher: Pair) -> Tensor:
-        """Of logits and features."""
+        """Of both pairs: the task's loss of the logits, and the weighted squared error of the features."""
         feature_error = F.mse_loss(student[1], teacher[1])
         return self._task_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
 

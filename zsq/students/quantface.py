@@ -22,7 +22,7 @@ from zsq.quantizers.running import CurrentMinMax
 
 
 class QuantFaceOptions(TrainingOptions):
-    """100 steps of 64 images, running extremes kept after step 50.
+    """100 steps of 64 images; ranges stop growing after step 50.
 
     Published: iterations=45000 batch=512 optimizer=sgd learning_rate=0.1 weight_decay=5e-4 schedule=step
     decay_every=40909 batch_norm=train range_iterations=299 shift=0.
@@ -41,8 +41,8 @@ class QuantFaceOptions(TrainingOptions):
 
 
 class QuantFace(TrainedStudent):
-    """Weights per output channel and slopes per layer, min-max of what they are now; activations per tensor,
-    running extremes; every layer at the same bits unless `first_last` says otherwise."""
+    """Weights per output channel and slopes per layer, between their extremes at each step; activations per
+    tensor, between the extremes so far. Every layer has the same bits unless `first_last` says otherwise."""
 
     name = "quantface"
     facts = Facts(
@@ -73,12 +73,12 @@ class QuantFace(TrainedStudent):
             raise MismatchError(f"teacher {teacher.name} classifies", "an embedding network", "use lsq-kd")
 
     def loss(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-        """Of embeddings."""
+        """See `embedding_regression`."""
         return embedding_regression(student_ND, teacher_ND)
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
-        """Weights and slopes follow themselves, activations their extremes so far or what the float network
-        shows."""
+        """Ranges of weights and slopes are set anew at every step. Those of activations grow with the
+        batches, or are those of the least error in the float network."""
         if self.options.observer == "mse":
             found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
             for site, histogram in found.items():
@@ -91,11 +91,11 @@ class QuantFace(TrainedStudent):
             placement.put(site, (SlopeMinMax if is_slope else CurrentMinMax)(site.bits))
 
     def course(self, placement: Placement, fit: Fit) -> Course:
-        """Ranges stop growing on the way."""
+        """As every student; ranges of activations stop growing after some steps."""
         return replace(super().course(placement, fit), before_step=self._range_rule(placement))
 
     def settle(self, placement: Placement) -> None:
-        """Grids as they are now in place of those that follow their tensors."""
+        """Fix every grid where it is now."""
         settle_ranges(placement)
 
     def _range_rule(self, placement: Placement) -> Callable[[int], None]:
