@@ -61,8 +61,8 @@ class ClusterQ(AmortisedMethod):
         needs_batch_norm=True,
         trains_network=True,
         deviations=(
-            "images come from the trained generator; the paper's student sees those of every training step",
-            "no student takes part in training (in the paper it does not steer the generator)",
+            "images are made after training; the paper's student sees the images of every training step",
+            "no student takes part in training (in the paper it has no influence on the generator)",
             "cluster and diversity terms are means over channels, layers and classes, not sums (option over)",
             "a class's centroid starts at its first rightly classified images after warm-up, not in a round "
             "of its own",

@@ -70,10 +70,10 @@ class DGH(Generator):
         needs_batch_norm=True,
         deviations=(
             "pixels are clamped to valid values after each step too, not only where the teacher sees them",
-            "a batch's part of the set's statistics is that of its last teacher pass: none follows the step",
-            "the output term is the toolkit's range of outputs; DGH's hinges are not established",
+            "a batch counts as its last teacher pass saw it; there is no second pass after the step",
+            "the output term is the toolkit's range of outputs; how DGH limits it is not known",
             "images below 224 px get a margin in proportion",
-            "the plateau schedule only lowers the rate: what the toolkit's resets is not established",
+            "the learning rate only falls: when the toolkit raises it again is not known",
         ),
     )
 

@@ -91,8 +91,8 @@ class FDDA(AmortisedMethod):
         data_read="1 image per class",
         deviations=(
             "with a zsq shard folder as --real the centres come from synthetic images: nothing real is read",
-            "images come from the trained generator; the paper's student sees those of every training step",
-            "no student takes part in training (in the paper it does not steer the generator)",
+            "images are made after training; the paper's student sees the images of every training step",
+            "no student takes part in training (in the paper it has no influence on the generator)",
             "both halves of a batch go through generator and teacher together",
             "classes without an image that the teacher classifies as labelled are left out from the start",
         ),

@@ -23,7 +23,7 @@ class GDFQ(AmortisedMethod):
         needs_batch_norm=True,
         trains_network=True,
         deviations=(
-            "images come from the trained generator; the paper's student sees those of every training step",
-            "no student takes part in training (in the paper it does not steer the generator)",
+            "images are made after training; the paper's student sees the images of every training step",
+            "no student takes part in training (in the paper it has no influence on the generator)",
         ),
     )

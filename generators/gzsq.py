@@ -18,7 +18,7 @@ from zsq.engine.statistics import input_sums
 from zsq.engine.weights import WeightTapped
 
 OUR_CHOICES = (
-    "optimizer, rates, number of iterations and batch are our own: the paper's are not established",
+    "optimizer, rates, number of iterations and batch are our own: the paper's are not known",
     "pixels are clamped to valid values after each step",
     "the Z-score distance is taken per channel, then its norm over channels",
     "along branches the recursion follows the graph: sums add means and variances, a gate changes nothing",
@@ -53,8 +53,8 @@ class GZSQ(InversionMethod):
         needs_moments=True,
         deviations=(
             *OUR_CHOICES,
-            "channels that a layer has more than the one before are filled from the published summary values "
-            "in turn: which case takes which is not established",
+            "where a layer has more channels than the one before, the new ones take the published summary "
+            "values in turn: which takes which is not known",
         ),
     )
     rules: ClassVar[Rules] = SummedGaussians()

@@ -46,11 +46,11 @@ class Qimera(AmortisedMethod):
         needs_batch_norm=True,
         trains_network=True,
         deviations=(
-            "images come from the trained generator; the paper's student sees those of every training step",
-            "of a finished set, each image is superposed or not by its own coin; in training each batch",
+            "images are made after training; the paper's student sees the images of every training step",
+            "in the finished set each image is superposed or not by its own draw; in training each batch is",
             "embedding plus noise is normalised over its length; the code does so in plain batches alone",
             "the disentangling mapping is on, and conditional BN weights add to 1; in the code neither holds",
-            "no student takes part in training (in the paper it does not steer the generator)",
+            "no student takes part in training (in the paper it has no influence on the generator)",
         ),
     )
 
