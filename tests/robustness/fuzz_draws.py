@@ -283,7 +283,12 @@ COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "": ("text", ["methods", "teachers", "students", "passes", "recipes"]),
         "--json": ("flag", []),
     },
-    "inspect": {"": ("path", ["run", "zeroq/shards", "student.json", "student.safetensors"])},
+    "inspect": {
+        "": ("path", ["run", "zeroq/shards", "student.json", "student.safetensors"]),
+        "--teacher": TEACHERS,
+        "--images": ("source", ["photos", "images.npz"]),
+        "--weights": ("path", ["net.pt"]),
+    },
     "verify": {
         "": ("path", ["run", "run/shards"]),
         "--against": ("path", ["export-npz", "export-imagefolder", "export-npy", "export-raw"]),
@@ -378,6 +383,9 @@ def _valid(command: str, rng: random.Random) -> list[tuple[str, str | None]]:
     for option, (kind, values) in known.items():
         if option in required or (option not in ALONE and rng.random() < 0.25):
             words.append((option, None if kind == "flag" else rng.choice(values)))
+    if command == "inspect":
+        path: list[tuple[str, str | None]] = [("", rng.choice(known[""][1]))]
+        return path if rng.random() < 0.7 else _teacher_alone(known, rng)
     chosen = dict(words)
     if command in ("generate", "quantize"):
         words = [word for word in words if word[0] not in ("--method", "--student", "--resume")]
@@ -391,6 +399,13 @@ def _valid(command: str, rng: random.Random) -> list[tuple[str, str | None]]:
     if command == "quantize" and "--out" not in chosen and rng.random() < 0.2:
         words.append(("--passes", "fold"))
     return words
+
+
+def _teacher_alone(
+    known: dict[str, tuple[str, list[str]]], rng: random.Random
+) -> list[tuple[str, str | None]]:
+    words: list[tuple[str, str | None]] = [("--teacher", rng.choice(known["--teacher"][1]))]
+    return words + ([("--images", rng.choice(known["--images"][1]))] if rng.random() < 0.3 else [])
 
 
 def _resumed(rng: random.Random) -> list[tuple[str, str | None]]:
