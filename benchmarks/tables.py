@@ -306,6 +306,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-headline-sets": partial(sets_of, "methods-headline"),
     "methods-curve": curve,
     "effort-mcunet": partial(efforts, "effort-mcunet"),
+    "effort-cifar10": partial(efforts, "effort-cifar10"),
     "cifar10-resnet20": partial(gaps_of, "cifar10-resnet20", ("student", *ALL), 3),
     "methods-second": second,
     "methods-224px": partial(gaps_of, "methods-224px", ("bits", "source", "accuracy", "gap", "agreement"), 2),
