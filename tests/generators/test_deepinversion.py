@@ -125,7 +125,7 @@ def test_the_small_setting_is_one_stage_with_a_constant_rate(tiny_teacher):
 
 
 def test_a_low_resolution_stage_longer_than_the_run_is_refused():
-    with pytest.raises(OptionError, match="low_resolution_iterations=2000"):
+    with pytest.raises(OptionError, match="low_resolution_iterations: longer than the run"):
         DeepInversionOptions.resolve("deepinversion", LARGE, {"iterations": 100})
 
 

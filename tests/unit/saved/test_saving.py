@@ -260,7 +260,7 @@ def test_json_of_something_else(saved, text):
 
 def test_a_huge_json_is_not_read(saved, monkeypatch):
     monkeypatch.setattr("zsq.saved.saving.MAX_RECORD_BYTES", 100)
-    assert "bytes; expected a student's JSON" in complaint(saved)
+    assert "student.json: larger than the 100 bytes" in complaint(saved)
 
 
 def node(record, op):
