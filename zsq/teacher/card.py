@@ -32,11 +32,13 @@ _logger = logging.getLogger(__name__)
 
 
 class TeacherCard(Record):
-    """The card's fields; `expected_accuracy` is in percent, `weights` relative to the card."""
+    """The card's fields; `expected_accuracy` is in percent, `weights` relative to the card, `weights_key` an
+    entry of that file, with dots between keys inside one another."""
 
     architecture: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
     arguments: dict[str, Any] = Field({})
     weights: str | None = Field(None, min_length=1)
+    weights_key: str | None = Field(None, min_length=1)
     task: Literal["classify", "embed"] = "classify"
     num_classes: int | None = Field(None, ge=2)
     embedding_size: int | None = Field(None, ge=1)
@@ -95,8 +97,8 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
         if card.weights is None:
             raise UsageError(f"{path} names no weights", "weights = 'FILE' in the card, or --weights FILE")
         weights = path.parent / card.weights
-    state, sha256 = read_state_dict(weights)
     network = _build(card, path)
+    state, sha256 = read_state_dict(weights, network, card.weights_key)
     load_weights(network, state, f"{weights} for {card.architecture}")
     teacher = Teacher(
         name,

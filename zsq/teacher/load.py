@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from zsq.core.errors import MismatchError, WeightsError
 from zsq.core.files import open_regular
+from zsq.teacher.unwrap import MAX_DEPTH, is_counter, three_of, unwrap
 
 CONVERSION = (
     "where you trust the file, load it and save its state dict: torch.save(model.state_dict(), 'weights.pt') "
     "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 
-_UNUSED = "num_batches_tracked"
 _REMEDY = "pass the weights of this architecture"
 
 
@@ -51,16 +51,29 @@ def read_sha256(path: Path) -> str:
         ) from None
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_state_dict(
+    path: Path, network: nn.Module | None = None, key: str | None = None
+) -> tuple[dict[str, Tensor], str]:
     """Tensors of a weights file on the CPU, and the sha256 of the file's bytes.
 
-    A `state_dict` key around the tensors and `module.` before every name are taken off.
+    Entries around the tensors ('state_dict', 'model', 'ema' and others) and what stands before every name
+    ('module.', '_orig_mod.', 'model.', 'backbone.') are taken off so that the names fit `network`; without a
+    network, always. A warning says what was. `key` names the entry, with dots between keys inside one
+    another.
 
     Raises:
         WeightsError: missing, damaged, of a format that carries code, or holding anything but tensors.
+        MismatchError: no entry `key`.
     """
     sha256 = read_sha256(path)
-    return _plain_tensors(_unwrapped(read_content(path), path), path), sha256
+    content = read_content(path)
+    if not isinstance(content, Mapping) or not content:
+        found = "an empty file" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise WeightsError(f"{path} holds {found}", "a dict of names and tensors", CONVERSION)
+    state, taken_off = unwrap(content, None if network is None else network.state_dict(), key, path)
+    if taken_off:
+        warnings.warn(f"{path}: {taken_off}", stacklevel=2)
+    return _plain_tensors(state, path), sha256
 
 
 def read_content(path: Path) -> Any:
@@ -131,28 +144,18 @@ def _refuse_programs(path: Path) -> None:
         raise WeightsError(found, "a checkpoint as torch.save writes it", CONVERSION)
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Any]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        found = "an empty file" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise WeightsError(f"{path} holds {found}", "a dict of names and tensors", CONVERSION)
-    names = [str(name) for name in content]
-    if all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
-    return dict(zip(names, content.values(), strict=True))
-
-
-def _plain_tensors(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _plain_tensors(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
-        if not isinstance(value, Tensor):
-            found = f"a {type(value).__name__}"
+        if not isinstance(name, str):
+            found = f"a name is a {type(name).__name__}"
+        elif not isinstance(value, Tensor):
+            found = f"{three_of([name])} is a {type(value).__name__}"
         elif value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            found = f"a {value.layout} {value.dtype} tensor on {value.device}"
+            found = f"{three_of([name])} is a {value.layout} {value.dtype} tensor on {value.device}"
         else:
             continue
-        expected = "plain tensors only, or a 'state_dict' entry around them"
-        raise WeightsError(f"{path}: '{name}' is {found}", expected, CONVERSION)
+        expected = f"plain tensors only, or up to {MAX_DEPTH} entries such as 'state_dict' around them"
+        raise WeightsError(f"{path}: {found}", expected, CONVERSION)
     return content
 
 
@@ -169,14 +172,26 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     for name, target in targets.items():
         if name in state:
             _check_tensor(name, state[name], target, source)
-        elif not name.endswith(_UNUSED):
-            raise MismatchError(f"{source} has no '{name}'", f"shape {_shape(target)}", _REMEDY)
-    unknown = [name for name in state if name not in targets and not name.endswith(_UNUSED)]
+        elif not is_counter(name):
+            remedy = f"{_both_names(state, targets)}; {_REMEDY}"
+            raise MismatchError(f"{source} has no {three_of([name])}", f"shape {_shape(target)}", remedy)
+    unknown = _others(state, targets)
     if unknown:
-        raise MismatchError(f"{source} has '{unknown[0]}'", "only tensors that the network has", _REMEDY)
+        found, remedy = f"{source} has {three_of(unknown[:1])}", f"{_both_names(state, targets)}; {_REMEDY}"
+        raise MismatchError(found, "only tensors that the network has", remedy)
     with torch.no_grad():
         for name in targets.keys() & state.keys():
             targets[name].copy_(state[name])
+
+
+def _others(names: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in names if name not in known and not is_counter(name)]
+
+
+def _both_names(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
+    """Names of the file beside names of the network; those that the other lacks, where there are any."""
+    own, wanted = _others(state, targets) or list(state), _others(targets, state) or list(targets)
+    return f"the file has {three_of(own)}, the network wants {three_of(wanted)}"
 
 
 def _check_tensor(name: str, value: Tensor, target: Tensor, source: str) -> None:

@@ -80,7 +80,7 @@ def _load_cifar(name: str, architecture: str, weights: Path | None) -> Teacher:
             "--weights FILE",
             "pass a state dict or the public checkpoint of this architecture",
         )
-    state, sha256 = read_state_dict(weights)
     network = build_without_global_rng(CifarResNet, depth=int(architecture.removeprefix("resnet")))
+    state, sha256 = read_state_dict(weights, network)
     load_weights(network, state, f"{weights} for {name}")
     return Teacher(name, network, CIFAR_SPEC, network.linear.out_features, sha256)

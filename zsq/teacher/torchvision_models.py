@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from zsq.contract import Teacher
-from zsq.core.errors import WeightsError
+from zsq.core.errors import MismatchError, WeightsError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
 from zsq.teacher.load import build_without_global_rng, load_weights, read_sha256, read_state_dict
@@ -41,10 +41,10 @@ def load_torchvision_teacher(name: str, weights: Path | None = None) -> Teacher:
     """
     default = torchvision.models.get_model_weights(name).DEFAULT
     path = weights if weights is not None else _default_weights_path(name, default.url)
-    state, sha256 = read_state_dict(path)
-    state = _current_names(state)
     arguments = _arguments(name, default.meta)
     network = _build(name, arguments, NUM_IMAGENET_CLASSES)
+    state, sha256 = read_state_dict(path, network)
+    state = _current_names(state)
     num_classes = _num_classes(network, state)
     if num_classes != NUM_IMAGENET_CLASSES:
         network = _build(name, arguments, num_classes)
@@ -80,11 +80,20 @@ def _photo_fit(transforms: Any) -> PhotoFit:
 
 
 def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without auxiliary heads, and with the dots gone that DenseNet's published files have in layer names."""
+    """Without auxiliary heads, and with the dots gone that DenseNet's published files have in layer names.
+
+    Raises:
+        MismatchError: two names become one.
+    """
     kept = {name: t for name, t in state.items() if not re.match(r"(aux1|aux2|AuxLogits)\.", name)}
-    return {
+    renamed = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): t for name, t in kept.items()
     }
+    if len(renamed) < len(kept):
+        raise MismatchError(
+            "a DenseNet with both 'norm1' and 'norm.1' in its names", "one of them", "fetch it again"
+        )
+    return renamed
 
 
 def _num_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int:

@@ -81,6 +81,7 @@ def test_traceable_and_equal_after_tracing():
     assert torch.equal(torch.fx.symbolic_trace(network)(images), network(images))
 
 
+@pytest.mark.filterwarnings("ignore:.*is taken")
 def test_public_checkpoint_format_loads_as_it_is(tmp_path):
     network = random_resnet(20).eval()
     path = tmp_path / "resnet20.th"

@@ -12,6 +12,9 @@ from zsq.core.photofit import PhotoFit
 from zsq.teacher import load_teacher
 from zsq.teacher.card import read_card
 
+# What every card here says of its weights; test_unwrap.py asserts such lines.
+pytestmark = pytest.mark.filterwarnings("ignore:.*net.pt. entry 'state_dict' is taken")
+
 ARCHITECTURE = """
 import torch
 from torch import nn
@@ -120,6 +123,23 @@ def test_weights_argument_replaces_the_cards(folder, tmp_path):
     assert torch.equal(teacher.network.linear.bias, state["linear.bias"])
 
 
+def test_weights_key_chooses_an_entry(folder):
+    first, second = fresh_state(), fresh_state()
+    torch.save({"model": first, "ema": {"module": second}}, folder / "sub" / "net.pt")
+    with pytest.warns(
+        UserWarning, match=r"net.pt: entry 'ema.module' is taken; 'model' would fit too.*weights_key"
+    ):
+        teacher = load_teacher(write_card(folder))
+    assert torch.equal(teacher.network.linear.bias, second["linear.bias"])
+    name = write_card(folder, "num_classes = 5", 'num_classes = 5\nweights_key = "model"')
+    with pytest.warns(UserWarning, match=r"net.pt: entry 'model' is taken$"):
+        teacher = load_teacher(name)
+    assert torch.equal(teacher.network.linear.bias, first["linear.bias"])
+    torch.save(first, folder / "plain.pt")
+    with pytest.raises(MismatchError, match=r"plain.pt has no entry 'model'.*correct weights_key"):
+        load_teacher(name, folder / "plain.pt")
+
+
 def test_no_weights_anywhere(folder):
     with pytest.raises(UsageError, match=r"names no weights.*--weights FILE"):
         load_teacher(write_card(folder, 'weights = "sub/net.pt"'))
@@ -159,6 +179,16 @@ def test_importable_module(folder, tmp_path):
     ("old", "new", "message"),
     [
         ("num_classes = 5", "num_classes = 5\ncolour = 1", "colour: Extra inputs are not permitted"),
+        (
+            "num_classes = 5",
+            'num_classes = 5\nweights_key = ""',
+            "weights_key: String should have at least 1",
+        ),
+        (
+            "num_classes = 5",
+            "num_classes = 5\nweights_key = 3",
+            "weights_key: Input should be a valid string",
+        ),
         ("size = [6, 6]", "size = [6, 6]\nsharpness = 1", "image.sharpness: Extra inputs"),
         ("num_classes = 5", "", "task 'classify' needs num_classes and no embedding_size"),
         ("num_classes = 5", "num_classes = 5\nembedding_size = 5", "needs num_classes and no embedding_size"),

@@ -41,6 +41,7 @@ def path(tmp_path):
     ],
     ids=["plain", "wrapped", "wrapped-module", "module"],
 )
+@pytest.mark.filterwarnings("ignore:.*is taken")
 def test_checkpoints_read_as_their_tensors(state, path, wrap, zipped):
     save(wrap(state), path, _use_new_zipfile_serialization=zipped)
     found, sha256 = read_state_dict(path)
