@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq import synthesize
 from zsq.config import (
     AUDIT_RUNTIME,
     DEFAULT_COUNT,
@@ -34,6 +33,7 @@ from zsq.core.runtime import Runtime
 from zsq.images.sources import fitted_of, images_for, said
 from zsq.measure.quantize import Quantized, quantize_images
 from zsq.runfolder import latest_folder, next_folder
+from zsq.synthesis import synthesize
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ def suited_methods(
     from zsq.engine.estimate import forward_gflops, job_seconds
     from zsq.engine.finite import require_finite_outputs
     from zsq.generators import available_methods, require
-    from zsq.resolved import method_options
+    from zsq.synthesis.resolved import method_options
 
     require_finite_outputs(teacher)
     gflops, found = forward_gflops(teacher), []

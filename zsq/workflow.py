@@ -19,10 +19,10 @@ from zsq.engine.estimate import STEP_COST, estimated_seconds, forward_gflops
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
-from zsq.resolved import method_options
 from zsq.shards.reader import ShardDataset
 from zsq.students import own_defaults, own_defaults_line
-from zsq.synthesize import generate
+from zsq.synthesis.resolved import method_options
+from zsq.synthesis.synthesize import generate
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
 

@@ -10,7 +10,6 @@ import torch
 from ranks import in_two_ranks
 from toys import NETWORKS, image_spec, make_teacher, without_bn
 
-from zsq import synthesize
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
@@ -19,9 +18,10 @@ from zsq.engine.objectives import Term
 from zsq.engine.statistics import Alignment, TappedTeacher, image_distances
 from zsq.generators import available_methods, create
 from zsq.plan import Plan
-from zsq.resolved import resolve
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
+from zsq.synthesis import synthesize
+from zsq.synthesis.resolved import resolve
 from zsq.teacher import load_teacher
 
 METHODS = available_methods()

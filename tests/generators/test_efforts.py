@@ -4,8 +4,6 @@ import pytest
 from commands import Spoken, call
 from toys import image_spec, make_teacher
 
-from zsq import forecast as forecasts
-from zsq import synthesize
 from zsq.catalogue import catalogue
 from zsq.config import GenerateConfig, Recipe, RuntimeConfig, load_recipe
 from zsq.core.runtime import Runtime
@@ -17,7 +15,9 @@ from zsq.generators import (
     effort_iterations,
     method_class,
 )
-from zsq.resolved import resolve
+from zsq.synthesis import forecast as forecasts
+from zsq.synthesis import synthesize
+from zsq.synthesis.resolved import resolve
 from zsq.workflow import source_config
 
 METHODS = available_methods()

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from toys import NETWORKS, image_spec, make_teacher
 
-from zsq import synthesize
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
 from zsq.core.errors import MismatchError, OptionError, RunFolderError
@@ -20,6 +19,7 @@ from zsq.generators import create
 from zsq.generators.fdda import NOISE, FDDAOptions, mixed_half, single_half
 from zsq.plan import Plan
 from zsq.shards.reader import ShardDataset
+from zsq.synthesis import synthesize
 
 TEACHER = make_teacher(NETWORKS["downsample"])
 

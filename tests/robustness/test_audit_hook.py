@@ -9,7 +9,7 @@ from commands import run_python
 WATCHED = """
 import json, socket, sys
 from pathlib import Path
-from zsq import synthesize
+from zsq.synthesis import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.generators import METHODS
 from zsq.images.sources import load_images

@@ -55,7 +55,7 @@ def test_interrupt_anywhere_is_one_line(where, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zsq.resolved.load_teacher" if "teacher" in where else where, interrupt)
+    monkeypatch.setattr("zsq.synthesis.resolved.load_teacher" if "teacher" in where else where, interrupt)
     outcome = call(capsys, *arguments(tmp_path / "run", iterations=1))
     assert outcome.status == INTERRUPTED
     assert outcome.err.splitlines()[-1].startswith("zsq: interrupted")
@@ -98,7 +98,7 @@ def test_an_interrupt_that_became_another_error_is_one_line(tmp_path, monkeypatc
         except KeyboardInterrupt:
             raise ImportError("numpy cannot be imported") from None
 
-    monkeypatch.setattr("zsq.resolved.load_teacher", load)
+    monkeypatch.setattr("zsq.synthesis.resolved.load_teacher", load)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         outcome = call(capsys, *arguments(tmp_path / "run"))

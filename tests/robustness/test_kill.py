@@ -22,7 +22,7 @@ OPTIONS = {
 WARM = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-from zsq import synthesize
+from zsq.synthesis import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.shards.verify import verify_run, verify_shard
 from zsq.teacher import load_teacher

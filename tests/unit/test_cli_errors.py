@@ -10,8 +10,8 @@ from commands import call
 from toys import image_spec, make_teacher
 
 import zsq
-from zsq import synthesize
 from zsq.config import GenerateConfig
+from zsq.synthesis import synthesize
 
 FAILED, USAGE = 1, 2
 

@@ -7,13 +7,13 @@ from commands import Spoken
 from ranks import in_two_ranks
 from toys import make_teacher
 
-from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.core.errors import RunFolderError, ShardError
-from zsq.resolved import counts_of, resolve
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run
+from zsq.synthesis import synthesize
+from zsq.synthesis.resolved import counts_of, resolve
 
 FIRST, SECOND, THIRD = 5, 12, 13
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from commands import Spoken
 
-from zsq import bench, synthesize
+from zsq import bench
 from zsq.config import GenerateConfig, load_recipe, recipe_paths
 from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
 from zsq.core.runtime import Runtime
@@ -17,6 +17,7 @@ from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
 from zsq.students import create
+from zsq.synthesis import synthesize
 from zsq.teacher import load_teacher
 from zsq.teacher.cifar_resnet import CIFAR_SPEC
 from zsq.widths import Bits

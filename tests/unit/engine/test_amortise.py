@@ -10,7 +10,6 @@ from ranks import in_two_ranks
 from safetensors.torch import load_file
 from toys import make_teacher
 
-from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.contract import Silent
 from zsq.core.errors import StorageError
@@ -22,8 +21,9 @@ from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import Term
 from zsq.generators import create
 from zsq.plan import Plan
-from zsq.resolved import resolve
 from zsq.shards.verify import verify_run
+from zsq.synthesis import synthesize
+from zsq.synthesis.resolved import resolve
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a.weight": torch.randn(4, 2).T, "n": torch.tensor(3)}
 

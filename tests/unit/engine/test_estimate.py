@@ -24,7 +24,7 @@ def test_seconds_are_three_times_the_faster_forward_pass(monkeypatch, batch, mea
     teacher.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
     assert estimate.seconds_per_image_iteration(teacher, batch) == pytest.approx(3 * 6.0 / measured)
-    assert sizes == [1, measured, measured]
+    assert sizes == [1, 1, measured, measured]  # one image each for its size and to warm up
     assert not torch.is_grad_enabled() or all(p.grad is None for p in teacher.network.parameters())
 
 

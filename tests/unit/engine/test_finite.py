@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from toys import conv_bn, head, make_teacher
 
-from zsq import synthesize
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
 from zsq.core.errors import NonFiniteError
@@ -14,6 +13,7 @@ from zsq.engine.finite import CUDA_EVERY, Guard, require_finite_outputs
 from zsq.engine.statistics import TappedTeacher
 from zsq.generators import METHODS, create
 from zsq.plan import Plan
+from zsq.synthesis import synthesize
 
 LEARNING = [name for name, cls in METHODS.items() if name != "noise" and not cls.facts.needs_real]
 

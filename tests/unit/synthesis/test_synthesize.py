@@ -11,17 +11,17 @@ from commands import Spoken
 from torch import nn
 from toys import image_spec, make_teacher, without_bn
 
-from zsq import synthesize
 from zsq.config import GenerateConfig, RuntimeConfig, config_sha256
 from zsq.contract import SyntheticBatch
 from zsq.core.errors import NoBatchNormError, RunFolderError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.engine.scoring import Scorer
-from zsq.resolved import resolve
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run
+from zsq.synthesis import synthesize
+from zsq.synthesis.resolved import resolve
 
 COUNT, BATCH, SHARD = 10, 2, 4
 

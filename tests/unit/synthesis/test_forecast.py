@@ -5,13 +5,13 @@ import torch
 from commands import call
 from toys import make_teacher
 
-from zsq import forecast, synthesize
 from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.core.errors import MemoryShortageError
 from zsq.engine.estimate import STEP_BYTES_PER_VALUE, image_bytes, score_bytes, step_bytes, training_bytes
-from zsq.forecast import Memory
 from zsq.generators import available_methods
-from zsq.resolved import resolve
+from zsq.synthesis import forecast, synthesize
+from zsq.synthesis.forecast import Memory
+from zsq.synthesis.resolved import resolve
 
 VALUES = 2 * (8 * 8 * 8 + 12 * 4 * 4) + 8 * 8 * 8 + 12 * 4 * 4 + 12 + 12 + 5  # of the toy's leaves at 16 px
 

@@ -17,10 +17,8 @@ from zsq.core.processes import Processes
 from zsq.core.progress import Reporter
 from zsq.core.version import __version__
 from zsq.engine.scoring import Scorer
-from zsq.forecast import check_memory, forecast_lines, what_to_lower
 from zsq.images.sources import said
 from zsq.plan import WorkUnit
-from zsq.resolved import ResolvedRun, counts_of, resolve
 from zsq.runfolder import open_run
 from zsq.shards.manifest import (
     MANIFEST_NAME,
@@ -34,6 +32,8 @@ from zsq.shards.manifest import (
 from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_name
 from zsq.shards.verify import verify_shard
 from zsq.shards.writer import write_shard
+from zsq.synthesis.forecast import check_memory, forecast_lines, what_to_lower
+from zsq.synthesis.resolved import ResolvedRun, counts_of, resolve
 
 
 def generate(

@@ -23,7 +23,7 @@ from zsq.engine.estimate import (
 )
 from zsq.generators import effort_iterations, measured
 from zsq.plan import Plan, WorkUnit
-from zsq.resolved import ResolvedRun
+from zsq.synthesis.resolved import ResolvedRun
 
 
 @dataclass(frozen=True)
