@@ -1,5 +1,6 @@
 """How tests call the command line: in this process for speed, or as a process of its own."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -86,3 +87,22 @@ def run_python(code, *arguments, cwd=None, **extra):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def alone(test):
+    """Run a test in a process of its own.
+
+    On torch 2.10 threads that play ranks in other tests leave the compiler idle: it then counts nothing.
+    """
+
+    @functools.wraps(test)
+    def outer(*arguments, **fixtures):
+        if "ZSQ_TEST_ALONE" in os.environ:
+            return test(*arguments, **fixtures)
+        node = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+        command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", node]
+        variables = environment(ZSQ_TEST_ALONE="1", PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
+        done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+    return outer

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import alone
 from torch._dynamo.testing import CompileCounter
 
 from zsq.core.errors import OptionError
@@ -147,6 +148,7 @@ class Scaled:
         return self.scale * x + offset
 
 
+@alone
 def test_any_number_of_functions_of_the_same_code_is_compiled(monkeypatch):
     """torch keeps 8 compilations of a piece of code and runs what comes after them uncompiled."""
     counter, compile = CompileCounter(), torch.compile

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from commands import Spoken
+from commands import Spoken, alone
 from torch import nn
 from toys import NETWORKS, conv_bn, head, image_spec, make_teacher, structured_images
 
@@ -377,6 +377,7 @@ def test_a_network_that_cannot_be_traced_is_refused_in_one_line(pixels):
         assert "cannot be traced" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@alone
 def test_steps_are_compiled_once_per_structure_and_agree_with_eager(teacher, pixels, monkeypatch):
     compilations = []
 
