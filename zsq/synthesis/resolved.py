@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from zsq.config import DEFAULT_COUNT, GenerateConfig, PositiveInt
 from zsq.contract import Generator, Teacher
@@ -59,6 +61,7 @@ class ResolvedRun:
             "command": "generate",
             "teacher": self.teacher.name,
             "weights_sha256": self.teacher.weights_sha256,
+            "network_sha256": _network_sha256(self.teacher.network),
             "method": self.method.name,
             "set": self.options,
             "real": self.config.real,
@@ -155,6 +158,15 @@ def resolve(
         images = images_for(teacher, config.real, one_per_class=True)
         method.read(images.pixels, images.labels)
     return ResolvedRun(config, teacher, method, plan, runtime, out, images)
+
+
+def _network_sha256(network: nn.Module) -> str:
+    """Of the tensors as loaded: a card may take another entry of the same weights file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _images_sha256(images: ImageSet) -> str:

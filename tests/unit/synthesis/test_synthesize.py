@@ -242,12 +242,19 @@ def test_nothing_is_written_where_an_option_is_wrong(tmp_path, tiny_teacher):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_weights_are_another_run(tmp_path, tiny_teacher):
+def test_another_file_of_weights_is_another_run(tmp_path, tiny_teacher):
     folder = synthesize.generate(config(), tmp_path / "run", teacher=tiny_teacher)
-    other = make_teacher(spec=image_spec(), seed=1)
+    other = make_teacher(spec=image_spec())
     object.__setattr__(other, "weights_sha256", "1" * 64)
     with pytest.raises(RunFolderError, match="weights_sha256"):
         synthesize.generate(config(), folder, resume=True, teacher=other)
+
+
+def test_another_entry_of_the_same_file_is_another_run(tmp_path, tiny_teacher):
+    """A card's `weights_key` changes the network and not the hash of the file."""
+    folder = synthesize.generate(config(), tmp_path / "run", teacher=tiny_teacher)
+    with pytest.raises(RunFolderError, match="network_sha256"):
+        synthesize.generate(config(), folder, resume=True, teacher=make_teacher(spec=image_spec(), seed=1))
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
