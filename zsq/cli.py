@@ -34,29 +34,43 @@ CallError: Any = typer.BadParameter.__base__
 Teacher = Annotated[
     str, typer.Option(help="A name of `zsq list teachers`, or file:CARD.toml for your own network.")
 ]
-Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Weights: safetensors or a state dict.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; repeatable.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what the folder holds.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-Compile = Annotated[str, typer.Option(help="auto, on or off.")]
-Threads = Annotated[int | None, typer.Option(help="Threads per process.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Weights = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The weights: a safetensors file or a state dict.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one option of the method or student. Can be given again."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="The seed of all random numbers.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
+Precision = Annotated[str, typer.Option(help="Number format: auto, fp32 or bf16.")]
+Compile = Annotated[str, typer.Option(help="Compile with torch: auto, on or off. Pays in long runs.")]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads per process.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")]
 FirstLast = Annotated[
-    int | None, typer.Option(help="Bits of the first and last layer; the student's own if not given.")
+    int | None, typer.Option(help="Bits of the first and last layer. Without it, the student decides.")
 ]
 
 
 Passes = Annotated[
-    str | None, typer.Option(metavar="P,P", help="Analytic passes around the fit; see `zsq list passes`.")
+    str | None,
+    typer.Option(metavar="P,P", help="Analytic changes before and after the fit; see `zsq list passes`."),
 ]
 FitPhotos = Annotated[
     str | None,
-    typer.Option("--fit", help="Photos of another size: refuse, crop or stretch; the teacher's own way."),
+    typer.Option(
+        "--fit",
+        help="Photos of another size: refuse, crop or stretch. Without it, as the teacher does.",
+    ),
 ]
 ClassNames = Annotated[
     str | None,
-    typer.Option(metavar="FILE|by-order", help="Names of the classes, one a line, where folders differ."),
+    typer.Option(
+        metavar="FILE|by-order",
+        help="A file with one class name per line, to map class folders; or by-order.",
+    ),
 ]
 
 
@@ -64,32 +78,42 @@ ClassNames = Annotated[
 def generate(
     context: typer.Context,
     teacher: Teacher,
-    method: Annotated[str, typer.Option(help="Try dgh first; see `zsq list methods`.")],
+    method: Annotated[
+        str, typer.Option(help="How to make the images. Try dgh first; see `zsq list methods`.")
+    ],
     weights: Weights = GENERATE.weights,
     count: Annotated[
-        int | None, typer.Option(help="Number of images; 1024, or what a resumed run has.")
+        int | None,
+        typer.Option(help="Number of images. Without it, 1024, or as many as the resumed run has."),
     ] = GENERATE.count,
     batch: Annotated[
-        int | None, typer.Option(help="Images optimised together; the method's own.")
+        int | None, typer.Option(help="How many images are made together. Without it, the method decides.")
     ] = GENERATE.batch,
-    shard_size: Annotated[int, typer.Option(help="Most images per shard.")] = GENERATE.shard_size,
+    shard_size: Annotated[
+        int, typer.Option(help="Largest number of images in one file.")
+    ] = GENERATE.shard_size,
     seed: Seed = GENERATE.seed,
     out: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Run folder; default outputs/TEACHER-METHOD.")
+        str | None,
+        typer.Option(metavar="PATH", help="Folder for the run. Without it, outputs/TEACHER-METHOD."),
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(help="Steps; schedules scale along.")
+        int | None,
+        typer.Option(help="Number of optimisation steps. Schedules are scaled to it. Overrides --effort."),
     ] = GENERATE.iterations,
     effort: Annotated[
         str | None,
-        typer.Option(help="quick, standard or published --iterations; standard from 64 px on."),
+        typer.Option(help="How long: quick, standard (the default at 64 px and more) or published."),
     ] = GENERATE.effort,
     real: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Real images, for methods that read some.")
+        str | None, typer.Option(metavar="SRC", help="Real images. Only a method that reads some takes them.")
     ] = GENERATE.real,
     set_: Set = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue what the folder holds; a larger --count extends it.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run that is in the folder. A larger --count adds images."
+        ),
     ] = False,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
@@ -106,24 +130,25 @@ def generate(
 def quantize(
     context: typer.Context,
     teacher: Teacher,
-    images: Annotated[str, typer.Option(metavar="SRC", help="Images to fit on.")],
-    student: Annotated[str, typer.Option(help="Student; see `zsq list students`.")],
-    bits: Annotated[str, typer.Option(help="As in W4A4.")],
+    images: Annotated[str, typer.Option(metavar="SRC", help="The images to calibrate or train with.")],
+    student: Annotated[str, typer.Option(help="How to quantize; see `zsq list students`.")],
+    bits: Annotated[str, typer.Option(help="Bits of weights and activations, as in W4A4.")],
     weights: Weights = QUANTIZE.weights,
     first_last: FirstLast = QUANTIZE.first_last,
     seed: Seed = QUANTIZE.seed,
     eval: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Labelled images to score on.")
+        str | None, typer.Option(metavar="SRC", help="Labelled images to measure accuracy with.")
     ] = QUANTIZE.eval,
-    count: Annotated[int | None, typer.Option(help="Use this many of the images.")] = QUANTIZE.count,
+    count: Annotated[int | None, typer.Option(help="Use only this many of the images.")] = QUANTIZE.count,
     out: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="Save the student: a folder, or NAME.safetensors for NAME.json too."
+            metavar="PATH",
+            help="Save the student here: a folder, or NAME.safetensors (NAME.json comes with it).",
         ),
     ] = None,
     onnx: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write a W8A8 or W4A8 student as ONNX too.")
+        str | None, typer.Option(metavar="FILE", help="Also write the student as ONNX (W8A8 or W4A8 only).")
     ] = None,
     passes: Passes = None,
     fit: FitPhotos = IMAGES.fit,
@@ -156,17 +181,24 @@ def gap(
     teacher: Teacher,
     shards: Annotated[
         list[str],
-        typer.Option(metavar="DIR", help="A shard set; repeatable. Sets of one method are replicates."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a set. Give it again for more; sets of one method count as repetitions.",
+        ),
     ],
-    real: Annotated[str, typer.Option(metavar="SRC", help="Real training images, for the ceiling.")],
-    eval: Annotated[str, typer.Option(metavar="SRC", help="Labelled images to score on.")],
-    student: Annotated[list[str], typer.Option(help="Student; repeatable.")],
-    bits: Annotated[list[str], typer.Option(help="Bit widths; repeatable.")],
+    real: Annotated[str, typer.Option(metavar="SRC", help="Real training images to compare with.")],
+    eval: Annotated[str, typer.Option(metavar="SRC", help="Labelled images to measure accuracy with.")],
+    student: Annotated[list[str], typer.Option(help="A student. Can be given again.")],
+    bits: Annotated[
+        list[str], typer.Option(help="Bits of weights and activations, as in W4A4. Can be given again.")
+    ],
     out: Annotated[str, typer.Option(metavar="PATH", help="Folder for the report.")],
     weights: Weights = GAP.weights,
-    seeds: Annotated[int, typer.Option(help="Student seeds.")] = GAP.seeds,
+    seeds: Annotated[
+        int, typer.Option(help="How many times each student is fitted, with other random numbers.")
+    ] = GAP.seeds,
     count: Annotated[
-        int | None, typer.Option(help="Images per set; default the smallest set's.")
+        int | None, typer.Option(help="Images per set. Without it, as many as the smallest set has.")
     ] = GAP.count,
     first_last: FirstLast = GAP.first_last,
     passes: Passes = None,
@@ -174,7 +206,9 @@ def gap(
     class_names: ClassNames = IMAGES.class_names,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="STUDENT.KEY=VALUE", help="Override an option."),
+        typer.Option(
+            "--set", metavar="STUDENT.KEY=VALUE", help="Set one option of a student. Can be given again."
+        ),
     ] = None,
     show_real: Annotated[
         bool, typer.Option("--show-real", help="Put real images on the contact sheet.")
@@ -198,10 +232,12 @@ def run(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file; see `zsq list recipes`.")],
     out: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Run folder; default outputs/RECIPE.")
+        str | None, typer.Option(metavar="PATH", help="Folder for the run. Without it, outputs/RECIPE.")
     ] = None,
     resume: Resume = False,
-    budget_hours: Annotated[float | None, typer.Option(help="Begin nothing new after this time.")] = None,
+    budget_hours: Annotated[
+        float | None, typer.Option(help="Start no new work after this many hours.")
+    ] = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
     precision: Precision = RUNTIME.precision,
@@ -219,7 +255,7 @@ def run(
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="methods, teachers, students, passes or recipes.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what there is, with its facts."""
     from zsq.catalogue import catalogue
@@ -239,12 +275,13 @@ def list_(
 @app.command()
 def inspect(
     folder: Annotated[
-        str | None, typer.Argument(metavar="[PATH]", help="Run folder or its shards/; a saved student.")
+        str | None, typer.Argument(metavar="[PATH]", help="Folder of a run or of a saved student.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Instead of PATH: say what this teacher is.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Describe this teacher instead of a folder.")] = None,
     weights: Weights = None,
     images: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Labelled images, for the teacher's accuracy.")
+        str | None,
+        typer.Option(metavar="SRC", help="Labelled images to measure the teacher's accuracy with."),
     ] = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
@@ -279,15 +316,18 @@ def inspect(
 
 @app.command()
 def verify(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a run.")],
     against: Annotated[
-        str | None, typer.Option(metavar="EXPORT", help="An export that must show the same images.")
+        str | None, typer.Option(metavar="EXPORT", help="Also check that this export has the same images.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="With --against: compare its logits with the stored ones too.")
+        str | None,
+        typer.Option(help="With --against: also compare this teacher's logits with the stored ones."),
     ] = None,
     weights: Weights = None,
-    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit.")] = VERIFY.tolerance,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of a logit that is allowed.")
+    ] = VERIFY.tolerance,
 ) -> None:
     """Check every file against its hash and every array against the schema; and an export against both."""
     from zsq.core.errors import OptionError
@@ -307,12 +347,14 @@ def verify(
 
 @app.command()
 def export(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Run folder or its shards/.")],
-    to: Annotated[str, typer.Option(help="imagefolder, npy, npz, raw or webdataset.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    to: Annotated[str, typer.Option(help="Format: imagefolder, npy, npz, raw or webdataset.")],
     out: Annotated[str, typer.Option(metavar="PATH", help="New folder for the files and EXPORT.json.")],
-    layout: Annotated[str | None, typer.Option(help="nchw or nhwc; npz: nhwc, else nchw.")] = EXPORT.layout,
+    layout: Annotated[
+        str | None, typer.Option(help="nchw or nhwc. Without it, nhwc for npz and nchw for the others.")
+    ] = EXPORT.layout,
     range: Annotated[
-        str, typer.Option(help="uint8 0..255, unit 0..1, or norm as the teacher takes.")
+        str, typer.Option(help="Values: uint8 (0..255), unit (0..1), or norm (as the network takes them).")
     ] = EXPORT.range,
 ) -> None:
     """Write the images of a run as files for other tools."""
@@ -327,13 +369,18 @@ def export(
 
 @app.command(name="import")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Images made elsewhere.")],
-    out: Annotated[str, typer.Option(metavar="PATH", help="New run folder.")],
-    name: Annotated[str, typer.Option(help="Name of the source in a gap table.")] = IMPORT.name,
-    mean: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Of float values: one number, or one,per,channel.")] = None,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Images that another program made.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="New folder for the run.")],
+    name: Annotated[str, typer.Option(help="What tables call these images.")] = IMPORT.name,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="For float values: the mean that was subtracted, one number or one,per,channel."),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="For float values: the std they were divided by, likewise.")
+    ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="nchw or nhwc; npz: nhwc, tensors: nchw.")
+        str | None, typer.Option(help="nchw or nhwc. Without it, nhwc for npz and nchw for tensors.")
     ] = IMPORT.layout,
 ) -> None:
     """Make a shard set of images that come from elsewhere."""
@@ -350,10 +397,12 @@ def import_(
 @app.command()
 def audit(
     teacher: Teacher,
-    shards: Annotated[str, typer.Option(metavar="DIR", help="The synthetic set.")],
+    shards: Annotated[str, typer.Option(metavar="DIR", help="Folder of the synthetic images.")],
     train: Annotated[str, typer.Option(metavar="SRC", help="Your images that the teacher was trained on.")],
-    holdout: Annotated[str, typer.Option(metavar="SRC", help="Your images of that kind that it was not.")],
-    out: Annotated[str, typer.Option(metavar="PATH", help="JSON file for the figures; no image is written.")],
+    holdout: Annotated[
+        str, typer.Option(metavar="SRC", help="Your images of the same kind that it was not trained on.")
+    ],
+    out: Annotated[str, typer.Option(metavar="PATH", help="JSON file for the results. No image is written.")],
     weights: Weights = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
