@@ -485,112 +485,51 @@ def _spoil(command: str, words: list[tuple[str, str | None]], rng: random.Random
 
 # Files.
 
+
+def _resumed_with(count: int) -> list[str]:
+    return f"generate --teacher {DIGITS} --method noise --count {count} --shard-size 4 --resume".split()
+
+
+def _fitted_on(images: str, teacher: str = DIGITS) -> list[str]:
+    return f"quantize --teacher {teacher} --images {images} --student ptq --bits W8A8".split()
+
+
 READERS: dict[str, list[list[str]]] = {
     "run/shards/shard-00000.h5": [
         *(["verify", "run"], ["inspect", "run"], ["export", "run", "--to", "npy", "--out", "out"]),
-        ["quantize", "--teacher", DIGITS, "--images", "run", "--student", "ptq", "--bits", "W8A8"],
-        [
-            "generate",
-            "--teacher",
-            DIGITS,
-            "--method",
-            "noise",
-            "--count",
-            "8",
-            "--shard-size",
-            "4",
-            "--resume",
-        ],
+        _fitted_on("run"),
+        _resumed_with(8),
         ["import", "run", "--out", "out"],
     ],
     "run/manifest.json": [
         *(["verify", "run"], ["inspect", "run"], ["export", "run", "--to", "npz", "--out", "out"]),
-        [
-            "generate",
-            "--teacher",
-            DIGITS,
-            "--method",
-            "noise",
-            "--count",
-            "8",
-            "--shard-size",
-            "4",
-            "--resume",
-        ],
+        _resumed_with(8),
     ],
     "run/run.json": [
-        [
-            "generate",
-            "--teacher",
-            DIGITS,
-            "--method",
-            "noise",
-            "--count",
-            "8",
-            "--shard-size",
-            "4",
-            "--resume",
-        ],
-        [
-            "generate",
-            "--teacher",
-            DIGITS,
-            "--method",
-            "noise",
-            "--count",
-            "12",
-            "--shard-size",
-            "4",
-            "--resume",
-        ],
+        _resumed_with(8),
+        _resumed_with(12),
     ],
-    "run/events.jsonl": [
-        [
-            "generate",
-            "--teacher",
-            DIGITS,
-            "--method",
-            "noise",
-            "--count",
-            "12",
-            "--shard-size",
-            "4",
-            "--resume",
-        ]
-    ],
+    "run/events.jsonl": [_resumed_with(12)],
     "run/contact_sheet.png": [["inspect", "run"]],
-    "unfinished/shards": [
-        [
-            "generate",
-            "--teacher",
-            DIGITS,
-            "--method",
-            "noise",
-            "--count",
-            "8",
-            "--shard-size",
-            "4",
-            "--resume",
-        ]
-    ],
+    "unfinished/shards": [_resumed_with(8)],
     "photos.zip": [
         ["import", "photos.zip", "--out", "out"],
-        ["quantize", "--teacher", DIGITS, "--images", "photos.zip", "--student", "ptq", "--bits", "W8A8"],
+        _fitted_on("photos.zip"),
     ],
     "photos/0/0.png": [
         ["import", "photos", "--out", "out"],
-        ["quantize", "--teacher", DIGITS, "--images", "photos", "--student", "ptq", "--bits", "W8A8"],
+        _fitted_on("photos"),
     ],
     "images.npz": [
         ["import", "images.npz", "--out", "out"],
-        ["quantize", "--teacher", DIGITS, "--images", "images.npz", "--student", "ptq", "--bits", "W8A8"],
+        _fitted_on("images.npz"),
     ],
     "images.pt": [["import", "images.pt", "--out", "out"]],
     "student.json": [["inspect", "student.json"]],
     "student.safetensors": [["inspect", "student.safetensors"]],
     "card.toml": [
         ["generate", "--teacher", "file:card.toml", "--method", "zeroq", "--count", "2", "--iterations", "1"],
-        ["quantize", "--teacher", "file:card.toml", "--images", "run", "--student", "ptq", "--bits", "W8A8"],
+        _fitted_on("run", "file:card.toml"),
     ],
     "net.pt": [["generate", "--teacher", "file:card.toml", "--method", "noise", "--count", "2"]],
     "recipe.toml": [["run", "recipe.toml", "--out", "out"]],

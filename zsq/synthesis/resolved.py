@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from zsq.config import DEFAULT_COUNT, GenerateConfig, PositiveInt
 from zsq.contract import Generator, Teacher
@@ -55,13 +55,22 @@ class ResolvedRun:
         """The method's resolved options, as JSON holds them."""
         return self.method.options.model_dump(mode="json")
 
+    @cached_property
+    def network_sha256(self) -> str:
+        """Of the tensors as loaded: a card may take another entry of the same weights file."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.teacher.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def resolved(self) -> dict[str, Any]:
         """What decides the bytes; the content of `run.json`."""
         return {
             "command": "generate",
             "teacher": self.teacher.name,
             "weights_sha256": self.teacher.weights_sha256,
-            "network_sha256": _network_sha256(self.teacher.network),
+            "network_sha256": self.network_sha256,
             "method": self.method.name,
             "set": self.options,
             "real": self.config.real,
@@ -158,15 +167,6 @@ def resolve(
         images = images_for(teacher, config.real, one_per_class=True)
         method.read(images.pixels, images.labels)
     return ResolvedRun(config, teacher, method, plan, runtime, out, images)
-
-
-def _network_sha256(network: nn.Module) -> str:
-    """Of the tensors as loaded: a card may take another entry of the same weights file."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _images_sha256(images: ImageSet) -> str:
