@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from zsq.core.boxes import Target
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.photofit import OWN_SIZE, PhotoFit
@@ -105,12 +106,14 @@ class SyntheticBatch:
     """A group's images as a method leaves them: un-augmented, standard space, float32, on any device.
 
     `targets_NK` are the class probabilities the method asked for (rows sum to 1), None for a method without
-    labels. `losses` are the final values of each loss term, for the log.
+    labels. `losses` are the final values of each loss term, for the log. `boxes` are those that the method
+    asked of each image, see `zsq.core.boxes`; None for a method that asks for none.
     """
 
     standard_NCHW: Tensor
     targets_NK: Tensor | None = None
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    boxes: tuple[Target, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ class Generator(ABC):
     options_class: ClassVar[type[Options]] = Options
     batches_per_group: ClassVar[int | None] = 1
     curve: ClassVar[Curve | None] = None
+    # Of a method that makes boxes: drawn at random, or also taken from what the teacher finds in the images.
+    box_labels: Literal["random", "sampled"] | None = None
 
     def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
         """Keep the parts; `zsq.generators.require` has checked that the teacher suits the method's facts."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_area, box_iou, clip_boxes_to_image, complete_box_iou_loss
 
 Target = dict[str, Tensor]
 
@@ -18,8 +17,16 @@ Target = dict[str, Tensor]
 MIN_AREA = 1.0
 
 
+def no_boxes() -> Target:
+    """The target of an image that shows no object."""
+    return {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
 def iou(boxes_N4: Tensor, others_M4: Tensor) -> Tensor:
     """Intersection over union of each pair, (N, M) in 0..1; 0 for two boxes without area."""
+    # Torchvision takes a second to load, and most that read this file need no overlap.
+    from torchvision.ops import box_iou
+
     return box_iou(boxes_N4, others_M4).nan_to_num(0.0)
 
 
@@ -29,6 +36,8 @@ def complete_iou(boxes_N4: Tensor, others_N4: Tensor) -> Tensor:
     IoU - distance of centres² / diagonal of the hull² - alpha v; v compares the aspect ratios, and alpha is
     taken as constant.
     """
+    from torchvision.ops import complete_box_iou_loss
+
     return 1 - complete_box_iou_loss(boxes_N4, others_N4)
 
 
@@ -52,8 +61,9 @@ def clipped(target: Target, size: tuple[int, int]) -> Target:
 
     Each entry of `target` with a row per box loses the rows of the dropped boxes.
     """
-    boxes = clip_boxes_to_image(target["boxes"], size)
-    kept = box_area(boxes) >= MIN_AREA
+    height, width = size
+    boxes = target["boxes"].clamp(min=0).minimum(target["boxes"].new_tensor([width, height, width, height]))
+    kept = (boxes[:, 2:] - boxes[:, :2]).prod(1) >= MIN_AREA
     return {name: rows[kept] for name, rows in (target | {"boxes": boxes}).items()}
 
 

@@ -50,11 +50,13 @@ class TeacherRecord(Record):
 
 
 class MethodRecord(Record):
-    """The method, its resolved options, and what of the real world it read."""
+    """The method, its resolved options, what of the real world it read, and how the labels of its boxes were
+    found, None where it makes none."""
 
     name: str
     options: dict[str, Any]
     data_read: str
+    labels: Literal["random", "sampled"] | None = None
 
 
 class Manifest(Record):

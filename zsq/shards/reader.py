@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from zsq.core.boxes import Target, no_boxes
 from zsq.core.errors import ImagesError, ShardError, first_line
 from zsq.core.imagespec import ImageSpec
 from zsq.shards.manifest import MANIFEST_NAME, find_shards, read_manifest
 from zsq.shards.schema import (
     ARRAYS,
     ATTRIBUTES,
+    BOX_ARRAYS,
     OPTIONAL_ARRAYS,
     ShardContent,
     ShardEntry,
@@ -58,6 +60,7 @@ def read_shard(path: Path | str) -> tuple[ShardContent, ShardProvenance]:
             logits=shard.read("logits") if shard.has("logits") else None,
             bn_distance=shard.read("bn_distance"),
             targets=shard.read("targets") if shard.has("targets") else None,
+            boxes=shard.boxes() if shard.has("box_ends") else None,
         )
         check_content(content, shard.provenance.spec, path.name)
         return content, shard.provenance
@@ -114,6 +117,27 @@ class ShardFile:
         with _shard_errors(self.path):
             return self._arrays[name][rows]
 
+    def boxes(self, first: int = 0, end: int | None = None) -> tuple[Target, ...]:
+        """The boxes of the images from `first` to before `end`, or of the rest.
+
+        Raises:
+            ShardError: a checksum is wrong, or ends of boxes are not in order.
+        """
+        end = self.num_images if end is None else end
+        ends = self.read("box_ends", slice(max(first - 1, 0), end))
+        ends = ends if first else np.append(0, ends)
+        total = self._arrays["boxes"].shape[0] if self.has("boxes") else 0
+        whole = ends[-1] == total or end < self.num_images
+        if not whole or ends[0] < 0 or ends[-1] > total or (np.diff(ends) < 0).any():
+            raise ShardError(
+                f"{self.path}: box_ends are not counts that rise to {total} boxes", "such counts"
+            )
+        if total == 0:
+            return tuple(no_boxes() for _ in ends[1:])
+        rows, sizes = slice(int(ends[0]), int(ends[-1])), np.diff(ends).tolist()
+        parts = (torch.from_numpy(self.read(name, rows)).split(sizes) for name in ("boxes", "box_labels"))
+        return tuple({"boxes": boxes, "labels": labels} for boxes, labels in zip(*parts, strict=True))
+
 
 @contextmanager
 def _shard_errors(path: Path) -> Iterator[None]:
@@ -154,10 +178,24 @@ def _checked_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     arrays = {name: file[name] for name in ARRAYS if name in names}
     for name, array in arrays.items():
         _check_layout(name, array, path)
+    _check_boxes(arrays, path)
     stored = sum(array.id.get_storage_size() for array in arrays.values())
     if stored > path.stat().st_size:
         raise ShardError(f"{path}: arrays share their bytes", "each array with its own")
     return arrays
+
+
+def _check_boxes(arrays: dict[str, h5py.Dataset], path: Path) -> None:
+    """The arrays of boxes belong together; without a box the end of each image's stands alone."""
+    shapes = {name: arrays[name].shape for name in ("box_ends", *BOX_ARRAYS) if name in arrays}
+    if not shapes:
+        return
+    total = shapes.get("boxes", (0,))[0]
+    expected = {"box_ends": arrays["pixels"].shape[:1]}
+    if len(shapes) > 1:
+        expected |= {"boxes": (total, 4), "box_labels": (total,)}
+    if shapes != expected:
+        raise ShardError(f"{path}: arrays of boxes have shapes {shapes}", f"{expected}")
 
 
 def _check_layout(name: str, array: Any, path: Path) -> None:
@@ -171,9 +209,9 @@ def _check_layout(name: str, array: Any, path: Path) -> None:
     filters = [layout.get_filter(index)[0] for index in range(layout.get_nfilters())]
     if layout.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_FLETCHER32]:
         raise ShardError(f"{path}: {name} is stored in another way", "chunks with checksums only")
-    if 0 in array.shape or layout.get_chunk() != chunk_shape(array.shape):
+    if 0 in array.shape or layout.get_chunk() != chunk_shape(name, array.shape):
         raise ShardError(f"{path}: {name} has shape {array.shape} in other chunks", "one image per chunk")
-    num_chunks = 1 if ndim == 1 else array.shape[0]
+    num_chunks = array.shape[0] // chunk_shape(name, array.shape)[0]
     num_values = 1
     for length in array.shape:
         num_values *= length
@@ -217,6 +255,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         with ShardFile(self.paths[0]) as first:
             self.provenance = first.provenance
             missing = [name for name in self._columns if not first.has(name)]
+            self._has_boxes = first.has("box_ends")
         if missing:
             raise ImagesError(f"{folder} stores no {missing[0]}", f"shards with {missing[0]}")
 
@@ -255,6 +294,18 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def labels(self, indices: Sequence[int] | np.ndarray | None = None) -> Tensor:
         """Labels in memory: int64 (N,), all or those at `indices`; -1 where there is none."""
         return torch.from_numpy(self._gather("labels", indices))
+
+    def boxes(self, indices: Sequence[int] | np.ndarray | None = None) -> tuple[Target, ...] | None:
+        """The boxes of all images or those at `indices`, see `zsq.core.boxes`; None where none are stored."""
+        if not self._has_boxes:
+            return None
+        rows = np.arange(self.num_images) if indices is None else np.asarray(indices, dtype=np.int64)
+        numbers = np.searchsorted(self._ends, rows, side="right").tolist()
+        found: list[Target] = []
+        for row, number in zip(rows.tolist(), numbers, strict=True):
+            at = row - self._start(number)
+            found += self._shard(number).boxes(at, at + 1)
+        return tuple(found)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files behind."""

@@ -1,19 +1,20 @@
 """What is in a shard: the arrays, the attributes, and the one check that writer, reader and verify share.
 
-Tensor suffixes: N images of the shard, C channels, H height, W width, K outputs of the teacher.
+Tensor suffixes: N images of the shard, C channels, H height, W width, K outputs of the teacher, B boxes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
+from zsq.core.boxes import Target
 from zsq.core.errors import OptionError, ShardError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
@@ -29,8 +30,13 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "targets": (np.dtype("<f2"), 2),
     "logits": (np.dtype("<f4"), 2),
     "bn_distance": (np.dtype("<f4"), 1),
+    "box_ends": (np.dtype("<i8"), 1),
+    "boxes": (np.dtype("<f4"), 2),
+    "box_labels": (np.dtype("<i8"), 1),
 }
-OPTIONAL_ARRAYS = frozenset({"targets", "logits"})
+OPTIONAL_ARRAYS = frozenset({"targets", "logits", "box_ends", "boxes", "box_labels"})
+# Those with a row per box; HDF5 stores no chunk of nothing, so both are absent where no image has a box.
+BOX_ARRAYS = frozenset({"boxes", "box_labels"})
 
 # float16 keeps 11 significant bits, so a row of rounded probabilities is off by at most 2**-11 plus the
 # subnormals of very many classes; anything beyond this is not a rounded distribution.
@@ -65,6 +71,7 @@ class ShardContent:
     logits       float32 (N, K), the teacher's on the stored pixels; None for images made without a teacher
     bn_distance  float32 (N,), NaN where the teacher has no BN or there is no teacher
     targets      float16 (N, K), rows sum to 1; None for a method without labels
+    boxes        of each image, see `zsq.core.boxes`; None for a method that makes none
     """
 
     pixels: np.ndarray
@@ -72,6 +79,7 @@ class ShardContent:
     logits: np.ndarray | None
     bn_distance: np.ndarray
     targets: np.ndarray | None = None
+    boxes: tuple[Target, ...] | None = None
 
     @property
     def num_images(self) -> int:
@@ -80,10 +88,21 @@ class ShardContent:
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of those that are there, in the order of the file."""
+        ragged = box_arrays(self.boxes) if self.boxes is not None else {}
         for name in ARRAYS:
-            array = getattr(self, name)
+            array = ragged.get(name) if name == "box_ends" or name in BOX_ARRAYS else getattr(self, name)
             if array is not None:
                 yield name, array
+
+
+def box_arrays(boxes: Sequence[Target]) -> dict[str, np.ndarray]:
+    """The boxes of N images one after another: `boxes` float32 (B, 4) and `box_labels` int64 (B,), absent
+    where B is 0, and `box_ends` int64 (N,), how many boxes this image and those before it have."""
+    found = {"box_ends": np.cumsum([len(each["labels"]) for each in boxes], dtype=np.int64)}
+    if found["box_ends"][-1] > 0:
+        found["boxes"] = np.concatenate([each["boxes"].cpu().float().numpy() for each in boxes])
+        found["box_labels"] = np.concatenate([each["labels"].cpu().long().numpy() for each in boxes])
+    return found
 
 
 @dataclass(frozen=True)
@@ -158,13 +177,16 @@ def check_content(content: ShardContent, spec: ImageSpec, file: str) -> None:
         raise ShardError(f"{file}: no images", "at least one")
     for name, array in content.arrays():
         dtype, ndim = ARRAYS[name]
-        if array.dtype != dtype or array.ndim != ndim or len(array) != num_images or 0 in array.shape:
+        right = name in BOX_ARRAYS or len(array) == num_images
+        if array.dtype != dtype or array.ndim != ndim or not right or 0 in array.shape:
             found = f"{name} is {array.dtype} {array.shape}"
             raise ShardError(f"{file}: {found}", f"{dtype}, {ndim} dimensions, {num_images} images")
     if content.pixels.shape[1:] != spec.shape:
         raise ShardError(f"{file}: images of {content.pixels.shape[1:]}", f"{spec.shape} of its image spec")
     _check_outputs(content, file)
     _check_labels(content, file)
+    for boxes in content.boxes or ():
+        check_boxes(boxes, spec, file)
     distance = content.bn_distance
     if not ((distance >= 0) & np.isfinite(distance) | np.isnan(distance)).all():
         raise ShardError(f"{file}: bn_distance is negative or infinite", "0 or more, or NaN for none")
@@ -191,3 +213,24 @@ def _check_labels(content: ShardContent, file: str) -> None:
         raise ShardError(f"{file}: label {lowest}", "-1 for none, or a class from 0")
     if outputs is not None and highest >= outputs.shape[1]:
         raise ShardError(f"{file}: label {highest}", f"less than the {outputs.shape[1]} classes")
+
+
+def check_boxes(boxes: Target, spec: ImageSpec, file: str) -> None:
+    """Check the boxes of one image.
+
+    Raises:
+        ShardError: naming `file`; boxes without area or not in the image, or labels below 0.
+    """
+    corners, labels = boxes["boxes"], boxes["labels"]
+    if corners.shape != (len(labels), 4):
+        raise ShardError(
+            f"{file}: boxes are {tuple(corners.shape)}", f"({len(labels)}, 4), one for each label"
+        )
+    height, width = spec.size
+    x1, y1, x2, y2 = corners.unbind(1)
+    inside = (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
+    if not inside.all():
+        found = corners[~inside][0].tolist()
+        raise ShardError(f"{file}: box {found}", f"x1 < x2 <= {width} and y1 < y2 <= {height}, from 0")
+    if len(labels) and int(labels.min()) < 0:
+        raise ShardError(f"{file}: label {int(labels.min())} of a box", "a class from 0")

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from zsq.core.files import atomic_write_bytes
-from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, check_content
+from zsq.shards.schema import BOX_ARRAYS, ShardContent, ShardEntry, ShardProvenance, check_content
 
 # The first HDF5 version whose metadata carries checksums everywhere; fixed on both sides for equal bytes.
 HDF5_VERSION = h5py.h5f.LIBVER_V110
@@ -42,7 +42,7 @@ def _shard_bytes(content: ShardContent, provenance: ShardProvenance) -> memoryvi
             # Fixed length: variable-length strings are pointers into a heap, which readers refuse.
             file.attrs[name] = np.bytes_(json.dumps(value, sort_keys=True))
         for name, array in content.arrays():
-            file.create_dataset(name, data=array, chunks=chunk_shape(array.shape), fletcher32=True)
+            file.create_dataset(name, data=array, chunks=chunk_shape(name, array.shape), fletcher32=True)
     return buffer.getbuffer()
 
 
@@ -57,6 +57,6 @@ def _new_file(buffer: io.BytesIO) -> h5py.File:
     return h5py.File(h5py.h5f.create(b"shard", h5py.h5f.ACC_TRUNC, creation, access))
 
 
-def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """One image's row per chunk; an array of single numbers in one chunk."""
-    return shape if len(shape) == 1 else (1, *shape[1:])
+def chunk_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One image's row per chunk; an array of single numbers, and the boxes, in one chunk."""
+    return shape if len(shape) == 1 or name in BOX_ARRAYS else (1, *shape[1:])

@@ -140,6 +140,7 @@ def _contents(
     )
     labels = targets.argmax(1) if targets is not None else torch.full((len(pixels),), -1)
     soft = targets is not None and bool((targets.amax(1) < 1).any())
+    boxes = [image for batch in made if batch.boxes is not None for image in batch.boxes]
     contents, first = [], 0
     for size in unit.shard_sizes:
         rows = slice(first, first + size)
@@ -150,6 +151,7 @@ def _contents(
                 logits=logits[rows].numpy(),
                 bn_distance=distances[rows].numpy(),
                 targets=targets[rows].numpy().astype(np.float16) if soft and targets is not None else None,
+                boxes=tuple(boxes[rows]) if made[0].boxes is not None else None,
             )
         )
         first += size
@@ -215,7 +217,12 @@ def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> 
         config=resolved,
         config_sha256=config_sha256(resolved),
         teacher=TeacherRecord.of(job.teacher),
-        method=MethodRecord(name=job.method.name, options=job.options, data_read=job.data_read),
+        method=MethodRecord(
+            name=job.method.name,
+            options=job.options,
+            data_read=job.data_read,
+            labels=job.method.box_labels,
+        ),
         seed=job.plan.seed,
         num_images=job.plan.count,
         shards=tuple(entries),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from zsq.core.imagespec import ImageSpec
 from zsq.shards.manifest import Manifest, library_versions, write_manifest
@@ -19,7 +20,7 @@ SIZES = (4, 4, 3)
 
 @pytest.fixture
 def make_content():
-    def make(num_images=4, seed=0, targets=True, logits=True):
+    def make(num_images=4, seed=0, targets=True, logits=True, boxes=False):
         random = np.random.default_rng(seed)
         probabilities = random.dirichlet(np.ones(NUM_CLASSES), num_images).astype(np.float16)
         return ShardContent(
@@ -28,9 +29,18 @@ def make_content():
             logits=random.normal(size=(num_images, NUM_CLASSES)).astype(np.float32) if logits else None,
             bn_distance=random.random(num_images).astype(np.float32),
             targets=probabilities if targets else None,
+            boxes=tuple(make_boxes(random) for _ in range(num_images)) if boxes else None,
         )
 
     return make
+
+
+def make_boxes(random):
+    """None to three boxes in an image of SPEC."""
+    count = int(random.integers(0, 4))
+    corners = random.uniform(0, 2, (count, 4)) + np.array([0, 0, 2, 2])
+    labels = random.integers(0, NUM_CLASSES, count)
+    return {"boxes": torch.from_numpy(corners).float(), "labels": torch.from_numpy(labels)}
 
 
 @pytest.fixture

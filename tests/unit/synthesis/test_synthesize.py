@@ -17,6 +17,7 @@ from zsq.core.errors import NoBatchNormError, RunFolderError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.engine.scoring import Scorer
+from zsq.generators.zeroq import ZeroQ
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.verify import verify_run
@@ -139,6 +140,26 @@ def test_soft_targets_are_stored(tmp_path, tiny_teacher):
     assert content.targets.dtype == np.float16
     np.testing.assert_array_equal(content.targets, targets.numpy().astype(np.float16))
     assert content.labels.tolist() == [0, 4, 0, 0]
+
+
+def test_boxes_are_stored_with_their_image(tmp_path, tiny_teacher):
+    job = resolve(config("noise", count=6, batch=2), tmp_path / "run", tiny_teacher)
+    shown = [
+        {"boxes": torch.full((n, 4), 1.0 + n) - torch.tensor([1.0, 1, 0, 0]), "labels": torch.arange(n)}
+        for n in range(6)
+    ]
+    made = [SyntheticBatch(torch.zeros(2, 3, 16, 16), boxes=tuple(shown[i : i + 2])) for i in (0, 2)]
+    write(job, made)
+    found = contents(tmp_path / "run")[0][0].boxes
+    assert [each["labels"].tolist() for each in found] == [[], [0], [0, 1], [0, 1, 2]]
+    assert found[1]["boxes"].tolist() == [[1, 1, 2, 2]]
+
+
+def test_a_manifest_says_how_the_labels_of_boxes_were_found(run, tmp_path, tiny_teacher, monkeypatch):
+    assert read_manifest(run).method.labels is None
+    monkeypatch.setattr(ZeroQ, "box_labels", "random")
+    folder = synthesize.generate(config(), tmp_path / "run", teacher=tiny_teacher)
+    assert read_manifest(folder).method.labels == "random"
 
 
 def test_pixels_are_rounded_and_clipped(tmp_path, tiny_teacher):
