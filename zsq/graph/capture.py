@@ -1,0 +1,109 @@
+"""From a network to its graph: torch.export with any number of images, lifted to named layers.
+
+The lifted graph calls layers, normalisations and PReLU as modules under the names that they have in the
+user's network, and everything else as functional ATen operations. What depends on no image is computed once.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, export
+
+from zsq.core.errors import UntraceableError
+from zsq.graph.lift import Lifting, overwrites_views
+
+_CAPTURED = "captured"
+# Network -> the state of its tensors when it was captured, and its graph.
+_graphs: weakref.WeakKeyDictionary[nn.Module, tuple[Any, fx.GraphModule]] = weakref.WeakKeyDictionary()
+
+
+def is_captured(network: nn.Module) -> bool:
+    """Whether it is a graph that `capture` made."""
+    return isinstance(network, fx.GraphModule) and bool(network.meta.get(_CAPTURED))
+
+
+def capture(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
+    """The network's graph in eval mode over copies of its tensors; `network` itself is not touched.
+
+    It is captured once per process: a second call copies what the first one found. Of a graph that was
+    captured before, a copy.
+
+    Args:
+        example: what the network takes, two images or more; not needed for a captured graph.
+
+    Raises:
+        UntraceableError: control flow that depends on data, or two layers over one weight.
+    """
+    if is_captured(network):
+        return copy.deepcopy(network).eval()  # type: ignore[return-value]
+    assert example is not None, "a network that is not captured needs an example"
+    state = (tuple(example.shape[1:]), *((id(t), t._version, t.device) for t in _tensors(network)))
+    known = _graphs.get(network)
+    if known is None or known[0] != state:
+        known = (state, _captured(network, example))
+        _graphs[network] = known
+    return copy.deepcopy(known[1])
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+@torch.no_grad()
+def _captured(network: nn.Module, example: Tensor) -> fx.GraphModule:
+    modes = [(module, module.training) for module in network.modules()]
+    like = next(iter(_tensors(network)), example)
+    example = example.to(like.device)
+    network.eval()
+    try:
+        lifting = Lifting(_exported(network, example), network)
+        graph, parts = lifting.run()
+    finally:
+        for module, training in modes:
+            module.training = training
+    module = fx.GraphModule(parts, graph, type(network).__name__).eval()
+    module.meta[_CAPTURED] = True
+    if lifting.computed:
+        count, first = len(lifting.computed), lifting.computed[0]
+        warnings.warn(
+            f"{count} weights of {type(network).__name__} are computed from others ('{first}'): "
+            "they are plain weights now",
+            stacklevel=4,
+        )
+    return module
+
+
+def _exported(network: nn.Module, example: Tensor) -> ExportedProgram:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+            return program.run_decompositions({}) if overwrites_views(program.graph) else program
+    # A network may be any Python, and so may what it raises.
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UntraceableError(
+            f"the network cannot be captured{_place_of(error)}: {reason.strip()[:300]}",
+            "a graph without control flow on data, for any number of images",
+        ) from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _place_of(error: BaseException) -> str:
+    """The user's own line that torch.export stopped at."""
+    frames = traceback.extract_tb(error.__traceback__)
+    library = Path(torch.__file__).parent
+    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(library)]
+    # The first frames are this file's calls of the exporter.
+    own = [frame for frame in own if frame.filename != __file__]
+    return f" at {Path(own[-1].filename).name}:{own[-1].lineno} `{own[-1].line}`" if own else ""

@@ -1,0 +1,422 @@
+"""An exported program as a graph of named modules and functional ATen operations."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from zsq.core.errors import UntraceableError
+from zsq.graph.layers import make
+from zsq.graph.vocabulary import OPERATIONS
+
+aten = torch.ops.aten
+
+# In eval mode they give what they take.
+_NOTHING = {
+    *("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "alpha_dropout_"),
+    *("feature_alpha_dropout", "feature_alpha_dropout_", "native_dropout", "alias", "detach", "detach_"),
+    *("lift_fresh_copy", "lift_fresh", "positive"),
+}
+# Checks of lengths and devices that export leaves.
+_CHECKS = {
+    *("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range"),
+    *("sym_constrain_range_for_size", "_functional_assert_async"),
+}
+_VIEWS = {name for name, known in OPERATIONS.items() if known.kind == "view"} | {
+    *("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "expand", "expand_as"),
+    *("diagonal", "unfold"),
+}
+# Ending of a parameter's name -> nothing is left of it in its layer's name.
+_ROLE = re.compile(r"(\.parametrizations\.(?P<p>\w+)\.original\d*|(?P<o>weight)_(g|v|orig))$")
+_LENGTHS = {"view", "reshape", "_unsafe_view"}
+
+
+def overwrites_views(graph: fx.Graph) -> bool:
+    """Whether an operation overwrites a tensor that others see parts of: only functionalization puts that
+    right."""
+    for node in graph.nodes:
+        if not _is_inplace(node) or _packet(node) in _NOTHING:
+            continue
+        target = node.args[0]
+        functional = hasattr(aten, _packet(node)[:-1])
+        source = (
+            isinstance(target, fx.Node) and target.op == "call_function" and _packet(target) not in _VIEWS
+        )
+        seen = isinstance(target, fx.Node) and any(_packet(user) in _VIEWS for user in target.users)
+        if not functional or not source or seen:
+            return True
+    return False
+
+
+def _packet(node: fx.Node) -> str:
+    overload = node.target
+    return overload.overloadpacket.__name__ if isinstance(overload, torch._ops.OpOverload) else ""
+
+
+def _is_inplace(node: fx.Node) -> bool:
+    name = _packet(node)
+    return name.endswith("_") and not name.endswith("__") and node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
+class Lifting:
+    """One exported program on its way; `computed` names the weights that follow from other tensors."""
+
+    def __init__(self, program: ExportedProgram, network: nn.Module) -> None:
+        self.program = program
+        self.graph = fx.Graph()
+        self.parts: dict[str, Any] = {}
+        self.computed: list[str] = []
+        # Nodes of the program -> nodes of the graph; -> tensors that depend on no image, with their names.
+        self.nodes: dict[fx.Node, fx.Node] = {}
+        self.tensors: dict[fx.Node, Tensor] = {}
+        self.names: dict[fx.Node, str] = {}
+        # Those that are parts or other shapes of a named tensor, and those that are computed from some.
+        self._folded: set[fx.Node] = set()
+        self._computed: set[fx.Node] = set()
+        self._by_call: dict[str, fx.Node] = {}
+        self._made: dict[tuple[Any, ...], str] = {}
+        self._owners: dict[int, str] = {}
+        # The last tensor so far whose first axis is the images.
+        self._images: fx.Node | None = None
+
+    def run(self) -> tuple[fx.Graph, dict[str, Any]]:
+        """The graph, and the modules and tensors that it names."""
+        inputs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._take_input(node, inputs[node.name])
+            elif node.op == "get_attr":
+                self.tensors[node] = operator.attrgetter(str(node.target))(self.program.graph_module)
+                self.names[node] = str(node.target)
+            elif node.op == "output":
+                self._give(node)
+            else:
+                self._lift(node)
+        # Nothing has side effects: what nobody reads is not needed.
+        for node in reversed(self.graph.nodes):
+            if node.op not in ("placeholder", "output") and not node.users:
+                self.graph.erase_node(node)
+        self.graph.lint()
+        return self.graph, self._used()
+
+    def _take_input(self, node: fx.Node, spec: Any) -> None:
+        if spec.kind == InputKind.USER_INPUT:
+            self._images = self.nodes[node] = self.graph.placeholder(node.name)
+            return
+        name = str(spec.target)
+        state: Mapping[str, Any] = self.program.state_dict
+        self.tensors[node] = state[name] if name in state else self.program.constants[name]
+        self.names[node] = name
+
+    def _give(self, node: fx.Node) -> None:
+        specs = self.program.graph_signature.output_specs
+        values: Any = node.args[0]
+        flat = [each for each, spec in zip(values, specs, strict=True) if "USER" in spec.kind.name]
+        spec = self.program.call_spec.out_spec
+        nested: Any = pytree.tree_unflatten([self._argument(each) for each in flat], spec)
+        self.graph.output(nested)
+
+    def _used(self) -> dict[str, Any]:
+        targets = {str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
+        return {name: part for name, part in self.parts.items() if name in targets}
+
+    def _lift(self, node: fx.Node) -> None:
+        name = _packet(node)
+        if name in _CHECKS or getattr(node.target, "__name__", "") in _CHECKS:
+            return
+        if name in _NOTHING:
+            self._same(node, node.args[0])
+            return
+        if node.target is operator.getitem and name == "" and node.args[0] in self.nodes:
+            source: fx.Node = node.args[0]  # type: ignore[assignment]
+            if _packet(source) in _SINGLE and node.args[1] == 0:
+                self._same(node, source)
+                return
+        if self._is_constant(node):
+            self._fold(node)
+            return
+        made = self._module(node) or self._attention(node)
+        self.nodes[node] = made if made is not None else self._call(node)
+        self._note_images(node)
+        if _is_inplace(node):
+            self.nodes[node.args[0]] = self.nodes[node]  # type: ignore[index]
+
+    def _same(self, node: fx.Node, source: Any) -> None:
+        if source in self.tensors:
+            self.tensors[node], self.names[node] = self.tensors[source], self.names[source]
+            self._folded |= {node} if source in self._folded else set()
+            self._computed |= {node} if source in self._computed else set()
+        else:
+            self.nodes[node] = self.nodes[source]
+
+    # Constants.
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        return node.op == "call_function" and all(source in self.tensors for source in node.all_input_nodes)
+
+    def _fold(self, node: fx.Node) -> None:
+        args: Any = fx.map_arg(node.args, self.tensors.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self.tensors.__getitem__)
+        call = str((node.target, fx.map_arg((node.args, node.kwargs), lambda n: id(self.tensors[n]))))
+        if call in self._by_call:
+            self._same(node, self._by_call[call])
+            return
+        self._by_call[call] = node
+        sources = [source for source in node.all_input_nodes if source in self.names]
+        self.tensors[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        self.names[node] = self.names[sources[0]] if sources else "constant"
+        self._folded.add(node)
+        moved = _packet(node) in _VIEWS or node.target is operator.getitem
+        if not moved or any(source in self._computed for source in sources):
+            self._computed.add(node)
+
+    def _tensor_node(self, node: fx.Node) -> fx.Node:
+        """A constant in the graph, under its own name where it has one."""
+        value = self.tensors[node]
+        name = self._free_name(self.names[node] + "_folded" * (node in self._folded), value)
+        self.parts[name] = value
+        return self.graph.get_attr(name)
+
+    def _free_name(self, name: str, value: Any) -> str:
+        wanted, number = name, 1
+        while wanted in self.parts and self.parts[wanted] is not value:
+            wanted, number = f"{name}_{number}", number + 1
+        return wanted
+
+    # Modules.
+
+    def _module(self, node: fx.Node) -> fx.Node | None:
+        name = _ALIASES.get(_packet(node), _packet(node))
+        given = self._given(node)
+        if OPERATIONS.get(name, OPERATIONS["add"]).kind == "product":
+            name, given = "linear", self._as_linear(name, given)
+        source = given.get("input")
+        if not isinstance(source, fx.Node) or source in self.tensors:
+            return None
+        values = {
+            key: self.tensors.get(value) if isinstance(value, fx.Node) else value
+            for key, value in given.items()
+        }
+        made = make(name, values, source.meta["val"].dim())
+        if made is None:
+            return None
+        return self.graph.call_module(self._placed(*made, given), (self.nodes[source],))
+
+    def _as_linear(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The linear layer's arguments that a product with a constant matrix has; none where it is none."""
+        operands = [given.get("input"), given.get("mat2", given.get("other"))]
+        bias: Any = None
+        transposed: bool | None = True
+        if name == "addmm" and given["beta"] == given["alpha"] == 1:
+            bias, *operands = given["input"], given["mat1"], given["mat2"]
+        elif name == "einsum":
+            operands, transposed = list(given["tensors"]), _reads_columns(given["equation"])
+        elif name not in ("matmul", "mm"):
+            return {}
+        if len(operands) != 2 or operands[1] not in self.tensors or transposed is None:
+            return {}
+        if bias is not None and (bias not in self.tensors or self.tensors[bias].dim() != 1):
+            return {}
+        matrix = operands[1]
+        if self.tensors[matrix].dim() != 2:
+            return {}
+        return {
+            "input": operands[0],
+            "weight": self._transposed(matrix) if transposed else matrix,
+            "bias": bias,
+        }
+
+    def _transposed(self, matrix: fx.Node) -> fx.Node:
+        """A node of the program's kind for the transposed tensor, which the program does not have."""
+        call = f"transposed {id(self.tensors[matrix])}"
+        if call not in self._by_call:
+            node = fx.Graph().placeholder("transposed")
+            self.tensors[node], self.names[node] = self.tensors[matrix].t(), self.names[matrix]
+            self._folded.add(node)
+            self._computed |= {node} if matrix in self._computed else set()
+            self._by_call[call] = node
+        return self._by_call[call]
+
+    def _given(self, node: fx.Node) -> dict[str, Any]:
+        """Every argument by its name in the schema, defaults included."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return {}
+        given: dict[str, Any] = {}
+        for index, argument in enumerate(node.target._schema.arguments):
+            if index < len(node.args):
+                given[argument.name] = node.args[index]
+            elif argument.name in node.kwargs:
+                given[argument.name] = node.kwargs[argument.name]
+            elif argument.has_default_value():
+                given[argument.name] = argument.default_value
+        if "self" in given:
+            given["input"] = given.pop("self")
+        return given
+
+    def _placed(self, module: nn.Module, tensors: dict[str, Tensor | None], given: dict[str, Any]) -> str:
+        """The module's name, with its tensors in it; one module for calls that are alike, of one weight."""
+        held = {key: value for key, value in tensors.items() if value is not None}
+        key = (repr(module), *(id(value) for value in held.values()))
+        if key in self._made:
+            return self._made[key]
+        sources = {key: node for key in held if isinstance(node := given.get(key), fx.Node)}
+        name = self._module_name(sources)
+        for part, value in held.items():
+            parameter = part not in ("running_mean", "running_var")
+            if parameter:
+                module.register_parameter(part, _parameter(value))
+            else:
+                module.register_buffer(part, value)
+        weight_node = sources.get("weight")
+        if weight_node is not None:
+            self._check_shared(name, held["weight"])
+            if weight_node in self._computed and held["weight"].dim() > 1:
+                self.computed.append(name)
+        self._made[key] = name
+        self.parts[name] = module
+        return name
+
+    def _module_name(self, sources: dict[str, fx.Node]) -> str:
+        first = next(sources[key] for key in ("weight", "running_mean", "bias") if key in sources)
+        name = self.names[first]
+        found = _ROLE.search(name)
+        if found:
+            name = f"{name[: found.start()]}.{found['p'] or found['o']}".lstrip(".")
+        for ending in (".weight", ".running_mean", ".bias", "_weight"):
+            name = name.removesuffix(ending)
+        name = name or "layer"
+        wanted, number = name, 1
+        while wanted in self.parts:
+            wanted, number = f"{name}_{number}", number + 1
+        return wanted
+
+    def _check_shared(self, name: str, weight: Tensor) -> None:
+        """Two layers over one weight would each put it on a grid, the second one on what the first left."""
+        owner = self._owners.setdefault(id(weight), name)
+        if owner != name and weight.dim() > 1:
+            raise UntraceableError(
+                f"the layers '{owner}' and '{name}' share one weight",
+                "a weight for each",
+                f"give one its own: {name}.weight = nn.Parameter({name}.weight.detach().clone())",
+            )
+
+    # Everything else.
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        target: Any = node.target
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            raise UntraceableError(f"the network uses {target.name()}", "a graph of plain operations")
+        if _is_inplace(node):
+            target = getattr(getattr(aten, _packet(node)[:-1]), target._overloadname)
+        args, kwargs = node.args, node.kwargs
+        if _packet(node) in _LENGTHS:
+            args = (args[0], _with_one_unknown(args[1]), *args[2:])
+        made = self.graph.call_function(target, self._arguments(args), self._arguments(kwargs))
+        return made
+
+    def _arguments(self, value: Any) -> Any:
+        return fx.map_arg(value, self._argument)
+
+    def _argument(self, value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        if value in self.tensors:
+            return (
+                self._tensor_node(value) if isinstance(self.tensors[value], Tensor) else self.tensors[value]
+            )
+        if _packet(value) == "sym_size" and self._images is not None and _is_count(value):
+            # Read where it is needed: a part of the network is then a network.
+            return self.graph.call_function(aten.sym_size.int, (self._images, 0))
+        return self.nodes[value]
+
+    def _note_images(self, node: fx.Node) -> None:
+        value, count = node.meta.get("val"), self._count()
+        if isinstance(value, Tensor) and value.dim() and count is not None and _same(value.shape[0], count):
+            self._images = self.nodes[node]
+
+    def _count(self) -> Any:
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder" and node in self.nodes:
+                return node.meta["val"].shape[0]
+        return None
+
+    def _attention(self, node: fx.Node) -> fx.Node | None:
+        """scaled_dot_product_attention as two products with a softmax between them."""
+        if _packet(node) != "scaled_dot_product_attention":
+            return None
+        given = self._given(node)
+        if given.get("is_causal") or given.get("enable_gqa"):
+            raise UntraceableError("attention that is causal or grouped", "plain attention")
+        query, key, value = (self._argument(given[name]) for name in ("query", "key", "value"))
+        depth = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+        scale = given["scale"] if given.get("scale") is not None else depth**-0.5
+        call = self.graph.call_function
+        scaled = call(aten.mul.Tensor, (query, scale))
+        scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (key, -2, -1))))
+        mask = given.get("attn_mask")
+        if mask is not None:
+            scores = self._masked(scores, mask)
+        weights = call(aten.softmax.int, (scores, -1))
+        return call(aten.matmul.default, (weights, value))
+
+    def _masked(self, scores: fx.Node, mask: fx.Node) -> fx.Node:
+        kind = self.tensors[mask].dtype if mask in self.tensors else mask.meta["val"].dtype
+        call, mask = self.graph.call_function, self._argument(mask)
+        if kind != torch.bool:
+            return call(aten.add.Tensor, (scores, mask))
+        return call(aten.masked_fill.Scalar, (scores, call(aten.logical_not.default, (mask,)), float("-inf")))
+
+
+_ALIASES = {
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "_prelu_kernel": "prelu",
+}
+# They give a tuple whose first part is what their module gives.
+_SINGLE = {"_native_batch_norm_legit_no_training", "native_layer_norm", "native_dropout"}
+
+
+def _reads_columns(equation: str) -> bool | None:
+    """Of an einsum whose second operand is a matrix: whether it is indexed (input, output), or the other way
+    round; None where the product is not that of a linear layer."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    first, _, second = inputs.partition(",")
+    if len(second) != 2 or not first or not output or "." in second:
+        return None
+    for summed, made in ((second[0], second[1]), (second[1], second[0])):
+        if first[-1] == summed and output == first[:-1] + made and made not in first:
+            return second[0] == summed
+    return None
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+
+
+def _is_count(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.SymInt) and value.node.expr.is_symbol
+
+
+def _same(left: Any, right: Any) -> bool:
+    return (
+        isinstance(left, torch.SymInt)
+        and isinstance(right, torch.SymInt)
+        and left.node.expr == right.node.expr
+    )
+
+
+def _with_one_unknown(lengths: Any) -> Any:
+    """Lengths with -1 for the one that depends on the number of images, where there is one."""
+    unknown = [index for index, each in enumerate(lengths) if isinstance(each, fx.Node)]
+    if len(unknown) != 1 or -1 in lengths:
+        return lengths
+    return [-1 if index == unknown[0] else each for index, each in enumerate(lengths)]
