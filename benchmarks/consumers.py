@@ -76,7 +76,7 @@ def _measure(
     tool: str, name: str, bits: str, images: Images, teacher: Teacher, evaluation: ImageSet
 ) -> dict[str, Any]:
     quantize, packages, _ = TOOLS[tool]
-    network = teacher.network if name == "resnet20" else _random_mobilenet(teacher.num_outputs)
+    network = teacher.network if name == "resnet20" else _random_mobilenet(teacher.num_outputs or 10)
     start = time.perf_counter()
     predict = quantize(network, teacher.spec, images, Bits.parse(bits))
     seconds = time.perf_counter() - start

@@ -1,8 +1,8 @@
 """The picture of zsq's rooms as a mermaid graph, made from the imports: `python benchmarks/rooms.py`.
 
 A room is a folder or a file directly below zsq/. An arrow says "imports", and is left out where a chain of
-other arrows says the same; `core`, `contract`, `config`, `plan` and `widths`, which nearly all import, stand
-in one box.
+other arrows says the same; `core`, `contract`, `config`, `tasks`, `plan` and `widths`, which nearly all
+import, stand in one box.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import grimp
 import typer
 
-FOUNDATION = ("config", "contract", "plan", "widths", "core")
+FOUNDATION = ("config", "contract", "tasks", "plan", "widths", "core")
 # The package itself imports for type checkers alone; recipes are data.
 LEFT_OUT = ("recipes", "__main__")
 

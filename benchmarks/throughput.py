@@ -76,7 +76,7 @@ def zsq_steps(name: str, compile: bool) -> Steps:
         method = create("deepinversion", teacher, options, runtime=runtime)
         assert isinstance(method, DeepInversion)
         inversion = method.inversion(batch)
-    targets = F.one_hot(torch.arange(batch) % 10, teacher.num_outputs).float()
+    targets = F.one_hot(torch.arange(batch) % 10, teacher.num_outputs or 10).float()
 
     def steps(count: int) -> str:
         inversion.stages = [Stage(count, inversion.stages[0].views)]

@@ -21,8 +21,9 @@ from zsq.bench import Budget
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
-from zsq.measure.evaluate import agreement, logits_of
+from zsq.measure.evaluate import logits_of
 from zsq.students import create
+from zsq.tasks.classify import agreement
 from zsq.widths import Bits
 
 FIRST_LAST = 8

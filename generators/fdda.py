@@ -21,6 +21,7 @@ from zsq.engine.invert import Inversion, Stage
 from zsq.engine.memories import FreshNoise, ImageCentres, centre_alignment, on_images
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.engine.targets import class_count
 
 NOISE = (0.5, 1.0)  # standard deviations of the noise on a centre's mean and variance
 CHUNK = 64  # given images through the teacher at once, at most
@@ -125,7 +126,7 @@ class FDDA(AmortisedMethod):
         tapped = TappedTeacher(self.teacher, self.name)
         widths = layer_widths(tapped)
         deep = first_deep_layer(len(widths))
-        num_classes = self.teacher.num_outputs
+        num_classes = class_count(self.teacher, self.name)
         means, variances = ([torch.zeros(num_classes, c, device=device) for c in widths[deep:]] for _ in "mv")
         at_once = images_at_once(tapped.network, self.teacher.spec, CHUNK)
         for chunk, rows in zip(standard.split(at_once), classes.to(device).split(at_once), strict=True):

@@ -7,6 +7,7 @@ import torch
 from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.students import STUDENTS, create
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2}
@@ -26,7 +27,7 @@ def fit(name, teacher, pixels, bits="W4A4", first_last=8, seed=0, **options):
     except MismatchError as error:
         if "embed" not in str(error):
             raise
-        embedder = dataclasses.replace(teacher, task="embed", expected_accuracy=None)
+        embedder = dataclasses.replace(teacher, task=Embed(), expected_accuracy=None)
         return student.fit(embedder, pixels, Bits.parse(bits), **arguments)
 
 

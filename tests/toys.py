@@ -6,6 +6,7 @@ from torch import nn
 
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
+from zsq.tasks import TASKS
 
 
 def image_spec(channels=3, size=(16, 16), **changes):
@@ -133,4 +134,4 @@ def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch
                 nn.init.normal_(module.bias, std=0.3)
         with torch.no_grad():
             network.train()(spec.standard_to_norm(structured_images((64, *spec.shape))))
-    return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=task)
+    return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=TASKS[task]())

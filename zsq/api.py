@@ -336,6 +336,7 @@ def audit(
 
     from zsq.core.files import atomic_write_text
     from zsq.measure.audits import audit_images, audit_json
+    from zsq.tasks.embed import Embed
 
     target = None if out is None else output_path(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
@@ -344,7 +345,7 @@ def audit(
     own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
     for line in said(own, seen, unseen):
         (reporter or Reporter(quiet=True)).say(line)
-    labelled = loaded.task == "embed" and bool((seen.labels >= 0).all() and (unseen.labels >= 0).all())
+    labelled = isinstance(loaded.task, Embed) and all(map(loaded.task.has_truth, (seen, unseen)))
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if target is not None:

@@ -23,7 +23,7 @@ from zsq.core.records import Record, first_fault
 from zsq.generators import available_methods
 from zsq.measure import gap
 from zsq.measure.contrasts import contrasts
-from zsq.measure.evaluate import score_embeddings, score_teacher
+from zsq.measure.evaluate import score_teacher
 from zsq.measure.protocol import REAL, Protocol, RunRecord
 from zsq.measure.setfacts import bn_distances, intra_class_distances
 from zsq.report.build import build_report
@@ -31,6 +31,7 @@ from zsq.report.data import ReportData
 from zsq.runfolder import open_run
 from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
+from zsq.tasks.embed import Embed, score_embeddings
 
 FITS_FILE = "fits.jsonl"
 MAX_FITS_BYTES = 2**30
@@ -130,7 +131,7 @@ class Bench:
         """
         arms = dict.fromkeys((REAL, *sources), self.protocol.real_sets)
         own = self.protocol.belonging(records, arms)
-        if self.protocol.teacher.task == "embed":
+        if isinstance(self.protocol.teacher.task, Embed):
             own = [record for record in own if "replicates" in record]
         self.fits.adopt(own)
 
@@ -193,9 +194,9 @@ class Bench:
 
     def _embedding_facts(self) -> dict[str, Any]:
         p = self.protocol
-        if p.teacher.task != "embed":
+        if not isinstance(p.teacher.task, Embed):
             return {}
-        metrics = score_embeddings(self.teacher_logits, self.teacher_logits, p.eval).metrics
+        metrics = score_embeddings(self.teacher_logits, self.teacher_logits, p.eval.labels).metrics
         others = {name: value for name, value in metrics.items() if name not in ("cosine", "accuracy")}
         return {"task": "embed", "identities": len(p.eval.labels.unique()), **others}
 

@@ -27,9 +27,9 @@ from zsq.core.options import Options
 from zsq.core.photofit import OWN_SIZE, PhotoFit
 from zsq.core.runtime import Runtime
 from zsq.plan import Group
+from zsq.tasks import Task
+from zsq.tasks.classify import Classify
 from zsq.widths import Bits
-
-Task = Literal["classify", "embed"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,16 @@ class Teacher:
     """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody.
 
     `classes` are the names of its classes in their order, None where it does not say; `photo_fit` is how its
-    own preprocessing brings photos to the size of `spec`.
+    own preprocessing brings photos to the size of `spec`. `num_outputs` is the number of classes,
+    of numbers of an embedding or of channels of an image; None where the output is not one tensor.
     """
 
     name: str
     network: nn.Module
     spec: ImageSpec
-    num_outputs: int
+    num_outputs: int | None
     weights_sha256: str
-    task: Task = "classify"
+    task: Task = dataclasses.field(default_factory=Classify)
     expected_accuracy: float | None = None
     classes: tuple[str, ...] | None = None
     photo_fit: PhotoFit = OWN_SIZE
@@ -56,11 +57,12 @@ class Teacher:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, None for an embedding network."""
-        return self.num_outputs if self.task == "classify" else None
+        """Number of classes, None for a network whose task has none."""
+        return self.num_outputs if self.task.has_classes else None
 
     def logits(self, standard_NCHW: Tensor) -> Tensor:
-        """Standard-space images -> (N, num_outputs) logits, or embeddings where `task` is embed."""
+        """Standard-space images -> the network's output: one tensor, such as (N, num_outputs) logits; of the
+        tasks detect and other any nesting of tensors."""
         return self.network(self.spec.standard_to_norm(standard_NCHW))
 
     def to(self, device: str) -> Teacher:
@@ -232,7 +234,7 @@ class FittedStudent:
     network: nn.Module
     spec: ImageSpec
     tensors: tuple[QuantizedTensor, ...]
-    task: Task = "classify"
+    task: Task = dataclasses.field(default_factory=Classify)
     made: Made | None = None
 
     @property
@@ -242,7 +244,7 @@ class FittedStudent:
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def logits(self, standard_NCHW: Tensor) -> Tensor:
-        """Standard-space images on any device -> (N, num_outputs) on the student's."""
+        """Standard-space images on any device -> outputs as the teacher's, on the student's."""
         return self.network(self.spec.standard_to_norm(standard_NCHW.to(self.device)))
 
 

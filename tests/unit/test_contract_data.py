@@ -13,6 +13,7 @@ from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options, follows_batch, scales_with_iterations
 from zsq.plan import Plan
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -202,7 +203,7 @@ def test_a_teacher_is_frozen_and_takes_standard_images():
     wanted = ((standard - 0.5) / 0.25).flatten(1) @ network[1].weight.T + network[1].bias
     assert torch.allclose(teacher.logits(standard), wanted, atol=1e-5)
     assert teacher.num_classes == 5
-    assert Teacher("t", network, spec, 5, "0" * 64, task="embed").num_classes is None
+    assert Teacher("t", network, spec, 5, "0" * 64, task=Embed()).num_classes is None
     assert teacher.to("cpu").network is network
 
 

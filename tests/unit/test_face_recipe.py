@@ -14,9 +14,9 @@ from zsq.config import load_recipe
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.selection import split_source
 from zsq.images.sources import load_images
-from zsq.measure import verification
 from zsq.measure.contrasts import contrasts
 from zsq.measure.gap import gaps_from_rows, replicates_of, rows_from_runs
+from zsq.tasks import verification
 from zsq.teacher import load_teacher
 from zsq.workflow import recipe_protocol, run_recipe
 

@@ -75,7 +75,7 @@ def images_at_once(network: nn.Module, spec: ImageSpec, most: int) -> int:
     return max(1, min(most, FORWARD_BUDGET // (LAYER_COPIES * image.element_size() * values)))
 
 
-def last_layer(network: nn.Module, spec: ImageSpec, num_outputs: int) -> str:
+def last_layer(network: nn.Module, spec: ImageSpec, num_outputs: int | None) -> str:
     """Name of the weighted layer that runs last among those with `num_outputs` rows of weights, or among all
     where none has so many.
 

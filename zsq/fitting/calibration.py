@@ -33,7 +33,7 @@ def check_classifier(teacher: Teacher) -> None:
     Raises:
         MismatchError: the teacher embeds.
     """
-    if teacher.task != "classify":
+    if not teacher.task.has_classes:
         raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")
 
 

@@ -55,6 +55,7 @@ CHANNELS = (1, 3)
 class ImageSet:
     """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
 
+    `targets` are what the network should make of each image, uint8 (N, C, H, W) or (N, H, W), None for none.
     `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
     `notes` are lines about how it was read that a user should see; `fitted` says how photos of other sizes
     were fitted to the teacher, None where there were none.
@@ -66,6 +67,7 @@ class ImageSet:
     provenance: ShardProvenance | None = None
     notes: tuple[str, ...] = ()
     fitted: str | None = None
+    targets: Tensor | None = None
 
     @property
     def is_shards(self) -> bool:
@@ -79,7 +81,8 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """A copy of the images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen])
+        targets = None if self.targets is None else self.targets[chosen]
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], targets=targets)
 
     def disjoint_sets(self, num_sets: int, count: int, seed: int) -> list[ImageSet]:
         """`num_sets` random sets of `count` images with no image in common.

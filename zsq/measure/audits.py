@@ -26,7 +26,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import numpy_generator
 from zsq.engine.executed import FeatureTap
 from zsq.measure.confidence import Interval, percentile_interval
-from zsq.measure.verification import Curve, area, normalised
+from zsq.tasks.verification import Curve, area, normalised
 
 BATCH = 128
 # The ratio of an image: its distance to the nearest training image, divided by the distance of that training
@@ -157,7 +157,7 @@ class _Embedder:
     def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
         self.teacher, self.runtime = teacher, runtime
         self.network = copy.deepcopy(teacher.network)
-        self.tap = FeatureTap(self.network, teacher) if teacher.task == "classify" else None
+        self.tap = FeatureTap(self.network, teacher) if teacher.task.has_classes else None
 
     def spaces(self, pixels_NCHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Pixels scaled so that distances are root mean squares, and features, float64 (N, D) each."""

@@ -6,17 +6,18 @@ and the cosine to the teacher's embeddings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from zsq.contract import FittedStudent, Teacher
-from zsq.core.errors import ImagesError, MismatchError, TeacherAccuracyError
+from zsq.core.errors import MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
-from zsq.measure.verification import make_pairs, verify_embeddings
+from zsq.tasks import Scores
+from zsq.tasks.classify import accuracy, agreement
+from zsq.tasks.embed import Embed, score_embeddings
 
 # Points by which a teacher may measure away from its stated accuracy: about one standard error at 88 % on
 # 5000 images; another image decoder or resizing stays inside, a wrong normalisation does not.
@@ -34,22 +35,6 @@ class Scorable(Protocol):
         """Standard-space images -> (N, num_outputs)."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What one student measures, in points.
-
-    Attributes:
-        metrics: name -> value; what cannot be measured is left out.
-        replicates: of embeddings, each metric in every bootstrap draw of identities. The draws are the same
-            for all students that are scored on the same images.
-        roc: of embeddings, TAR at each of `zsq.measure.verification.ROC_FARS`.
-    """
-
-    metrics: dict[str, float]
-    replicates: dict[str, list[float]] = field(default_factory=dict)
-    roc: list[float] = field(default_factory=list)
-
-
 class LabelledImages(Protocol):
     """An image set as `zsq.images.sources` reads it."""
 
@@ -60,6 +45,10 @@ class LabelledImages(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 (N,); -1 where there is none."""
+
+    @property
+    def targets(self) -> Tensor | None:
+        """See `zsq.tasks.Truth`."""
 
 
 def logits_of(
@@ -89,39 +78,6 @@ def logits_of(
     return logits_NK
 
 
-def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Share of images whose largest logit is their label, 0..100."""
-    return _percent_equal(logits_NK.argmax(1), labels_N)
-
-
-def agreement(student_NK: Tensor, teacher_NK: Tensor) -> float:
-    """Share of images on which two networks have the same top-1, 0..100."""
-    return _percent_equal(student_NK.argmax(1), teacher_NK.argmax(1))
-
-
-def check_labels(images: LabelledImages, num_classes: int | None) -> None:
-    """Refuse images without labels, or with labels that are none of the teacher's classes.
-
-    Args:
-        num_classes: None for an embedding network, whose images may have any labels.
-
-    Raises:
-        ImagesError: unlabelled images, or too few identities to make pairs of.
-        MismatchError: labels beyond the teacher's classes.
-    """
-    lowest, highest = int(images.labels.min()), int(images.labels.max())
-    if lowest < 0:
-        missing = int((images.labels < 0).sum())
-        found = f"{missing} of {len(images.labels)} evaluation images have no label"
-        raise ImagesError(found, "class labels", "evaluate on class folders or on an .npz with 'labels'")
-    if num_classes is None:
-        make_pairs(images.labels.numpy())
-    elif highest >= num_classes:
-        raise MismatchError(
-            f"evaluation labels up to {highest}", f"0..{num_classes - 1}, the teacher's {num_classes} classes"
-        )
-
-
 def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) -> tuple[Tensor, float]:
     """The teacher's (N, K) logits or embeddings on the evaluation images, and its accuracy: top-1, or that of
     verification.
@@ -132,10 +88,10 @@ def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) ->
         TeacherAccuracyError: more than `TEACHER_TOLERANCE` points from `teacher.expected_accuracy`.
     """
     teacher.spec.check_pixels(images.pixels, "evaluation images")
-    check_labels(images, teacher.num_classes)
+    teacher.task.check_truth(images, teacher.num_outputs)
     logits_NK = logits_of(teacher, images.pixels, runtime, what=f"teacher '{teacher.name}'")
-    if teacher.task == "embed":
-        measured = score_embeddings(logits_NK, logits_NK, images).metrics["accuracy"]
+    if isinstance(teacher.task, Embed):
+        measured = score_embeddings(logits_NK, logits_NK, images.labels).metrics["accuracy"]
     else:
         measured = accuracy(logits_NK, images.labels)
     expected = teacher.expected_accuracy
@@ -157,8 +113,8 @@ def all_scores(
     """
     name = f"student {student.student} {student.bits}"
     student_NK = logits_of(student, images.pixels, runtime, what=name)
-    if student.task == "embed":
-        return score_embeddings(student_NK, teacher_NK, images)
+    if isinstance(student.task, Embed):
+        return score_embeddings(student_NK, teacher_NK, images.labels)
     agreed = agreement(student_NK, teacher_NK)
     return Scores({"accuracy": accuracy(student_NK, images.labels), "agreement": agreed})
 
@@ -168,17 +124,3 @@ def score_student(
 ) -> dict[str, float]:
     """The metrics of `all_scores`."""
     return all_scores(student, images, teacher_NK, runtime).metrics
-
-
-def score_embeddings(student_ND: Tensor, teacher_ND: Tensor, images: LabelledImages) -> Scores:
-    """Verification of identities and cosine to the teacher, in points; see `zsq.measure.verification`."""
-    found = verify_embeddings(student_ND.numpy(), teacher_ND.numpy(), images.labels.numpy())
-    return Scores(
-        {name: 100 * value for name, value in found.metrics.items() if value is not None},
-        {name: (100 * draws).round(4).tolist() for name, draws in found.replicates_R.items()},
-        [round(100 * tar, 4) for tar in found.roc],
-    )
-
-
-def _percent_equal(left_N: Tensor, right_N: Tensor) -> float:
-    return 100.0 * int((left_N.cpu() == right_N.cpu()).sum()) / len(left_N)

@@ -12,9 +12,10 @@ from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet, images_for, said
-from zsq.measure.evaluate import accuracy, logits_of, score_student, score_teacher
+from zsq.measure.evaluate import logits_of, score_student, score_teacher
 from zsq.saved.cost import Cost, student_cost
 from zsq.students import create, own_defaults_line
+from zsq.tasks.classify import accuracy
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
 

@@ -49,7 +49,7 @@ def intra_class_distances(teacher: Teacher, arms: Mapping[str, Tensor], runtime:
     class. Features are what enters the last layer; the class is the one that the teacher predicts.
     NaN where no class has two images; empty for a teacher without classes.
     """
-    if teacher.task != "classify":
+    if not teacher.task.has_classes:
         return {}
     network = copy.deepcopy(teacher.network)
     features = FeatureTap(network, teacher)

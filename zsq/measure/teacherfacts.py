@@ -12,7 +12,9 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.engine.statistics import batch_norms
 from zsq.images.sources import ImageSet
-from zsq.measure.evaluate import accuracy, check_labels, logits_of, score_embeddings
+from zsq.measure.evaluate import logits_of
+from zsq.tasks.classify import accuracy
+from zsq.tasks.embed import Embed, score_embeddings
 
 NOISE_IMAGES = 64
 
@@ -47,7 +49,7 @@ class TeacherFacts:
     def lines(self) -> list[str]:
         """As text."""
         teacher, spec = self.teacher, self.teacher.spec
-        what = "classes" if teacher.task == "classify" else "numbers of an embedding"
+        what = "classes" if teacher.task.has_classes else "numbers of an embedding"
         fitted = "" if spec.input_size in (None, spec.size) else f", resized to {_by(spec.input_size)} inside"
         channels = spec.channel_order if spec.channels == 3 else spec.channels
         moments = f"mean {_listed(spec.mean)}, std {_listed(spec.std)} of pixels 0..1, channels {channels}"
@@ -81,10 +83,10 @@ def teacher_facts(teacher: Teacher, runtime: Runtime, images: ImageSet | None = 
     facts = TeacherFacts(teacher, parameters, len(batch_norms(network)), found)
     if images is None:
         return facts
-    check_labels(images, teacher.num_classes)
+    teacher.task.check_truth(images, teacher.num_outputs)
     outputs = logits_of(teacher, images.pixels, runtime)
-    if teacher.task == "embed":
-        measured = score_embeddings(outputs, outputs, images).metrics["accuracy"]
+    if isinstance(teacher.task, Embed):
+        measured = score_embeddings(outputs, outputs, images.labels).metrics["accuracy"]
     else:
         measured = accuracy(outputs, images.labels)
     return TeacherFacts(
@@ -93,7 +95,7 @@ def teacher_facts(teacher: Teacher, runtime: Runtime, images: ImageSet | None = 
 
 
 def _answers(teacher: Teacher, outputs_NK: Tensor) -> Answers | None:
-    if teacher.task != "classify":
+    if not teacher.task.has_classes:
         return None
     top, classes = outputs_NK.softmax(1).max(1)
     return Answers(len(outputs_NK), float(top.mean()), int(classes.unique().numel()))

@@ -31,7 +31,7 @@ class ReportData:
         sheets: source -> uint8 (N, C, H, W) images to show.
         quantized_tensors: "student bits" -> the tensors it quantizes.
         contrasts: of an embedder, each source against real images and noise.
-        roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.measure.verification.ROC_FARS`.
+        roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.tasks.verification.ROC_FARS`.
         show_real: whether the owner allows real images in the report; without it they are left out.
     """
 

@@ -14,9 +14,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from zsq.measure.confidence import Interval, metric_range
 from zsq.measure.protocol import NOISE, REAL
-from zsq.measure.verification import ROC_FARS
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
 from zsq.report.tables import Entry, number, ordered_sources
+from zsq.tasks.verification import ROC_FARS
 
 # Where noise needs an axis this many times longer than the rest, it is cut: the rest would not be readable.
 CUT_RATIO = 4.0

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from zsq.contract import ImagesOrigin, Made, QuantizedTensor, Task
+from zsq.contract import ImagesOrigin, Made, QuantizedTensor
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Sha256, StrictRecord
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Form, Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
+from zsq.tasks import TaskName
 from zsq.widths import Bits, Width, check_first_last
 
 
@@ -23,7 +24,7 @@ class TeacherIdentity(StrictRecord):
 
     name: str
     weights_sha256: str
-    num_outputs: Annotated[int, Field(ge=1)]
+    num_outputs: Annotated[int, Field(ge=1)] | None
 
 
 class GridRecord(StrictRecord):
@@ -113,7 +114,7 @@ class StudentRecord(StrictRecord):
     student: str
     bits: str
     first_last: int | None
-    task: Task
+    task: TaskName
     image: ImageSpec
     teacher: TeacherIdentity
     made: MadeRecord | None = None

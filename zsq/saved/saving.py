@@ -34,6 +34,7 @@ from zsq.saved.cost import Cost, student_cost
 from zsq.saved.record import CostRecord, GridRecord, MadeRecord, StudentRecord, TeacherIdentity
 from zsq.saved.stored_graph import build_graph, graph_tensors, record_graph
 from zsq.saved.stored_grids import is_stored, restore, weight_integers
+from zsq.tasks import TASKS
 from zsq.widths import Bits
 
 TENSORS, RECORD = ".safetensors", ".json"
@@ -123,7 +124,7 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         student=fitted.student,
         bits=str(fitted.bits),
         first_last=fitted.first_last,
-        task=fitted.task,
+        task=fitted.task.name,
         image=fitted.spec,
         made=None if fitted.made is None else MadeRecord.of(fitted.made),
         teacher=TeacherIdentity(
@@ -232,7 +233,7 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
         network,
         record.image,
         tuple(grid.row for grid in record.grids),
-        record.task,
+        TASKS[record.task](),
         None if record.made is None else record.made.made(),
     )
     found, expected = tuple(_probe(fitted).shape), (1, record.teacher.num_outputs)

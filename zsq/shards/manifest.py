@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
-from zsq.contract import Task, Teacher
+from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, ShardError
 from zsq.core.files import atomic_write_text, read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
 from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
+from zsq.tasks import TaskName
 
 MANIFEST_NAME = "manifest.json"
 SHARDS_FOLDER = "shards"
@@ -29,8 +30,8 @@ class TeacherRecord(Record):
 
     name: str
     weights_sha256: Sha256
-    task: Task
-    num_outputs: Annotated[int, Field(gt=0)]
+    task: TaskName
+    num_outputs: Annotated[int, Field(gt=0)] | None
     num_classes: Annotated[int, Field(gt=0)] | None
     image_spec: ImageSpec
     accuracy: float | None = None
@@ -41,7 +42,7 @@ class TeacherRecord(Record):
         return cls(
             name=teacher.name,
             weights_sha256=teacher.weights_sha256,
-            task=teacher.task,
+            task=teacher.task.name,
             num_outputs=teacher.num_outputs,
             num_classes=teacher.num_classes,
             image_spec=teacher.spec,

@@ -95,6 +95,6 @@ class BRECQ(UnitwiseStudent):
         """
         super().check(fit)
         teacher = fit.teacher
-        if self.options.fisher and teacher.task != "classify":
+        if self.options.fisher and not teacher.task.has_classes:
             found = f"fisher=true for teacher {teacher.name}, which embeds"
             raise MismatchError(found, "a classifier, whose logits give the weights", "leave fisher out")

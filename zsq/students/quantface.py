@@ -19,6 +19,7 @@ from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement
 from zsq.quantizers.extremes import RunningExtremes, SlopeMinMax
 from zsq.quantizers.running import CurrentMinMax
+from zsq.tasks.embed import Embed
 
 
 class QuantFaceOptions(TrainingOptions):
@@ -69,7 +70,7 @@ class QuantFace(TrainedStudent):
         Raises:
             MismatchError: it classifies.
         """
-        if teacher.task != "embed":
+        if not isinstance(teacher.task, Embed):
             raise MismatchError(f"teacher {teacher.name} classifies", "an embedding network", "use lsq-kd")
 
     def loss(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:

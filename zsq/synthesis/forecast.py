@@ -92,7 +92,7 @@ def forecast_lines(job: ResolvedRun, missing: list[WorkUnit]) -> list[str]:
     fresh = len(missing) == len(job.plan.units)
     others = _other_efforts(job) if fresh and passes else []
     line = forecast(Work(passes, job.runtime), others, images, per_pass)
-    per_image = math.prod(job.teacher.spec.shape) + 4 * job.teacher.num_outputs + 64
+    per_image = math.prod(job.teacher.spec.shape) + 4 * (job.teacher.num_outputs or 0) + 64
     memory = f"{(Memory.of(job).host + resident_bytes()) / 1e9:.1f} GB memory"
     lines.append(f"{job.method.name}: {line}, {images * per_image / 1e6:.1f} MB on disk, {memory}")
     if "--effort" in line:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from zsq.config import expand_variables
 from zsq.contract import Teacher
@@ -26,6 +26,8 @@ from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Fit, PhotoFit, PositiveInt
 from zsq.core.records import Record, first_fault, read_toml
+from zsq.tasks import TASKS, TaskName
+from zsq.tasks.nesting import shapes
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class TeacherCard(Record):
     arguments: dict[str, Any] = Field({})
     weights: str | None = Field(None, min_length=1)
     weights_key: str | None = Field(None, min_length=1)
-    task: Literal["classify", "embed"] = "classify"
+    task: TaskName = "classify"
     num_classes: int | None = Field(None, ge=2)
     embedding_size: int | None = Field(None, ge=1)
     expected_accuracy: float | None = Field(None, ge=0, le=100)
@@ -50,11 +52,12 @@ class TeacherCard(Record):
 
     @model_validator(mode="after")
     def _size_belongs_to_task(self) -> Self:
-        wanted, other = ("num_classes", "embedding_size")
-        if self.task == "embed":
-            wanted, other = other, wanted
-        if getattr(self, wanted) is None or getattr(self, other) is not None:
-            raise ValueError(f"task '{self.task}' needs {wanted} and no {other}")
+        wanted = TASKS[self.task].size_key
+        given = [key for key in ("num_classes", "embedding_size") if getattr(self, key) is not None]
+        if given != ([] if wanted is None else [wanted]):
+            others = " or ".join(key for key in ("num_classes", "embedding_size") if key != wanted)
+            needs = f"no {others}" if wanted is None else f"{wanted} and no {others}"
+            raise ValueError(f"task '{self.task}' needs {needs}")
         return self
 
     @model_validator(mode="after")
@@ -77,10 +80,10 @@ class TeacherCard(Record):
         return PhotoFit(how=self.fit, resize=self.resize, interpolation=self.image.interpolation)
 
     @property
-    def num_outputs(self) -> int:
-        """Length of the network's output rows."""
-        size = self.num_classes if self.task == "classify" else self.embedding_size
-        assert size is not None
+    def num_outputs(self) -> int | None:
+        """Classes or numbers of an embedding; None where the task does not ask for them."""
+        key = TASKS[self.task].size_key
+        size: int | None = None if key is None else getattr(self, key)
         return size
 
 
@@ -106,7 +109,7 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
         card.image,
         card.num_outputs,
         sha256,
-        task=card.task,
+        task=TASKS[card.task](),
         expected_accuracy=card.expected_accuracy,
         classes=card.classes,
         photo_fit=card.photo_fit,
@@ -201,10 +204,12 @@ def _check_outputs(teacher: Teacher, path: Path) -> None:
             f"the network of {path} failed on a {shape} image with {type(error).__name__}: {error}",
             "an [image] table that fits the network",
         ) from error
-    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if found != (1, teacher.num_outputs):
+    task = teacher.task
+    if not task.suits(outputs) or (
+        teacher.num_outputs is not None and outputs.shape[:2] != (1, teacher.num_outputs)
+    ):
         raise MismatchError(
-            f"the network of {path} makes {found} of one image",
-            f"(1, {teacher.num_outputs}) as the card says",
-            "correct num_classes or embedding_size",
+            f"the network of {path} returns {shapes(outputs)} for one image",
+            f"{task.wants}"
+            + ("" if teacher.num_outputs is None else f" with {task.size_key} = {teacher.num_outputs}"),
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError
 from zsq.core.imagespec import ImageSpec
+from zsq.tasks.embed import Embed
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 Split = Literal["train", "val", "test"]
@@ -110,5 +111,5 @@ def load_digits_embedder() -> Teacher:
     teacher = load_digits_teacher()
     teacher.network.set_submodule("linear", nn.Identity())
     return replace(
-        teacher, name="embedded:digits-features", num_outputs=48, task="embed", expected_accuracy=None
+        teacher, name="embedded:digits-features", num_outputs=48, task=Embed(), expected_accuracy=None
     )

@@ -22,6 +22,7 @@ from zsq.quantizers.rounding import SoftRounding
 from zsq.students import create, own_defaults_line
 from zsq.students.genie_m import GenieM, GenieMOptions
 from zsq.students.qdrop import QDrop
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 STUDENTS = ["adaround", "brecq", "qdrop", "genie-m"]
@@ -360,7 +361,7 @@ def test_features_in_a_file_give_the_same_student(teacher, pixels, monkeypatch):
 def test_embedding_teachers_work_but_have_no_fisher_weights(pixels):
     embedder = make_teacher(Blocks, outputs=12, task="embed")
     for name in STUDENTS:
-        assert fit(name, embedder, pixels[:16], iterations=2).task == "embed"
+        assert fit(name, embedder, pixels[:16], iterations=2).task == Embed()
     with pytest.raises(MismatchError, match=r"fisher=true .* embeds; expected a classifier"):
         fit("brecq", embedder, pixels[:16], fisher=True)
 

@@ -13,13 +13,14 @@ from zsq.core.errors import ImagesError, OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.images.class_names import WORDNET_IDS, class_names_of
 from zsq.images.sources import images_for, load_images, said
+from zsq.tasks import TASKS
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def teacher(num_classes, classes=None, task="classify"):
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
-    return Teacher("toy", network, SPEC, num_classes, "0" * 64, task=task, classes=classes)
+    return Teacher("toy", network, SPEC, num_classes, "0" * 64, task=TASKS[task](), classes=classes)
 
 
 @pytest.fixture

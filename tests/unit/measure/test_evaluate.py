@@ -18,7 +18,9 @@ from zsq.measure.evaluate import (
     score_student,
     score_teacher,
 )
-from zsq.measure.verification import ROC_FARS, fold_decisions, make_pairs
+from zsq.tasks import TASKS
+from zsq.tasks.embed import Embed
+from zsq.tasks.verification import ROC_FARS, fold_decisions, make_pairs
 from zsq.widths import Bits
 
 SPEC = ImageSpec(channels=2, size=(3, 4), mean=(0.4, 0.5), std=(0.2, 0.25))
@@ -29,12 +31,13 @@ CPU = Runtime()
 class Images:
     pixels: torch.Tensor
     labels: torch.Tensor
+    targets: torch.Tensor | None = None
 
 
 def linear_teacher(expected_accuracy=None, task="classify"):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(24, 5))
-    return Teacher("linear", network, SPEC, 5, "0" * 64, task, expected_accuracy)
+    return Teacher("linear", network, SPEC, 5, "0" * 64, TASKS[task](), expected_accuracy)
 
 
 def random_pixels(count, seed=1):
@@ -129,7 +132,7 @@ def as_student(teacher):
 
 
 def test_an_embedding_network_is_scored_by_verification():
-    teacher = dataclasses.replace(linear_teacher(), task="embed")
+    teacher = dataclasses.replace(linear_teacher(), task=Embed())
     images = embedding_images()
     embeddings, measured = score_teacher(teacher, images, CPU)
     decisions = fold_decisions(
@@ -165,7 +168,7 @@ def test_outputs_that_are_not_finite_are_one_line_and_no_score(task, value):
 
 
 def test_one_identity_makes_no_pairs():
-    teacher = dataclasses.replace(linear_teacher(), task="embed")
+    teacher = dataclasses.replace(linear_teacher(), task=Embed())
     images = embedding_images()
     with pytest.raises(ImagesError, match="1 identities"):
         score_teacher(teacher, Images(images.pixels, torch.zeros(20, dtype=torch.int64)), CPU)

@@ -23,6 +23,7 @@ from zsq.quantizers.grids import FakeQuantizer
 from zsq.saved.cost import student_cost
 from zsq.saved.saving import check_saveable
 from zsq.students import STUDENTS, create
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 
@@ -100,7 +101,7 @@ def test_quantized_slopes_come_back(tmp_path):
     assert {"2.weight", "4.weight"} <= {row.name for row in fitted.tensors}
     zsq.save_student(fitted, teacher, tmp_path)
     loaded = zsq.load_student(tmp_path)
-    assert torch.equal(outputs(loaded, pixels), outputs(fitted, pixels)) and loaded.task == "embed"
+    assert torch.equal(outputs(loaded, pixels), outputs(fitted, pixels)) and loaded.task == Embed()
     assert load_file(tmp_path / "student.safetensors")["2.weight"].dtype == torch.uint8
 
 

@@ -6,6 +6,7 @@ import torch
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, ShardError
 from zsq.shards.manifest import TeacherRecord, find_shards, read_manifest, write_manifest
+from zsq.tasks.embed import Embed
 
 
 def rewrite(run, change):
@@ -35,7 +36,7 @@ def test_equal_manifests_give_equal_bytes(make_run, tmp_path):
 
 
 def test_teacher_record_states_the_loaded_teacher(provenance):
-    teacher = Teacher("t", torch.nn.Flatten(), provenance.spec, 128, "cd" * 32, task="embed")
+    teacher = Teacher("t", torch.nn.Flatten(), provenance.spec, 128, "cd" * 32, task=Embed())
     record = TeacherRecord.of(teacher, accuracy=None)
     assert (record.num_outputs, record.num_classes, record.task) == (128, None, "embed")
     assert record.image_spec == provenance.spec

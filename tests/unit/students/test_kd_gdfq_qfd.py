@@ -17,6 +17,7 @@ from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.intervals import IntervalQuantizer
 from zsq.students import create
 from zsq.students.qfd import quantize_feature, with_feature
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 TRAINED = ("kd", "gdfq-ft", "qfd")
@@ -82,7 +83,7 @@ def test_tables_name_every_tensor_and_embedders_are_refused(digits, images, name
     weight, inputs = rows["block1.conv1.weight"], rows["block1.conv1.input"]
     assert (weight.bits, weight.signed, inputs.bits, inputs.num_scales) == (4, True, 3, 1)
     assert weight.num_scales == (1 if name == "qfd" else 16) and not inputs.signed
-    embedder = Teacher("face", digits.network, digits.spec, 10, "0", task="embed")
+    embedder = Teacher("face", digits.network, digits.spec, 10, "0", task=Embed())
     with pytest.raises(MismatchError, match="expected a classifier; use student ptq"):
         fit(name, embedder, images, "W4A4")
 

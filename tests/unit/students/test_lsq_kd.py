@@ -13,6 +13,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.students import create
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 
@@ -166,6 +167,6 @@ def test_compiled_training_is_one_graph_and_agrees_with_eager(images, monkeypatc
 
 
 def test_embedding_teachers_are_refused(digits, images):
-    embedder = Teacher("face", digits.network, digits.spec, 10, "0", task="embed")
+    embedder = Teacher("face", digits.network, digits.spec, 10, "0", task=Embed())
     with pytest.raises(MismatchError, match="expected a classifier; use student ptq"):
         fit(embedder, images, "W4A4")

@@ -20,6 +20,8 @@ from zsq.quantizers.layers import QuantPReLU
 from zsq.saved.saving import load_student, save_student
 from zsq.students import create
 from zsq.students.quantface import QuantFaceOptions, embedding_regression
+from zsq.tasks.classify import Classify
+from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
 SPEC = image_spec()
@@ -145,7 +147,7 @@ def test_every_layer_and_slope_is_on_its_grid(backbone, bits, pixels):
                 assert row in fitted.tensors
     assert num_slopes == (3 if backbone == "mobile" else 2)
     assert {tensor.bits for tensor in fitted.tensors} == {width}
-    assert fitted.task == "embed"
+    assert fitted.task == Embed()
 
 
 def test_slopes_are_placed_on_request_alone():
@@ -280,12 +282,12 @@ def test_a_saved_student_is_the_same(pixels, tmp_path):
     loaded = load_student(tmp_path / "face")
     images = SPEC.pixels_to_standard(pixels)
     assert torch.equal(loaded.logits(images), fitted.logits(images))
-    assert loaded.tensors == fitted.tensors and loaded.task == "embed"
+    assert loaded.tensors == fitted.tensors and loaded.task == Embed()
 
 
 def test_a_classifier_and_other_images_are_refused_in_one_line(pixels):
     teacher = embedder()
     with pytest.raises(MismatchError, match="classifies; expected an embedding network"):
-        fit(dataclasses.replace(teacher, task="classify"), pixels)
+        fit(dataclasses.replace(teacher, task=Classify()), pixels)
     with pytest.raises(MismatchError, match="images of shape"):
         fit(teacher, pixels[:, :, :8])

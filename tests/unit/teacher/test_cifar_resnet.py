@@ -90,7 +90,7 @@ def test_public_checkpoint_format_loads_as_it_is(tmp_path):
     teacher = load_teacher("cifar10:resnet20", path)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(teacher.logits(images), network(images))
-    assert (teacher.name, teacher.num_classes, teacher.task) == ("cifar10:resnet20", 10, "classify")
+    assert (teacher.name, teacher.num_classes, teacher.task.name) == ("cifar10:resnet20", 10, "classify")
     assert (teacher.spec.mean, teacher.spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert teacher.spec.shape == (3, 32, 32)
     assert not teacher.network.training

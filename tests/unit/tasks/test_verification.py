@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from zsq.core.errors import ImagesError
-from zsq.measure import verification
-from zsq.measure.verification import (
+from zsq.tasks import verification
+from zsq.tasks.verification import (
     Curve,
     area,
     balanced_accuracy,

@@ -1,0 +1,122 @@
+"""What every task says of a network: the shape of its output, labels, metrics and loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from zsq.tasks.nesting import Outputs
+from zsq.tasks.sqnr import SignalToNoise
+
+
+class Truth(Protocol):
+    """An image set: what is known of its images besides their pixels."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,); -1 where there is none."""
+
+    @property
+    def targets(self) -> Tensor | None:
+        """uint8, what the network should make of each image: an image (N, C, H, W), or a class for every
+        pixel (N, H, W); None where there is none."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one network measures: shares in points, ratios in dB.
+
+    Attributes:
+        metrics: name -> value, the task's lead first; what cannot be measured is left out.
+        replicates: each metric in every bootstrap draw, where the task makes some. The draws are the same for
+            all students that are scored on the same images.
+        roc: of embeddings, TAR at each of `zsq.tasks.verification.ROC_FARS`.
+    """
+
+    metrics: dict[str, float]
+    replicates: dict[str, list[float]] = field(default_factory=dict)
+    roc: list[float] = field(default_factory=list)
+
+
+class Meter(ABC):
+    """Collects batches of outputs of a student and its teacher, then scores them."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.noise = SignalToNoise()
+
+    def add(self, student: Outputs, teacher: Outputs, truth: Truth | None, rows: slice) -> None:
+        """Take a batch: outputs on the CPU in float32, as `Teacher.network` returns them.
+
+        Args:
+            truth: the whole image set where `Task.check_truth` passed it, else None.
+            rows: which of its images these are.
+        """
+        self.noise.add(student, teacher)
+        self._add(student, teacher, truth, rows)
+
+    def scores(self) -> Scores:
+        """Of all that was added; the signal-to-noise ratios stand last."""
+        own = self._scores()
+        return Scores(own.metrics | self.noise.metrics(), own.replicates, own.roc)
+
+    @abstractmethod
+    def _add(self, student: Outputs, teacher: Outputs, truth: Truth | None, rows: slice) -> None:
+        """What the task wants of a batch."""
+
+    @abstractmethod
+    def _scores(self) -> Scores:
+        """The task's own metrics."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What a network's output means. Fields of a task are what a card says of it.
+
+    Attributes:
+        name: in cards, records and on the command line.
+        wants: the network's output in words, for messages.
+        lead: the metric that tables show first; `quality` is the one that a teacher alone has on labelled
+            images, None where there is none.
+        size_key: the card's field that says how many channels the output has, None where it need not.
+        has_classes: outputs are logits of one class per image.
+        stores_logits: shards hold the teacher's outputs.
+        trains: there is a `loss`.
+    """
+
+    name: ClassVar[str]
+    wants: ClassVar[str]
+    lead: ClassVar[str]
+    quality: ClassVar[str | None] = None
+    size_key: ClassVar[str | None] = None
+    has_classes: ClassVar[bool] = False
+    stores_logits: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+
+    @abstractmethod
+    def suits(self, outputs: Outputs) -> bool:
+        """Whether these may be a batch of this task's outputs."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """A fresh meter."""
+
+    def has_truth(self, images: Truth) -> bool:
+        """Whether the images carry what `quality` is measured against."""
+        return False
+
+    def check_truth(self, images: Truth, num_outputs: int | None) -> None:
+        """Refuse images without labels, or with labels that are not of this network.
+
+        Raises:
+            ImagesError: without labels.
+            MismatchError: labels of another network.
+        """
+        return None
+
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """Distance of a batch of a student's outputs from its teacher's, a scalar to minimise."""
+        raise NotImplementedError(f"task {self.name} has no loss")

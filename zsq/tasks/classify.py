@@ -1,0 +1,83 @@
+"""One class per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsq.core.errors import ImagesError, MismatchError
+from zsq.tasks.base import Meter, Scores, Task, Truth
+
+
+def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
+    """Share of images whose largest logit is their label, 0..100."""
+    return 100.0 * int((logits_NK.argmax(1).cpu() == labels_N.cpu()).sum()) / len(labels_N)
+
+
+def agreement(student_NK: Tensor, teacher_NK: Tensor) -> float:
+    """Share of images on which two networks have the same top-1, 0..100."""
+    return accuracy(student_NK, teacher_NK.argmax(1))
+
+
+@dataclass(frozen=True)
+class Classify(Task):
+    """(N, K) logits; the label of an image is its class, 0..K-1."""
+
+    name: ClassVar[str] = "classify"
+    wants: ClassVar[str] = "(N, K) logits"
+    lead: ClassVar[str] = "accuracy"
+    size_key: ClassVar[str | None] = "num_classes"
+    quality: ClassVar[str | None] = "accuracy"
+    has_classes: ClassVar[bool] = True
+    stores_logits: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    def suits(self, outputs: Tensor) -> bool:
+        """One matrix."""
+        return isinstance(outputs, Tensor) and outputs.dim() == 2
+
+    def meter(self) -> Meter:
+        """Accuracy where there are labels, and agreement with the teacher."""
+        return _Counts()
+
+    def has_truth(self, images: Truth) -> bool:
+        """Every image has a label."""
+        return bool((images.labels >= 0).all())
+
+    def check_truth(self, images: Truth, num_outputs: int | None) -> None:
+        """Labels are 0..K-1."""
+        if not self.has_truth(images):
+            missing = int((images.labels < 0).sum())
+            found = f"{missing} of {len(images.labels)} evaluation images have no label"
+            raise ImagesError(found, "class labels", "evaluate on class folders or on an .npz with 'labels'")
+        highest = int(images.labels.max())
+        if num_outputs is not None and highest >= num_outputs:
+            expected = f"0..{num_outputs - 1}, the teacher's {num_outputs} classes"
+            raise MismatchError(f"evaluation labels up to {highest}", expected)
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KL(softmax(teacher) || softmax(student)), mean over N."""
+        own, other = (F.log_softmax(part.float(), 1) for part in (student, teacher))
+        return F.kl_div(own, other, reduction="batchmean", log_target=True)
+
+
+class _Counts(Meter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = self.right = self.agreed = 0
+        self.labelled = False
+
+    def _add(self, student: Tensor, teacher: Tensor, truth: Truth | None, rows: slice) -> None:
+        found_N = student.argmax(1)
+        self.images += len(found_N)
+        self.agreed += int((found_N == teacher.argmax(1)).sum())
+        if truth is not None:
+            self.labelled = True
+            self.right += int((found_N == truth.labels[rows]).sum())
+
+    def _scores(self) -> Scores:
+        known = {"accuracy": 100.0 * self.right / self.images} if self.labelled else {}
+        return Scores(known | {"agreement": 100.0 * self.agreed / self.images})

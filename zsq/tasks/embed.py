@@ -1,0 +1,83 @@
+"""An embedding per image, compared by its cosine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsq.core.errors import ImagesError
+from zsq.tasks.base import Meter, Scores, Task, Truth
+
+
+@dataclass(frozen=True)
+class Embed(Task):
+    """(N, D) embeddings; the label of an image is its identity, any integer from 0."""
+
+    name: ClassVar[str] = "embed"
+    wants: ClassVar[str] = "(N, D) embeddings"
+    lead: ClassVar[str] = "cosine"
+    size_key: ClassVar[str | None] = "embedding_size"
+    quality: ClassVar[str | None] = "accuracy"
+    stores_logits: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    def suits(self, outputs: Tensor) -> bool:
+        """One matrix."""
+        return isinstance(outputs, Tensor) and outputs.dim() == 2
+
+    def meter(self) -> Meter:
+        """Cosine to the teacher, and where there are identities the figures of verification."""
+        return _Embeddings()
+
+    def has_truth(self, images: Truth) -> bool:
+        """Every image has an identity."""
+        return bool((images.labels >= 0).all())
+
+    def check_truth(self, images: Truth, num_outputs: int | None) -> None:
+        """There are enough identities to make pairs of."""
+        from zsq.tasks.verification import make_pairs
+
+        if not self.has_truth(images):
+            missing = int((images.labels < 0).sum())
+            found = f"{missing} of {len(images.labels)} evaluation images have no label"
+            raise ImagesError(found, "identities", "evaluate on identity folders or on an .npz with 'labels'")
+        make_pairs(images.labels.numpy())
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """1 - cosine, mean over N."""
+        return 1 - F.cosine_similarity(student.float(), teacher.float()).mean()
+
+
+class _Embeddings(Meter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.labels: list[Tensor] = []
+
+    def _add(self, student: Tensor, teacher: Tensor, truth: Truth | None, rows: slice) -> None:
+        self.parts.append((student, teacher))
+        if truth is not None:
+            self.labels.append(truth.labels[rows])
+
+    def _scores(self) -> Scores:
+        student_ND, teacher_ND = (torch.cat(side) for side in zip(*self.parts, strict=True))
+        if not self.labels:
+            cosine = F.cosine_similarity(student_ND.double(), teacher_ND.double()).mean()
+            return Scores({"cosine": 100 * cosine.item()})
+        return score_embeddings(student_ND, teacher_ND, torch.cat(self.labels))
+
+
+def score_embeddings(student_ND: Tensor, teacher_ND: Tensor, labels_N: Tensor) -> Scores:
+    """Verification of identities and cosine to the teacher, in points; see `zsq.tasks.verification`."""
+    from zsq.tasks.verification import verify_embeddings
+
+    found = verify_embeddings(student_ND.numpy(), teacher_ND.numpy(), labels_N.numpy())
+    return Scores(
+        {name: 100 * value for name, value in found.metrics.items() if value is not None},
+        {name: (100 * draws).round(4).tolist() for name, draws in found.replicates_R.items()},
+        [round(100 * tar, 4) for tar in found.roc],
+    )
