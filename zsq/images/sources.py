@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zsq.config import IMAGES, ImagesConfig
 from zsq.contract import Teacher
+from zsq.core.boxes import Target
 from zsq.core.errors import ImagesError, MismatchError, OptionError, first_line
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
@@ -56,6 +57,7 @@ class ImageSet:
     """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
 
     `targets` are what the network should make of each image, uint8 (N, C, H, W) or (N, H, W), None for none.
+    `boxes` are the objects that each image shows, see `zsq.core.boxes`, None where they are not known.
     `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
     `notes` are lines about how it was read that a user should see; `fitted` says how photos of other sizes
     were fitted to the teacher, None where there were none.
@@ -68,6 +70,7 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     fitted: str | None = None
     targets: Tensor | None = None
+    boxes: tuple[Target, ...] | None = None
 
     @property
     def is_shards(self) -> bool:
@@ -82,7 +85,9 @@ class ImageSet:
         """A copy of the images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         targets = None if self.targets is None else self.targets[chosen]
-        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], targets=targets)
+        boxes = None if self.boxes is None else tuple(self.boxes[index] for index in chosen.tolist())
+        pixels, labels = self.pixels[chosen], self.labels[chosen]
+        return replace(self, pixels=pixels, labels=labels, targets=targets, boxes=boxes)
 
     def disjoint_sets(self, num_sets: int, count: int, seed: int) -> list[ImageSet]:
         """`num_sets` random sets of `count` images with no image in common.
@@ -241,7 +246,13 @@ def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet
     _check_shape(str(folder), images.spec.shape, spec)
     chosen = spread(images.num_images, limit)
     check_memory(str(folder), len(chosen), images.spec.shape)
-    return ImageSet(images.pixels(chosen), images.labels(chosen), str(folder), images.provenance)
+    return ImageSet(
+        images.pixels(chosen),
+        images.labels(chosen),
+        str(folder),
+        images.provenance,
+        boxes=images.boxes(chosen),
+    )
 
 
 def _arrays(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zsq.contract import FittedStudent, Teacher
+from zsq.core.boxes import Target
 from zsq.core.errors import MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
@@ -48,6 +49,10 @@ class LabelledImages(Protocol):
 
     @property
     def targets(self) -> Tensor | None:
+        """See `zsq.tasks.Truth`."""
+
+    @property
+    def boxes(self) -> tuple[Target, ...] | None:
         """See `zsq.tasks.Truth`."""
 
 

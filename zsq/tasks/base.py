@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from zsq.core.boxes import Target
 from zsq.tasks.nesting import Outputs
 from zsq.tasks.sqnr import SignalToNoise
 
@@ -23,6 +24,10 @@ class Truth(Protocol):
     def targets(self) -> Tensor | None:
         """uint8, what the network should make of each image: an image (N, C, H, W), or a class for every
         pixel (N, H, W); None where there is none."""
+
+    @property
+    def boxes(self) -> tuple[Target, ...] | None:
+        """The objects that each image shows, see `zsq.core.boxes`; None where they are not known."""
 
 
 @dataclass(frozen=True)
