@@ -24,11 +24,8 @@ WEIGHTS_PATH = Path(__file__).parent / "digits.safetensors"
 _REMAINDERS: dict[str, range] = {"train": range(0, 9), "val": range(9, 11), "test": range(11, 15)}
 
 
-def load_digits_images(split: Split) -> tuple[Tensor, Tensor]:
-    """uint8 pixels (N, 1, 32, 32) and int64 labels (N,): 1089 train, 238 val and 470 test images.
-
-    The 8x8 originals with values 0..16 are enlarged bilinearly and scaled to 0..255, rounded to nearest. All
-    factors are multiples of 1/64, so float64 is exact and every machine makes the same bytes.
+def load_digit_originals(split: Split) -> tuple[Tensor, Tensor]:
+    """float64 values 0..16 (N, 1, 8, 8) and int64 labels (N,) of a split, as scikit-learn has them.
 
     Raises:
         ImagesError: no such split.
@@ -40,11 +37,23 @@ def load_digits_images(split: Split) -> tuple[Tensor, Tensor]:
     digits = load_digits()
     labels_N = torch.from_numpy(digits.target).to(torch.int64)
     small_N1HW = torch.from_numpy(digits.images).to(torch.float64)[:, None]
-    large_N1HW = F.interpolate(small_N1HW, size=(32, 32), mode="bilinear", align_corners=False)
-    pixels_N1HW = (large_N1HW * 255 / 16).round().to(torch.uint8)
     rank_N = (F.one_hot(labels_N).cumsum(0) - 1).gather(1, labels_N[:, None])[:, 0]
     chosen_N = torch.isin(rank_N % 15, torch.tensor(list(_REMAINDERS[split])))
-    return pixels_N1HW[chosen_N].contiguous(), labels_N[chosen_N]
+    return small_N1HW[chosen_N], labels_N[chosen_N]
+
+
+def load_digits_images(split: Split) -> tuple[Tensor, Tensor]:
+    """uint8 pixels (N, 1, 32, 32) and int64 labels (N,): 1089 train, 238 val and 470 test images.
+
+    The 8x8 originals with values 0..16 are enlarged bilinearly and scaled to 0..255, rounded to nearest. All
+    factors are multiples of 1/64, so float64 is exact and every machine makes the same bytes.
+
+    Raises:
+        ImagesError: no such split.
+    """
+    small_N1HW, labels_N = load_digit_originals(split)
+    large_N1HW = F.interpolate(small_N1HW, size=(32, 32), mode="bilinear", align_corners=False)
+    return (large_N1HW * 255 / 16).round().to(torch.uint8), labels_N
 
 
 class ResidualBlock(nn.Module):
