@@ -24,7 +24,7 @@ class Image(Task):
     """(N, C, H, W) images; `targets` are the images that should come out, uint8.
 
     Attributes:
-        on: measure luma (`y`, of three channels) or all channels alike.
+        psnr_on: measure luma (`y`, of three channels) or all channels alike.
         border: pixels cut off at each edge before anything is measured.
         output_range: the output's values of black and white.
     """
@@ -35,7 +35,7 @@ class Image(Task):
     quality: ClassVar[str | None] = "psnr"
     trains: ClassVar[bool] = True
 
-    on: Literal["y", "rgb"] = "rgb"
+    psnr_on: Literal["y", "rgb"] = "rgb"
     border: int = 0
     output_range: tuple[float, float] = (0.0, 1.0)
 
@@ -65,10 +65,10 @@ class Image(Task):
         return F.l1_loss(student.float(), teacher.float())
 
     def measured(self, images_NCHW: Tensor) -> Tensor:
-        """What is compared: 8-bit values 0..255 in float64, cut and as luma where `on` says so."""
+        """What is compared: 8-bit values 0..255 in float64, cut and as luma where `psnr_on` says so."""
         height, width = images_NCHW.shape[2:]
         cut = images_NCHW[..., self.border : height - self.border, self.border : width - self.border].double()
-        if self.on == "rgb":
+        if self.psnr_on == "rgb":
             return cut
         return (cut * cut.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) + LUMA_OFFSET
 

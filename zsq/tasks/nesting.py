@@ -67,8 +67,9 @@ def shapes(outputs: Any) -> str:
 def _entries(outputs: Any) -> Mapping[Any, Any]:
     if isinstance(outputs, Mapping):
         return outputs
-    if isinstance(outputs, tuple):  # a named one
-        return dict(zip(outputs._fields, outputs, strict=True))  # type: ignore[attr-defined]
+    names = getattr(outputs, "_fields", None)
+    if isinstance(outputs, tuple) and names is not None:
+        return dict(zip(names, outputs, strict=True))
     if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
         return {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     return getattr(outputs, "__dict__", {})

@@ -5,6 +5,7 @@ Importing an architecture runs its Python: a card is trusted code of the user's 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -14,21 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import torch
-from pydantic import Field, ValidationError, model_validator
-from torch import nn
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from torch import Tensor, nn
 
 from zsq.config import expand_variables
 from zsq.contract import Teacher
-from zsq.core.errors import MismatchError, UsageError
+from zsq.core.errors import UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Fit, PhotoFit, PositiveInt
 from zsq.core.records import Record, first_fault, read_toml
-from zsq.tasks import TASKS, TaskName
-from zsq.tasks.nesting import shapes
+from zsq.tasks import TASKS, Task, TaskName
+from zsq.tasks.nesting import Outputs
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
+from zsq.teacher.outputs import made_float, settle
 
 _logger = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ class TeacherCard(Record):
     weights: str | None = Field(None, min_length=1)
     weights_key: str | None = Field(None, min_length=1)
     task: TaskName = "classify"
+    output: str | None = Field(None, pattern=r"^[^.\s]+(\.[^.\s]+)*$")
+    psnr_on: Literal["y", "rgb"] | None = None
+    border: int | None = Field(None, ge=0)
+    output_range: tuple[FiniteFloat, FiniteFloat] | None = None
     num_classes: int | None = Field(None, ge=2)
     embedding_size: int | None = Field(None, ge=1)
     expected_accuracy: float | None = Field(None, ge=0, le=100)
@@ -58,6 +63,16 @@ class TeacherCard(Record):
             others = " or ".join(key for key in ("num_classes", "embedding_size") if key != wanted)
             needs = f"no {others}" if wanted is None else f"{wanted} and no {others}"
             raise ValueError(f"task '{self.task}' needs {needs}")
+        return self
+
+    @model_validator(mode="after")
+    def _task_has_these_fields(self) -> Self:
+        for key in ("psnr_on", "border", "output_range"):
+            if getattr(self, key) is not None and key not in _fields_of(self.task):
+                raise ValueError(f"{key} is for task 'image', not '{self.task}'")
+        low, high = self.output_range or (0.0, 1.0)
+        if low >= high:
+            raise ValueError(f"output_range is the values of black and white, found {low:g} and {high:g}")
         return self
 
     @model_validator(mode="after")
@@ -86,6 +101,27 @@ class TeacherCard(Record):
         size: int | None = None if key is None else getattr(self, key)
         return size
 
+    def task_of(self, outputs: Outputs) -> Task:
+        """The task, where the card is silent as the `outputs` of one image suggest: larger images are
+        measured as super-resolution is, on luma and without a border as wide as the scale."""
+        kind = TASKS[self.task]
+        given = {key: getattr(self, key) for key in _fields_of(self.task) if getattr(self, key) is not None}
+        if self.task != "image":
+            return kind(**given)
+        height, width = self.image.input_size or self.image.size
+        scale = outputs.shape[2] // height if outputs.shape[2] * width == outputs.shape[3] * height else 1
+        if scale > 1:
+            own = {"border": scale} | ({"psnr_on": "y"} if outputs.shape[1] == 3 else {})
+            given = own | given
+        if given.get("psnr_on") == "y" and outputs.shape[1] != 3:
+            found = f"psnr_on = 'y' for outputs of {outputs.shape[1]} channels"
+            raise UsageError(found, "three: red, green, blue", "psnr_on = 'rgb' measures all channels")
+        return kind(**given)
+
+
+def _fields_of(task: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(TASKS[task])]
+
 
 def load_card_teacher(name: str, path_text: str, weights: Path | None = None) -> Teacher:
     """The teacher of the card at `path_text`, called `name`; `weights` replaces the card's own.
@@ -101,21 +137,31 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
             raise UsageError(f"{path} names no weights", "weights = 'FILE' in the card, or --weights FILE")
         weights = path.parent / card.weights
     network = _build(card, path)
+    what = f"the network of {path}"
+    in_float = made_float(network, what)
     state, sha256 = read_state_dict(weights, network, card.weights_key)
     load_weights(network, state, f"{weights} for {card.architecture}")
-    teacher = Teacher(
+    network.eval().requires_grad_(False)
+    outputs = settle(
+        network,
+        card.image,
+        TASKS[card.task](),
+        what,
+        num_outputs=card.num_outputs,
+        output=card.output,
+        in_float=in_float,
+    )
+    return Teacher(
         name,
         network,
         card.image,
-        card.num_outputs,
+        outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() > 1 else None,
         sha256,
-        task=TASKS[card.task](),
+        task=card.task_of(outputs),
         expected_accuracy=card.expected_accuracy,
         classes=card.classes,
         photo_fit=card.photo_fit,
     )
-    _check_outputs(teacher, path)
-    return teacher
 
 
 def read_card(path: Path) -> TeacherCard:
@@ -190,26 +236,3 @@ def _on_path(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def _check_outputs(teacher: Teacher, path: Path) -> None:
-    black = torch.zeros(1, *teacher.spec.shape, dtype=torch.uint8)
-    shape = "x".join(str(length) for length in teacher.spec.shape)
-    try:
-        with torch.no_grad():
-            outputs = teacher.network(teacher.spec.pixels_to_norm(black))
-    # The forward pass is the user's own code and may raise anything.
-    except Exception as error:
-        raise MismatchError(
-            f"the network of {path} failed on a {shape} image with {type(error).__name__}: {error}",
-            "an [image] table that fits the network",
-        ) from error
-    task = teacher.task
-    if not task.suits(outputs) or (
-        teacher.num_outputs is not None and outputs.shape[:2] != (1, teacher.num_outputs)
-    ):
-        raise MismatchError(
-            f"the network of {path} returns {shapes(outputs)} for one image",
-            f"{task.wants}"
-            + ("" if teacher.num_outputs is None else f" with {task.size_key} = {teacher.num_outputs}"),
-        )

@@ -94,7 +94,7 @@ def test_masks_are_counted_whatever_the_size_of_the_logits():
 
 
 def test_images_are_compared_as_eight_bits_on_luma_without_their_border():
-    task = Image(on="y", border=1)
+    task = Image(psnr_on="y", border=1)
     target = torch.full((2, 3, 14, 14), 100, dtype=torch.uint8)
     outputs = torch.full((2, 3, 14, 14), 110.3 / 255)
     outputs[..., 0, :] = 5.0
