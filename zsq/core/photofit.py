@@ -37,6 +37,13 @@ class PhotoFit(Record):
             return height, max(int(height * photo[1] / photo[0]), size[1])
         return max(int(width * photo[0] / photo[1]), size[0]), width
 
+    def placed(
+        self, photo: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What `scaled` says, and the rows and columns that are then cut off at the top and at the left."""
+        height, width = self.scaled(photo, size)
+        return (height, width), (round((height - size[0]) / 2), round((width - size[1]) / 2))
+
     def __str__(self) -> str:
         """In words."""
         if self.how == "stretch":

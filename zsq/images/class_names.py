@@ -17,6 +17,7 @@ from pathlib import Path
 from zsq.config import BY_ORDER
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, OptionError
+from zsq.tasks.detect import Detect, object_labels
 
 UNLABELLED = "unlabelled"
 
@@ -58,7 +59,7 @@ class ClassNames:
         numeric = [name for name in named if re.fullmatch("[0-9]{1,9}", name)]
         if numeric and len(numeric) == len(named):
             return self._numbers(source, named), ()
-        by_name = {name: self.known.get(_spelled(name)) for name in named}
+        by_name = {name: self.known.get(spelled(name)) for name in named}
         known = {name: label for name, label in by_name.items() if label is not None}
         if not self.by_order and len(known) == len(named):
             return known, ()
@@ -67,7 +68,9 @@ class ClassNames:
             found = f"{source} has class folders '{numeric[0]}' and '{other}'"
             raise ImagesError(found, "all numbers or all names")
         if self.stated and self.needed:
-            raise self._unknown(source, next(name for name in named if name not in known))
+            raise self.unknown(
+                f"{source} has a class folder", next(name for name in named if name not in known)
+            )
         if self.by_order or (not self.stated and self.num_classes in (None, len(named))):
             return {name: rank for rank, name in enumerate(named)}, self._said_rank(named)
         if self.needed:
@@ -89,11 +92,11 @@ class ClassNames:
         last = f", {named[-1]} is {len(named) - 1}" if len(named) > 1 else ""
         return (f"class folders count by the order of their names: {named[0]} is 0{last}",)
 
-    def _unknown(self, source: str, name: str) -> ImagesError:
-        near = difflib.get_close_matches(_spelled(name), self.known, n=1)
+    def unknown(self, found: str, name: str) -> ImagesError:
+        """What to say of a name that is not listed; `found` says where it stands."""
+        near = difflib.get_close_matches(spelled(name), self.known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else REMEDY
-        expected = f"one of the {self.num_classes} names that are listed"
-        return ImagesError(f"{source} has a class folder '{name}'", expected, hint)
+        return ImagesError(f"{found} '{name}'", f"one of the {len(self.known)} names that are listed", hint)
 
 
 ANY_ORDER = ClassNames()
@@ -105,6 +108,8 @@ def class_names_of(teacher: Teacher, given: str | None = None, needed: bool = Fa
     Raises:
         OptionError: a file that cannot be read or does not name every class once, or an embedding teacher.
     """
+    if isinstance(teacher.task, Detect):
+        return _categories_of(teacher, teacher.task.num_classes, given)
     count = teacher.num_classes
     if count is None:
         if given is not None:
@@ -114,7 +119,7 @@ def class_names_of(teacher: Teacher, given: str | None = None, needed: bool = Fa
         return ClassNames(count, by_order=True, needed=needed)
     listed = teacher.classes if given is None else _read_list(given)
     if listed is not None:
-        known = {_spelled(name): index for index, name in enumerate(listed)}
+        known = {spelled(name): index for index, name in enumerate(listed)}
         if len(known) != count:
             found = f"{given or teacher.name} lists {len(known)} different names of classes"
             raise OptionError(found, f"{count}, in the order of the classes")
@@ -123,7 +128,21 @@ def class_names_of(teacher: Teacher, given: str | None = None, needed: bool = Fa
     return ClassNames(count, known, needed=needed)
 
 
-def _spelled(name: str) -> str:
+def _categories_of(teacher: Teacher, count: int | None, given: str | None) -> ClassNames:
+    """Of a detector: its list may have names that stand for no class."""
+    listed = teacher.classes if given in (None, BY_ORDER) else _read_list(str(given))
+    if given == BY_ORDER or listed is None:
+        return ClassNames(count, by_order=given == BY_ORDER)
+    labels = object_labels(listed)
+    known = {spelled(listed[label]): label for label in labels}
+    if len(known) != len(labels) or count not in (None, len(listed)):
+        found = f"{given or teacher.name} lists {len(known)} different names of classes"
+        raise OptionError(found, f"{count or len(labels)}, in the order of the classes")
+    return ClassNames(len(listed), known, stated=True)
+
+
+def spelled(name: str) -> str:
+    """A name as it is compared: an underscore is a space."""
     return name.replace("_", " ").strip()
 
 
@@ -133,9 +152,7 @@ def _imagenet() -> dict[str, int]:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     ids = files("zsq.images").joinpath(WORDNET_IDS).read_text(encoding="ascii").split()
-    return {
-        _spelled(name): index for names in (_IMAGENET_CATEGORIES, ids) for index, name in enumerate(names)
-    }
+    return {spelled(name): index for names in (_IMAGENET_CATEGORIES, ids) for index, name in enumerate(names)}
 
 
 def _read_list(given: str) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class Photos(NamedTuple):
 def read_folders(folder: Path, reading: Reading) -> Photos:
     """A folder of class folders."""
     inside, flat = (
-        [path.as_posix() for path in paths if _is_image(path)]
+        [path.as_posix() for path in paths if is_image(path)]
         for paths in (sorted(child.relative_to(folder) for child in folder.glob(p)) for p in ("*/*", "*"))
     )
     names = inside or flat
@@ -139,7 +139,7 @@ def read_archive(path: Path, reading: Reading) -> Photos:
 
     with archive:
         entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
-        members = {str(entry): info for entry, info in entries if _is_image(entry)}
+        members = {str(entry): info for entry, info in entries if is_image(entry)}
         classes = {PurePosixPath(name).parent.name for name in members}
         names, labels, notes = _chosen(str(path), list(members), classes, reading)
         pixels, fitted = decoded(names, member, reading)
@@ -174,15 +174,15 @@ def decoded(
             if image.mode in DEEP_MODES:
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
             converted = image.convert("L" if channels == 1 else "RGB")
-            array = np.asarray(_fitted(converted, size, fit) if other[index] else converted)
+            array = np.asarray(fitted_to(converted, size, fit) if other[index] else converted)
         return array.reshape(height, width, channels).transpose(2, 0, 1)
 
     def fill(first: int) -> None:
         for index in range(first, min(first + IMAGES_PER_TASK, len(names))):
-            with _named(names[index]):
+            with named(names[index]):
                 pixels[index] = load(index)
 
-    with _named(names[0]), open_image(0) as first:
+    with named(names[0]), open_image(0) as first:
         size = spec.size if spec else (first.height, first.width)
     check_memory(names[0], len(names), (channels, *size))
     pixels, other = np.empty((len(names), channels, *size), np.uint8), np.zeros(len(names), bool)
@@ -195,12 +195,15 @@ def decoded(
     return torch.from_numpy(pixels), said
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], fit: PhotoFit) -> Image.Image:
+def fitted_to(
+    image: Image.Image, size: tuple[int, int], fit: PhotoFit, resampling: Image.Resampling | None = None
+) -> Image.Image:
     """Of (height, width) `size`; scaling and centre are those of torchvision's transforms."""
-    height, width = fit.scaled((image.height, image.width), size)
-    scaled = image.resize((width, height), RESAMPLING[fit.interpolation])
-    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
-    return scaled.crop((left, top, left + size[1], top + size[0]))
+    (height, width), (top, left) = fit.placed((image.height, image.width), size)
+    resized = image.resize(
+        (width, height), RESAMPLING[fit.interpolation] if resampling is None else resampling
+    )
+    return resized.crop((left, top, left + size[1], top + size[0]))
 
 
 def check_memory(source: str, count: int, shape: Sequence[int]) -> None:
@@ -243,7 +246,8 @@ def _is_hidden(path: PurePath) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in path.parts)
 
 
-def _is_image(path: PurePath) -> bool:
+def is_image(path: PurePath) -> bool:
+    """Whether its name is that of a photo."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path)
 
 
@@ -272,7 +276,12 @@ def _chosen(
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
+    """What goes wrong with a file inside of it becomes one line with its name.
+
+    Raises:
+        ImagesError: it does.
+    """
     try:
         yield
     except UNREADABLE as error:

@@ -24,6 +24,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
 from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
+from zsq.images.annotated import Annotated, archive_tree, folder_tree, read_annotated
 from zsq.images.class_names import ANY_ORDER, ClassNames, class_names_of
 from zsq.images.photos import (
     REFUSE,
@@ -43,11 +44,11 @@ from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
 
 SOURCES = (
-    "a folder of class folders or of photos, a .zip of either, an .npz, .npy, .pt or .safetensors of uint8, "
+    "a folder of class folders or of photos, or with images/ beside annotations.json (COCO) or masks/, "
+    "a .zip of these, an .npz, .npy, .pt or .safetensors of uint8, "
     "a shard folder, embedded:digits[:train|val|test] or torchvision:NAME:ROOT[:SPLIT]; each may end in "
     "#labels=FIRST-LAST"
 )
-
 
 CHANNELS = (1, 3)
 
@@ -188,6 +189,10 @@ def load_images(
     if wanted is not None:
         images = _with_labels(images, wanted, limit)
     if one_per_class and not images.is_shards:
+        if images.boxes is not None or images.targets is not None:
+            raise ImagesError(
+                f"{source} says no class of an image", "class folders, of which one each is read"
+            )
         return images.subset(first_of_each(images.labels.tolist()))
     return images
 
@@ -211,10 +216,16 @@ def _loaded(source: str, reading: Reading) -> ImageSet:
     if path.is_dir():
         if holds_shards(path):
             return _shards(path, spec, limit)
+        tree = folder_tree(path)
+        if tree.is_annotated:
+            return _annotated(path, read_annotated(tree, reading))
         return _photos(path, read_folders(path, reading))
     if path.suffix in SUFFIXES and path.is_file():
         return _arrays(path, spec, limit)
     if path.suffix == ".zip" and path.is_file():
+        with archive_tree(path) as tree:
+            if tree.is_annotated:
+                return _annotated(path, read_annotated(tree, reading))
         return _photos(path, read_archive(path, reading))
     what = "is no source of images" if path.exists() else "does not exist"
     raise ImagesError(f"{source} {what}", SOURCES)
@@ -222,6 +233,19 @@ def _loaded(source: str, reading: Reading) -> ImageSet:
 
 def _photos(path: Path, photos: Photos) -> ImageSet:
     return ImageSet(photos.pixels, photos.labels, str(path), notes=photos.notes, fitted=photos.fitted)
+
+
+def _annotated(path: Path, found: Annotated) -> ImageSet:
+    labels = torch.full((len(found.pixels),), -1)
+    return ImageSet(
+        found.pixels,
+        labels,
+        str(path),
+        notes=found.notes,
+        fitted=found.fitted,
+        targets=found.masks,
+        boxes=found.boxes,
+    )
 
 
 def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:

@@ -44,7 +44,8 @@ class Detect(Task):
             differentiable.
         training_loss: maps and a target for each image -> the detector's own training loss: a scalar, or a
             dict of scalars.
-        labels: the classes that objects may have; None where the card does not say.
+        num_classes: K; None where the card does not say.
+        labels: those of 0..K-1 that objects may have; None where the card does not say.
     """
 
     name: ClassVar[str] = "detect"
@@ -54,6 +55,7 @@ class Detect(Task):
     decode: Decode | None = None
     dense: Dense | None = None
     training_loss: DetectorLoss | None = None
+    num_classes: int | None = None
     labels: tuple[int, ...] | None = None
 
     @property
@@ -89,8 +91,8 @@ class Detect(Task):
                 "evaluation images without boxes", "images/ with annotations.json in COCO's form"
             )
         highest = int(labels.max())
-        if num_outputs is not None and highest >= num_outputs:
-            expected = f"0..{num_outputs - 1}, the teacher's {num_outputs} classes"
+        if self.num_classes is not None and highest >= self.num_classes:
+            expected = f"0..{self.num_classes - 1}, the teacher's {self.num_classes} classes"
             raise MismatchError(f"boxes with class {highest}", expected)
 
     def found(self, outputs: Outputs, count: int) -> list[Target]:
