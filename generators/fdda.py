@@ -132,8 +132,9 @@ class FDDA(AmortisedMethod):
         for chunk, rows in zip(standard.split(at_once), classes.to(device).split(at_once), strict=True):
             for layer, sums in enumerate(tapped(chunk.to(device))[1][deep:]):
                 gap_NC = sums.s1_NC / sums.num_positions
-                means[layer][rows] = sums.mean_C + gap_NC
-                variances[layer][rows] = (sums.s2_NC / sums.num_positions - gap_NC.square()).clamp_min(0)
+                var_NC = (sums.s2_NC / sums.num_positions - gap_NC.square()).clamp_min(0)
+                means[layer][rows] = sums.mean_C + sums.over_calls(gap_NC)
+                variances[layer][rows] = sums.over_calls(var_NC)
         return ImageCentres(deep, means, variances)
 
     def training(self, inputs: FreshInputs) -> Inversion:

@@ -25,13 +25,13 @@ class ClassMoments:
 
 def class_moments(sums: LayerSums, classes_N: Tensor, num_classes: int, weights_N: Tensor) -> ClassMoments:
     """Statistics by class; `weights_N` 0 leaves an image out."""
-    channels = sums.s1_NC.shape[1]
-    empty_KC = sums.s1_NC.new_zeros(num_classes, channels)
+    empty_KC = sums.s1_NC.new_zeros(num_classes, sums.s1_NC.shape[1])
     images_K = sums.s1_NC.new_zeros(num_classes).index_add(0, classes_N, weights_N)
     count_K1 = (images_K * sums.num_positions).clamp_min(1)[:, None]
     gap_KC = empty_KC.index_add(0, classes_N, sums.s1_NC * weights_N[:, None]) / count_K1
     square_KC = empty_KC.index_add(0, classes_N, sums.s2_NC * weights_N[:, None]) / count_K1
-    var_KC = (square_KC - gap_KC.square()).clamp_min(0)
+    var_KC = sums.over_calls((square_KC - gap_KC.square()).clamp_min(0))
+    gap_KC = sums.over_calls(gap_KC)
     seen_K1 = images_K[:, None] > 0
     return ClassMoments(sums.mean_C + gap_KC, torch.where(seen_K1, var_KC, sums.var_C), images_K)
 
@@ -45,7 +45,7 @@ def layer_widths(tapped: TappedTeacher) -> list[int]:
     """Number of channels of each tapped layer."""
     with torch.no_grad():
         _, layers = tapped(blank(tapped.network, tapped.spec))
-    return [sums.s1_NC.shape[1] for sums in layers]
+    return [len(sums.mean_C) for sums in layers]
 
 
 class ClassCentres:

@@ -15,6 +15,7 @@ from zsq.contract import Teacher
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import blank, executed, images_at_once, layer_values
+from zsq.engine.outputs import tensors
 from zsq.engine.scoring import SCORE_BATCH
 from zsq.engine.statistics import BYTES_PER_VALUE, MEMORY_BUDGET
 
@@ -70,7 +71,7 @@ def image_bytes(teacher: Teacher, images: int) -> int:
 
 def forward_gflops(teacher: Teacher) -> float:
     """10^9 floating-point operations of one image's forward pass; a multiply-add counts as two."""
-    device = next(teacher.network.parameters()).device
+    device = blank(teacher.network, teacher.spec).device
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         teacher.logits(torch.zeros(1, *teacher.spec.shape, device=device))
@@ -81,14 +82,15 @@ def forward_gflops(teacher: Teacher) -> float:
 def seconds_per_image_iteration(teacher: Teacher, batch: int) -> float:
     """Time of one image's forward and backward pass here and now, from the faster of two forward passes; an
     estimate only."""
-    device = next(teacher.network.parameters()).device
+    device = blank(teacher.network, teacher.spec).device
     at_once = images_at_once(teacher.network, teacher.spec, min(batch, 64))
     images = torch.zeros(at_once, *teacher.spec.shape, device=device)
     teacher.logits(images[:1])
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        teacher.logits(images).sum().cpu()
+        for output in tensors(teacher.logits(images)):
+            output.sum().cpu()
         seconds.append(time.perf_counter() - start)
     return FORWARDS_PER_ITERATION * min(seconds) / len(images)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
+from zsq.engine.outputs import finite, tensors
 
 # Bytes of a forward pass without gradients, and how many tensors of a layer's size it holds: what goes
 # into the layer and comes out of it, and four more where statistics are taken.
@@ -29,7 +30,7 @@ def blank(network: nn.Module, spec: ImageSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: how many values it puts out, 0 where that is not one tensor, and whether all are
+    """One call of a module: how many values it puts out, in whatever holds them, and whether all are
     finite."""
 
     name: str
@@ -45,9 +46,8 @@ def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            values = output if isinstance(output, Tensor) else torch.empty(0)
-            finite = values.is_meta or bool(values.isfinite().all())
-            calls.append(Call(name, module, values.numel(), finite))
+            num_values = sum(tensor.numel() for tensor in tensors(output))
+            calls.append(Call(name, module, num_values, finite(output)))
 
         return hook
 

@@ -13,6 +13,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.engine.executed import executed
 from zsq.engine.objectives import TeacherPass
+from zsq.engine.outputs import finite, flat
 
 CUDA_EVERY = 25  # steps between two looks from the host, which would wait for the device
 
@@ -28,7 +29,7 @@ def require_finite_outputs(teacher: Teacher) -> None:
     pixels = torch.randint(256, (1, *teacher.spec.shape), generator=torch_generator(0, 0, "finite outputs"))
     pixels.flatten(2)[..., 0], pixels.flatten(2)[..., -1] = 0, 255
     standard = teacher.spec.pixels_to_standard(pixels.to(torch.uint8).to(device))
-    if bool(teacher.logits(standard).isfinite().all()):
+    if finite(teacher.logits(standard)):
         return
     calls = executed(teacher.network, lambda: teacher.logits(standard))
     first = next((call.name for call in calls if not call.finite and call.name), "its own forward")
@@ -42,8 +43,9 @@ def require_finite_outputs(teacher: Teacher) -> None:
 def place_sums(forward: TeacherPass) -> Tensor:
     """(L + 2,) sums that are finite where images, layers' statistics and outputs are: see `Guard`."""
     squares = [sums.s2_NC.detach().sum() for sums in forward.layers]
-    ends = [end.detach().sum().to(squares[0]) for end in (forward.viewed_NCHW, forward.logits_NK)]
-    return torch.stack([ends[0], *squares, ends[1]])
+    seen = forward.viewed_NCHW.detach().sum().to(squares[0])
+    said = [each.detach().sum().to(squares[0]) for each in flat(forward.outputs)]
+    return torch.stack([seen, *squares, sum(said, torch.zeros_like(seen))])
 
 
 class Guard:

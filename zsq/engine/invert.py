@@ -17,6 +17,7 @@ from zsq.engine.executed import FeatureTap
 from zsq.engine.finite import Guard, place_sums
 from zsq.engine.memories import Memory
 from zsq.engine.objectives import TeacherPass, Term, weighted
+from zsq.engine.outputs import Outputs
 from zsq.engine.parameterise import Optimised, Parameterisation
 from zsq.engine.statistics import LayerSums
 from zsq.engine.views import View, apply_views, draw_views
@@ -28,7 +29,7 @@ class Tapped(Protocol):
 
     names: list[str]
 
-    def __call__(self, standard_NCHW: Tensor, /) -> tuple[Tensor, list[LayerSums]]:
+    def __call__(self, standard_NCHW: Tensor, /) -> tuple[Outputs, list[LayerSums]]:
         """Standard-space images -> the teacher's outputs and the statistics of the layers `names`."""
 
 
@@ -112,9 +113,9 @@ class Inversion:
         def step(draws: list[Tensor], targets_NK: Tensor | None) -> Step:
             images = apply_views(views, self.parameterisation(), draws)
             with self.runtime.autocast():
-                logits, layers = self.tapped(images)
+                outputs, layers = self.tapped(images)
             features = self.features.take() if self.features else None
-            forward = TeacherPass(images, logits, layers, targets_NK, features_NF=features)
+            forward = TeacherPass(images, outputs, layers, targets_NK, features_NF=features)
             return *weighted(self.terms, forward), place_sums(forward), forward if self.memories else None
 
         return step

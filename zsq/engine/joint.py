@@ -12,6 +12,7 @@ from zsq.core.runtime import Runtime
 from zsq.engine.finite import Guard, place_sums
 from zsq.engine.invert import LossHistory, Tapped
 from zsq.engine.objectives import TeacherPass, Term, weighted
+from zsq.engine.outputs import Outputs
 from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
 from zsq.engine.statistics import LayerSums, SetSums, input_sums
 from zsq.engine.views import View, apply_views, draw_views
@@ -55,10 +56,10 @@ class WithInput:
         self.tapped = tapped
         self.names = ["input", *tapped.names]
 
-    def __call__(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+    def __call__(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
         """Outputs and statistics."""
-        logits, layers = self.tapped(standard_NCHW)
-        return logits, [input_sums(standard_NCHW), *layers]
+        outputs, layers = self.tapped(standard_NCHW)
+        return outputs, [input_sums(standard_NCHW), *layers]
 
 
 class JointInversion:
@@ -89,8 +90,8 @@ class JointInversion:
     ) -> tuple[Tensor, Tensor, Tensor, list[LayerSums]]:
         viewed = apply_views(self.views, images, draws)
         with self.runtime.autocast():
-            logits, layers = self.tapped(viewed)
-        forward = TeacherPass(viewed, logits, layers, None, others=others)
+            outputs, layers = self.tapped(viewed)
+        forward = TeacherPass(viewed, outputs, layers, None, others=others)
         return *weighted(self.terms, forward), place_sums(forward), layers
 
     def run(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsq.engine.classes import ClassCentres
+from zsq.engine.outputs import Outputs, flat
 from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
 
 ZSCORE_EPSILON = 1e-6
@@ -19,16 +20,29 @@ ZSCORE_EPSILON = 1e-6
 class TeacherPass:
     """One teacher pass: what the teacher saw (standard space), what it said, its statistics, the targets.
 
+    `outputs`: of a network that returns one tensor, that; else all that it returned of each image.
+
     `others`: per layer, the sums of the set's other images, for whole-set statistics. `features_NF`: what
     enters the last layer, where it is tapped.
     """
 
     viewed_NCHW: Tensor
-    logits_NK: Tensor
+    outputs: Outputs
     layers: Sequence[LayerSums]
     targets_NK: Tensor | None
     others: Sequence[SetSums] | None = None
     features_NF: Tensor | None = None
+
+    @property
+    def logits_NK(self) -> Tensor:
+        """The outputs of a network with classes."""
+        assert isinstance(self.outputs, Tensor)
+        return self.outputs
+
+    @property
+    def filled_outputs(self) -> list[Tensor]:
+        """The outputs (N, ...) that hold a value of each image."""
+        return [each for each in flat(self.outputs) if each.dim() > 1 and each.numel()]
 
 
 @dataclass(frozen=True)
@@ -88,9 +102,11 @@ def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Call
 
 def output_range(forward: TeacherPass) -> Tensor:
     """Mean over images of min_k - max_k of the teacher's outputs: negative, lower where they spread (Sony
-    Model Compression Toolkit, data generation)."""
+    Model Compression Toolkit, data generation). k goes over all values of an output tensor; of several the
+    mean is taken, of none it is 0."""
     # Not aminmax: torch 2.10 and 2.11 have no derivative of it.
-    return (forward.logits_NK.amin(1) - forward.logits_NK.amax(1)).mean()
+    ranges = [(each.flatten(1).amin(1) - each.flatten(1).amax(1)).mean() for each in forward.filled_outputs]
+    return torch.stack(ranges).mean() if ranges else forward.viewed_NCHW.new_zeros(())
 
 
 def total_variation_l2(forward: TeacherPass) -> Tensor:

@@ -5,9 +5,10 @@ Every BN loss of the literature is one `Alignment`: scope x moment x distance x 
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,7 +25,9 @@ from zsq.engine.frozen import (
     freeze_convolutions,
     tap_batch_norm,
 )
-from zsq.engine.fusion import stores_statistics
+from zsq.engine.norms import batch_norms, private_copy
+from zsq.engine.outputs import Outputs, in_float32, per_image
+from zsq.engine.outputs import joined as joined_outputs
 
 EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
 
@@ -42,13 +45,22 @@ class LayerSums:
 
     s1_NC = sum_p (a - mean_C), s2_NC = sum_p (a - mean_C)^2 over `num_positions` positions. `mean_C`, `var_C`
     are the targets: what the layer's input should look like.
+
+    Of a layer that ran `num_calls` times in a pass, such as one BN for all levels of a pyramid, the channels
+    of the calls stand side by side, (N, num_calls C), scaled to the calls' mean number of positions.
     """
 
     s1_NC: Tensor
     s2_NC: Tensor
-    num_positions: int
+    num_positions: float
     mean_C: Tensor
     var_C: Tensor
+    num_calls: int = 1
+
+    def over_calls(self, values: Tensor) -> Tensor:
+        """A statistic (..., num_calls C) -> its mean over the calls (..., C): each counts alike, as it did in
+        the running statistics, whatever its number of positions."""
+        return values if self.num_calls == 1 else values.unflatten(-1, (self.num_calls, -1)).mean(-2)
 
 
 @dataclass(frozen=True)
@@ -67,15 +79,47 @@ def layer_sums(activations: Tensor, mean_C: Tensor, var_C: Tensor) -> LayerSums:
     return LayerSums(shifted.sum(2), (shifted * shifted).sum(2), shifted.shape[2], mean_C, var_C)
 
 
+def rows_of_images(sums: LayerSums, num_images: int) -> LayerSums:
+    """With one row per image, where the layer saw other rows, such as tokens (images x tokens, C).
+
+    Rows are added up where they divide by the images; else each image has an equal share of the batch's sums.
+    A layer that saw no row counts as one that is on its targets.
+    """
+    rows = len(sums.s1_NC)
+    if rows == num_images:
+        return sums
+    if rows == 0:
+        zeros_NC = sums.s1_NC.new_zeros(num_images, len(sums.mean_C))
+        return replace(sums, s1_NC=zeros_NC, s2_NC=zeros_NC + sums.var_C, num_positions=1)
+    whole = rows % num_images == 0
+
+    def shared(values: Tensor) -> Tensor:
+        if whole:
+            return values.unflatten(0, (num_images, -1)).sum(1)
+        return values.sum(0, keepdim=True).expand(num_images, -1) / num_images
+
+    positions = sums.num_positions * (rows // num_images if whole else rows / num_images)
+    return replace(sums, s1_NC=shared(sums.s1_NC), s2_NC=shared(sums.s2_NC), num_positions=positions)
+
+
+def merged(calls: Sequence[LayerSums]) -> LayerSums:
+    """One layer's sums from those of its calls in a pass."""
+    first = calls[0]
+    if len(calls) == 1:
+        return first
+    each = [call.num_positions for call in calls]
+    positions = each[0] if len(set(each)) == 1 else sum(each) / len(each)
+    s1_NC, s2_NC = (
+        torch.cat([part * (positions / count) for part, count in zip(parts, each, strict=True)], 1)
+        for parts in ([call.s1_NC for call in calls], [call.s2_NC for call in calls])
+    )
+    return replace(first, s1_NC=s1_NC, s2_NC=s2_NC, num_positions=positions, num_calls=len(calls))
+
+
 def input_sums(standard_NCHW: Tensor) -> LayerSums:
     """Statistics of the images themselves; in standard space their targets are mean 0 and variance 1."""
     zero = standard_NCHW.new_zeros(standard_NCHW.shape[1])
     return layer_sums(standard_NCHW, zero, zero + 1)
-
-
-def batch_norms(network: nn.Module) -> list[nn.Module]:
-    """The BN layers that store running statistics."""
-    return [module for module in network.modules() if stores_statistics(module)]
 
 
 def require_batch_norm(teacher: Teacher, owner: str) -> None:
@@ -85,10 +129,14 @@ def require_batch_norm(teacher: Teacher, owner: str) -> None:
         NoBatchNormError: there are none.
     """
     if not batch_norms(teacher.network):
-        raise NoBatchNormError(
-            f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
-            f"BN layers, which {owner} matches",
-        )
+        raise _no_batch_norm(teacher, owner)
+
+
+def _no_batch_norm(teacher: Teacher, owner: str) -> NoBatchNormError:
+    return NoBatchNormError(
+        f"teacher '{teacher.name}' has no BatchNorm layer with stored statistics",
+        f"BN layers, which {owner} matches",
+    )
 
 
 class TappedTeacher(nn.Module):
@@ -105,68 +153,83 @@ class TappedTeacher(nn.Module):
         super().__init__()
         self.spec = teacher.spec
         require_batch_norm(teacher, owner)
-        self.network = copy.deepcopy(teacher.network).to(memory_format=torch.channels_last)
-        self._sums: list[LayerSums] = []
+        self.network = private_copy(teacher.network)
+        self._calls: list[tuple[str, LayerSums]] = []
         layers = batch_norms(self.network)
         freeze_convolutions(self.network)
-        for layer in layers:
-            self._tap(layer)
+        for name, module in self.network.named_modules():
+            if module in layers:
+                self._tap(name, module)
         # The order of execution need not be that of declaration.
         calls = executed(self.network, lambda: self._forward(blank(self.network, self.spec)))
-        self.names = [call.name for call in calls if call.module in layers]
+        self.names = list(dict.fromkeys(call.name for call in calls if call.module in layers))
+        if not self.names:
+            raise _no_batch_norm(teacher, owner)
         values = sum(call.num_values for call in calls if not list(call.module.children()))
         self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
 
-    def _tap(self, layer: nn.Module) -> None:
+    def _tap(self, name: str, layer: nn.Module) -> None:
         if type(layer) in PLAIN_BATCH_NORMS:
-            tap_batch_norm(layer, self._measure)
+            tap_batch_norm(layer, partial(self._measure, name))
         else:
-            layer.register_forward_pre_hook(self._measure_input)
+            layer.register_forward_pre_hook(partial(self._measure_input, name))
 
-    def _measure(self, layer: nn.Module, activations: Tensor, s1_NC: Tensor, s2_NC: Tensor) -> None:
+    def _measure(
+        self, name: str, layer: nn.Module, activations: Tensor, s1_NC: Tensor, s2_NC: Tensor
+    ) -> None:
         mean_C, var_C = layer.running_mean, layer.running_var
         assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
-        self._sums.append(LayerSums(s1_NC, s2_NC, activations[0, 0].numel(), mean_C, var_C))
+        positions = math.prod(activations.shape[2:])
+        self._calls.append((name, LayerSums(s1_NC, s2_NC, positions, mean_C, var_C)))
 
-    def _measure_input(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _measure_input(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean_C, var_C = layer.running_mean, layer.running_var
         assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
-        self._sums.append(layer_sums(inputs[0], mean_C, var_C))
+        self._calls.append((name, layer_sums(inputs[0], mean_C, var_C)))
 
-    def forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
-        """Standard-space images -> logits and the sums at each executed BN, in order of execution.
+    def forward(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
+        """Standard-space images -> outputs and the sums at each executed BN, in order of execution.
 
         More than `chunk` images at once would not fit into memory: they go in chunks, whose activations
         the gradient computes again.
         """
         if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
-            logits, layers = self._forward(standard_NCHW)
+            outputs, layers = self._forward(standard_NCHW)
         else:
-            logits, layers = self._chunked(standard_NCHW)
-        return logits.float() if logits.dtype == torch.bfloat16 else logits, layers
+            outputs, layers = self._chunked(standard_NCHW)
+        return in_float32(outputs), layers
 
-    def _forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
-        self._sums.clear()
-        logits = self.network(TeacherInput.apply(self.spec.standard_to_norm(standard_NCHW)))
-        layers = _with_materialised_gradients(self._sums)
-        self._sums.clear()
-        return logits, layers
+    def _forward(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
+        self._calls.clear()
+        returned = self.network(TeacherInput.apply(self.spec.standard_to_norm(standard_NCHW)))
+        layers = _with_materialised_gradients(_of_images(self._calls, len(standard_NCHW)))
+        self._calls.clear()
+        return per_image(returned, len(standard_NCHW)), layers
 
-    def _chunked(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+    def _chunked(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
         parts = [
             checkpoint(self._flat_forward, chunk, use_reentrant=False)
             for chunk in standard_NCHW.split(self.chunk)
         ]
-        logits, *flat = (torch.cat(part) for part in zip(*parts, strict=True))
-        return logits, [
+        outputs = joined_outputs([returned for returned, *_ in parts])
+        sums = [torch.cat(part) for part in zip(*(flat_sums for _, *flat_sums in parts), strict=True)]
+        return outputs, [
             replace(like, s1_NC=s1_NC, s2_NC=s2_NC)
-            for like, s1_NC, s2_NC in zip(self._like, flat[::2], flat[1::2], strict=True)
+            for like, s1_NC, s2_NC in zip(self._like, sums[::2], sums[1::2], strict=True)
         ]
 
-    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[Tensor, ...]:
-        logits, layers = self._forward(standard_NCHW)
+    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[Outputs, *tuple[Tensor, ...]]:
+        outputs, layers = self._forward(standard_NCHW)
         self._like = layers
-        return (logits, *_flat(layers))
+        return (outputs, *_flat(layers))
+
+
+def _of_images(calls: Sequence[tuple[str, LayerSums]], num_images: int) -> list[LayerSums]:
+    """Each layer's sums, in the order of their first calls."""
+    by_layer: dict[str, list[LayerSums]] = {}
+    for name, sums in calls:
+        by_layer.setdefault(name, []).append(rows_of_images(sums, num_images))
+    return [merged(each) for each in by_layer.values()]
 
 
 def _flat(layers: Sequence[LayerSums]) -> list[Tensor]:
@@ -199,7 +262,7 @@ def mean_gap_and_var(
     var = (s2 / count - gap * gap).clamp_min(0)
     if unbiased and count > 1:
         var = var * (count / (count - 1))
-    return gap, var
+    return sums.over_calls(gap), sums.over_calls(var)
 
 
 @dataclass(frozen=True)
@@ -265,9 +328,9 @@ def image_distances(layers: Sequence[LayerSums]) -> Tensor:
     per_layer = []
     for sums in layers:
         gap = sums.s1_NC / sums.num_positions
-        distance = gap.square().mean(1)
+        distance = sums.over_calls(gap).square().mean(1)
         if sums.num_positions > 1:
-            var = (sums.s2_NC / sums.num_positions - gap.square()).clamp_min(0)
+            var = sums.over_calls((sums.s2_NC / sums.num_positions - gap.square()).clamp_min(0))
             std_gap = (var + EPSILON).sqrt() - (sums.var_C + EPSILON).sqrt()
             distance = distance + std_gap.square().mean(1)
         per_layer.append(distance)
@@ -295,20 +358,19 @@ def set_sums(tapped: TappedTeacher, chunks: Iterable[Tensor]) -> list[LayerSums]
     totals: list[LayerSums] = []
     for chunk in chunks:
         _, layers = tapped(chunk)
-        merged = [
-            LayerSums(
-                s.s1_NC.sum(0, keepdim=True),
-                s.s2_NC.sum(0, keepdim=True),
-                s.num_positions * len(chunk),
-                s.mean_C,
-                s.var_C,
+        whole = [
+            replace(
+                s,
+                s1_NC=s.s1_NC.sum(0, keepdim=True),
+                s2_NC=s.s2_NC.sum(0, keepdim=True),
+                num_positions=s.num_positions * len(chunk),
             )
             for s in layers
         ]
-        totals = [_added(a, b) for a, b in zip(totals, merged, strict=True)] if totals else merged
+        totals = [_added(a, b) for a, b in zip(totals, whole, strict=True)] if totals else whole
     return totals
 
 
 def _added(a: LayerSums, b: LayerSums) -> LayerSums:
     positions = a.num_positions + b.num_positions
-    return LayerSums(a.s1_NC + b.s1_NC, a.s2_NC + b.s2_NC, positions, a.mean_C, a.var_C)
+    return replace(a, s1_NC=a.s1_NC + b.s1_NC, s2_NC=a.s2_NC + b.s2_NC, num_positions=positions)

@@ -16,6 +16,8 @@ from zsq.core.imagespec import ImageSpec
 from zsq.engine.executed import WEIGHTED
 from zsq.engine.fusion import fused
 from zsq.engine.moments import MomentMode, Moments, Rules, SummedGaussians, channel_moments
+from zsq.engine.norms import channels_last, with_batch_norms
+from zsq.engine.outputs import Outputs, in_float32, per_image
 from zsq.engine.statistics import LayerSums, layer_sums
 
 
@@ -33,7 +35,7 @@ class WeightTapped(nn.Module):
         self.spec = teacher.spec
         like = next(teacher.network.parameters(), torch.empty(0))
         network, estimates = estimated(teacher, rules, owner)
-        self.network = network.to(like.device, like.dtype).to(memory_format=torch.channels_last)
+        self.network = channels_last(network.to(like.device, like.dtype))
         self.names = list(estimates)
         self._targets: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._sums: list[LayerSums] = []
@@ -45,13 +47,13 @@ class WeightTapped(nn.Module):
     def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._sums.append(layer_sums(output, *self._targets[module]))
 
-    def forward(self, standard_NCHW: Tensor) -> tuple[Tensor, list[LayerSums]]:
+    def forward(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
         """Standard-space images -> outputs and the sums behind each weighted layer, in order of execution."""
         self._sums.clear()
-        logits = self.network(self.spec.standard_to_norm(standard_NCHW))
+        returned = self.network(self.spec.standard_to_norm(standard_NCHW))
         sums = list(self._sums)
         self._sums.clear()
-        return logits.float() if logits.dtype == torch.bfloat16 else logits, sums
+        return in_float32(per_image(returned, len(standard_NCHW))), sums
 
 
 def require_estimates(teacher: Teacher, owner: str) -> None:
@@ -73,6 +75,7 @@ def estimated(teacher: Teacher, rules: Rules, owner: str) -> tuple[nn.Module, di
     # Where the teacher resizes, each pixel that the network takes counts as N(0, 1) in standard space.
     seen = spec.model_copy(update={"size": spec.input_size or spec.size, "input_size": None})
     wanted = f"weights, from which {owner} estimates statistics"
+    with_batch_norms(network)
     try:
         fold_untraced(network, torch.zeros(1, *seen.shape, dtype=torch.float64))
         estimates = _estimates(network, seen, rules)

@@ -148,7 +148,7 @@ def _contents(
             ShardContent(
                 pixels=pixels[rows].numpy(),
                 labels=labels[rows].numpy(),
-                logits=logits[rows].numpy(),
+                logits=None if logits is None else logits[rows].numpy(),
                 bn_distance=distances[rows].numpy(),
                 targets=targets[rows].numpy().astype(np.float16) if soft and targets is not None else None,
                 boxes=tuple(boxes[rows]) if made[0].boxes is not None else None,
