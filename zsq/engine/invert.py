@@ -17,7 +17,7 @@ from zsq.engine.executed import FeatureTap
 from zsq.engine.finite import Guard, place_sums
 from zsq.engine.memories import Memory
 from zsq.engine.objectives import TeacherPass, Term, weighted
-from zsq.engine.outputs import Outputs
+from zsq.engine.outputs import PerImage
 from zsq.engine.parameterise import Optimised, Parameterisation
 from zsq.engine.statistics import LayerSums
 from zsq.engine.views import View, apply_views, draw_views
@@ -29,7 +29,7 @@ class Tapped(Protocol):
 
     names: list[str]
 
-    def __call__(self, standard_NCHW: Tensor, /) -> tuple[Outputs, list[LayerSums]]:
+    def __call__(self, standard_NCHW: Tensor, /) -> tuple[PerImage, list[LayerSums]]:
         """Standard-space images -> the teacher's outputs and the statistics of the layers `names`."""
 
 

@@ -12,7 +12,7 @@ from zsq.core.runtime import Runtime
 from zsq.engine.finite import Guard, place_sums
 from zsq.engine.invert import LossHistory, Tapped
 from zsq.engine.objectives import TeacherPass, Term, weighted
-from zsq.engine.outputs import Outputs
+from zsq.engine.outputs import PerImage
 from zsq.engine.parameterise import MakeOptimizer, Optimised, Parameterisation, fused_adam
 from zsq.engine.statistics import LayerSums, SetSums, input_sums
 from zsq.engine.views import View, apply_views, draw_views
@@ -56,8 +56,8 @@ class WithInput:
         self.tapped = tapped
         self.names = ["input", *tapped.names]
 
-    def __call__(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
-        """Outputs and statistics."""
+    def __call__(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
+        """PerImage and statistics."""
         outputs, layers = self.tapped(standard_NCHW)
         return outputs, [input_sums(standard_NCHW), *layers]
 

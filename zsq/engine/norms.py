@@ -1,22 +1,37 @@
 """Statistics that a network stores, wherever it stores them, as the batch norms of a private copy.
 
 A layer counts as a batch norm where it computes what one does from its own running statistics: frozen ones,
-and instance norms that track.
+and instance norms that track. Of batch norms that are called as functions, the captured graph has layers.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
 
+from zsq.core.errors import UntraceableError
+from zsq.core.imagespec import ImageSpec
+from zsq.engine.executed import blank
 from zsq.engine.fusion import stores_statistics
+from zsq.graph import capture
+
+# Function -> where its running mean stands, and the argument, number 5, that asks for the batch's own.
+NORMALISING: dict[Any, tuple[int, str, bool]] = {
+    F.batch_norm: (1, "training", False),
+    F.instance_norm: (1, "use_input_stats", True),
+    torch.batch_norm: (3, "training", False),
+    torch.instance_norm: (3, "use_input_stats", True),
+}
 
 SHAPES = ((2, 3), (2,), (), (2, 3, 2))  # positions that a layer may want: of images, signals, rows, volumes
 EPSILONS = (1e-5, 0.0, 1e-3, 1e-6)  # of layers that do not say which
@@ -32,11 +47,59 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
     ]
 
 
-def private_copy(network: nn.Module) -> nn.Module:
-    """A copy, channels_last, in which every layer of `batch_norms` is torch's, under the same name."""
+def stores_any(network: nn.Module, spec: ImageSpec) -> bool:
+    """Whether the network normalises by running statistics anywhere."""
+    layers = (
+        stores_statistics(module) or equal_batch_norm(module) is not None for module in network.modules()
+    )
+    return any(layers) or calls_batch_norm(network, spec)
+
+
+def private_copy(network: nn.Module, spec: ImageSpec) -> nn.Module:
+    """A copy, channels_last, in which all that normalises by running statistics is torch's batch norm: under
+    the layers' own names, or those that the captured graph gives to calls of functions.
+
+    Raises:
+        UntraceableError: functions alone normalise, and the network cannot be captured.
+    """
+    if calls_batch_norm(network, spec):
+        two = blank(network, spec).expand(2, *spec.shape)
+        try:
+            network = capture(network, spec.standard_to_norm(two))
+        except UntraceableError as error:
+            if not batch_norms(network):
+                raise
+            warnings.warn(f"batch norms that are called as functions are left out: {error}", stacklevel=3)
     network = copy.deepcopy(network)
     with_batch_norms(network)
     return channels_last(network)
+
+
+class _Calls(TorchFunctionMode):
+    """Looks for functions that normalise by running statistics which no layer stores."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.stored = {id(layer.running_mean) for layer in layers}
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in NORMALISING:
+            position, by_batch, default = NORMALISING[func]
+            mean = kwargs.get("running_mean", args[position] if len(args) > position else None)
+            own = kwargs.get(by_batch, args[5] if len(args) > 5 else default)
+            self.found |= mean is not None and not own and id(mean) not in self.stored
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def calls_batch_norm(network: nn.Module, spec: ImageSpec) -> bool:
+    """Whether batch norm is called as a function in a forward pass, with stored statistics of no layer."""
+    calls = _Calls(batch_norms(network))
+    with calls:
+        network(spec.standard_to_norm(blank(network, spec)))
+    return calls.found
 
 
 def with_batch_norms(network: nn.Module) -> None:

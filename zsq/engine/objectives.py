@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsq.engine.classes import ClassCentres
-from zsq.engine.outputs import Outputs, flat
+from zsq.engine.outputs import PerImage, flat
 from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
 
 ZSCORE_EPSILON = 1e-6
@@ -27,7 +27,7 @@ class TeacherPass:
     """
 
     viewed_NCHW: Tensor
-    outputs: Outputs
+    outputs: PerImage
     layers: Sequence[LayerSums]
     targets_NK: Tensor | None
     others: Sequence[SetSums] | None = None

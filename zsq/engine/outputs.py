@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zsq.tasks.nesting import named_tensors, plain
+
 # One tensor as the network returned it; of any nesting, the tensors of `per_image`.
-Outputs = Tensor | tuple[Tensor, ...]
-
-MAX_DEPTH = 8
+PerImage = Tensor | tuple[Tensor, ...]
 
 
-def tensors(returned: Any, depth: int = MAX_DEPTH) -> Iterator[Tensor]:
-    """Every tensor inside dicts, lists, tuples, dataclasses and other objects, in their order. What refers to
-    itself ends after `depth` levels."""
-    if isinstance(returned, Tensor):
-        yield returned
-        return
-    for part in _parts(returned) if depth else ():
-        yield from tensors(part, depth - 1)
+def tensors(returned: Any) -> Iterator[Tensor]:
+    """Every tensor inside, in its order."""
+    return (tensor for _, tensor in named_tensors(plain(returned)))
 
 
-def per_image(returned: Any, count: int) -> Outputs:
+def per_image(returned: Any, count: int) -> PerImage:
     """What a network returned of `count` images: one tensor as it is; of any nesting, its floating tensors
     whose first axis is that of the images. None of a detector that lists boxes."""
     if isinstance(returned, Tensor):
@@ -37,19 +31,19 @@ def per_image(returned: Any, count: int) -> Outputs:
     )
 
 
-def flat(outputs: Outputs) -> tuple[Tensor, ...]:
+def flat(outputs: PerImage) -> tuple[Tensor, ...]:
     """The tensors."""
     return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
-def in_float32(outputs: Outputs) -> Outputs:
+def in_float32(outputs: PerImage) -> PerImage:
     """With bfloat16 as float32, in which losses are computed."""
     if isinstance(outputs, Tensor):
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
     return tuple(tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in outputs)
 
 
-def joined(chunks: Sequence[Outputs]) -> Outputs:
+def joined(chunks: Sequence[PerImage]) -> PerImage:
     """The outputs of consecutive chunks of images. What not every chunk has is left out."""
     first = chunks[0]
     if isinstance(first, Tensor):
@@ -63,13 +57,3 @@ def finite(returned: Any) -> bool:
     """Whether every floating tensor inside is; without data, on the meta device, it is taken for so."""
     floats = (tensor for tensor in tensors(returned) if tensor.is_floating_point() and not tensor.is_meta)
     return all(bool(tensor.isfinite().all()) for tensor in floats)
-
-
-def _parts(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, list | tuple):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return list(getattr(value, "__dict__", {}).values())

@@ -9,7 +9,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import images_at_once
-from zsq.engine.outputs import Outputs
+from zsq.engine.outputs import PerImage
 from zsq.engine.statistics import TappedTeacher, image_distances
 
 SCORE_BATCH = 128
@@ -22,7 +22,7 @@ class Scorer:
     def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
         """`teacher` is on the runtime's device; one without BN gives NaN distances."""
         self.teacher, self.device = teacher, runtime.device
-        self.stores_logits = teacher.task in ("classify", "embed")
+        self.stores_logits = teacher.task.stores_logits
         self.at_once = images_at_once(teacher.network, teacher.spec, SCORE_BATCH)
         try:
             self.tapped: TappedTeacher | None = TappedTeacher(teacher)
@@ -38,7 +38,7 @@ class Scorer:
         for pixels in pixels_NCHW.split(self.at_once):
             standard = self.teacher.spec.pixels_to_standard(pixels.to(self.device))
             if self.tapped is None:
-                outputs: Outputs = self.teacher.logits(standard) if self.stores_logits else ()
+                outputs: PerImage = self.teacher.logits(standard) if self.stores_logits else ()
                 distances.append(torch.full((len(pixels),), torch.nan))
             else:
                 outputs, layers = self.tapped(standard)

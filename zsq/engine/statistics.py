@@ -25,8 +25,8 @@ from zsq.engine.frozen import (
     freeze_convolutions,
     tap_batch_norm,
 )
-from zsq.engine.norms import batch_norms, private_copy
-from zsq.engine.outputs import Outputs, in_float32, per_image
+from zsq.engine.norms import batch_norms, private_copy, stores_any
+from zsq.engine.outputs import PerImage, in_float32, per_image
 from zsq.engine.outputs import joined as joined_outputs
 
 EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
@@ -128,7 +128,7 @@ def require_batch_norm(teacher: Teacher, owner: str) -> None:
     Raises:
         NoBatchNormError: there are none.
     """
-    if not batch_norms(teacher.network):
+    if not stores_any(teacher.network, teacher.spec):
         raise _no_batch_norm(teacher, owner)
 
 
@@ -153,7 +153,7 @@ class TappedTeacher(nn.Module):
         super().__init__()
         self.spec = teacher.spec
         require_batch_norm(teacher, owner)
-        self.network = private_copy(teacher.network)
+        self.network = private_copy(teacher.network, teacher.spec)
         self._calls: list[tuple[str, LayerSums]] = []
         layers = batch_norms(self.network)
         freeze_convolutions(self.network)
@@ -187,7 +187,7 @@ class TappedTeacher(nn.Module):
         assert isinstance(mean_C, Tensor) and isinstance(var_C, Tensor)
         self._calls.append((name, layer_sums(inputs[0], mean_C, var_C)))
 
-    def forward(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
+    def forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         """Standard-space images -> outputs and the sums at each executed BN, in order of execution.
 
         More than `chunk` images at once would not fit into memory: they go in chunks, whose activations
@@ -199,14 +199,14 @@ class TappedTeacher(nn.Module):
             outputs, layers = self._chunked(standard_NCHW)
         return in_float32(outputs), layers
 
-    def _forward(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
+    def _forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         self._calls.clear()
         returned = self.network(TeacherInput.apply(self.spec.standard_to_norm(standard_NCHW)))
         layers = _with_materialised_gradients(_of_images(self._calls, len(standard_NCHW)))
         self._calls.clear()
         return per_image(returned, len(standard_NCHW)), layers
 
-    def _chunked(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
+    def _chunked(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         parts = [
             checkpoint(self._flat_forward, chunk, use_reentrant=False)
             for chunk in standard_NCHW.split(self.chunk)
@@ -218,7 +218,7 @@ class TappedTeacher(nn.Module):
             for like, s1_NC, s2_NC in zip(self._like, sums[::2], sums[1::2], strict=True)
         ]
 
-    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[Outputs, *tuple[Tensor, ...]]:
+    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[PerImage, *tuple[Tensor, ...]]:
         outputs, layers = self._forward(standard_NCHW)
         self._like = layers
         return (outputs, *_flat(layers))

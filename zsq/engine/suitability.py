@@ -27,6 +27,7 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
     except (NoBatchNormError, MismatchError) as error:
         fit = [name for name in others if name != owner and suits(teacher, others[name])]
         remedy = f"this teacher suits {', '.join(fit)}" if fit else "nothing here takes this teacher"
+        remedy = f"nothing but {fit[0]} suits this teacher" if len(fit) == 1 else remedy
         raise type(error)(str(error), remedy=remedy) from None
 
 

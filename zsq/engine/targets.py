@@ -35,11 +35,11 @@ def class_count(teacher: Teacher, owner: str) -> int:
     """The teacher's number of classes.
 
     Raises:
-        MismatchError: an embedding network has none.
+        MismatchError: its task has none.
     """
     if teacher.num_classes is None:
         raise MismatchError(
-            f"teacher '{teacher.name}' is an embedding network without classes",
+            f"teacher '{teacher.name}' has task '{teacher.task.name}', which has no classes",
             f"a classifier, since {owner} asks for classes",
         )
     return teacher.num_classes

@@ -17,7 +17,7 @@ from zsq.engine.executed import WEIGHTED
 from zsq.engine.fusion import fused
 from zsq.engine.moments import MomentMode, Moments, Rules, SummedGaussians, channel_moments
 from zsq.engine.norms import channels_last, with_batch_norms
-from zsq.engine.outputs import Outputs, in_float32, per_image
+from zsq.engine.outputs import PerImage, in_float32, per_image
 from zsq.engine.statistics import LayerSums, layer_sums
 
 
@@ -47,7 +47,7 @@ class WeightTapped(nn.Module):
     def _measure(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._sums.append(layer_sums(output, *self._targets[module]))
 
-    def forward(self, standard_NCHW: Tensor) -> tuple[Outputs, list[LayerSums]]:
+    def forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         """Standard-space images -> outputs and the sums behind each weighted layer, in order of execution."""
         self._sums.clear()
         returned = self.network(self.spec.standard_to_norm(standard_NCHW))

@@ -35,7 +35,7 @@ class OddArguments(nn.Module):
 def test_where_nothing_follows_from_the_weights_noise_alone_is_named(build):
     teacher = make_teacher(build)
     for name in ("dsg", "gzsq", "gzsq_moment"):
-        with pytest.raises((NoBatchNormError, MismatchError), match=r"this teacher suits noise$"):
+        with pytest.raises((NoBatchNormError, MismatchError), match=r"nothing but noise suits this teacher$"):
             require(name, teacher)
     require("noise", teacher)
 
