@@ -114,10 +114,11 @@ NETWORKS = {
 def structured_images(shape, seed=0):
     """Smooth images with a colour of their own, zero mean and unit variance over all of them."""
     generator = torch.Generator().manual_seed(seed)
-    count, channels, height, width = shape
-    coarse = torch.randn(count, channels, 4, 4, generator=generator)
-    images = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-    images = images + 0.5 * torch.randn(count, channels, 1, 1, generator=generator)
+    count, channels, *size = shape
+    coarse = torch.randn(count, channels, *[4] * len(size), generator=generator)
+    mode = "bilinear" if len(size) == 2 else "linear"
+    images = F.interpolate(coarse, size=size, mode=mode, align_corners=False)
+    images = images + 0.5 * torch.randn(count, channels, *[1] * len(size), generator=generator)
     return (images - images.mean()) / images.std()
 
 
@@ -130,8 +131,9 @@ def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.3)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, std=0.3)
         with torch.no_grad():
             network.train()(spec.standard_to_norm(structured_images((64, *spec.shape))))
     return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=TASKS[task]())

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from toys import Downsample, PreActivation, SqueezeExcite, image_spec, make_teacher, without_bn
+from user_networks import Pyramid, TokenNorm
 
 from zsq.core.errors import NoBatchNormError
+from zsq.engine.classes import class_moments
+from zsq.engine.joint import StoredSums
 from zsq.engine.statistics import (
     Alignment,
     SetSums,
@@ -18,6 +21,7 @@ from zsq.engine.statistics import (
     input_sums,
     layer_sums,
     mean_gap_and_var,
+    rows_of_images,
     set_sums,
 )
 
@@ -276,3 +280,64 @@ def test_networks_without_stored_statistics_are_refused():
     for build in (without_bn, batch_statistics):
         with pytest.raises(NoBatchNormError, match=r"teacher 'toy' has no BatchNorm .* which zeroq matches"):
             TappedTeacher(make_teacher(build), "zeroq")
+
+
+def test_tokens_give_statistics_of_each_image():
+    teacher = make_teacher(TokenNorm, dtype=torch.float64)
+    images = torch.randn(3, *teacher.spec.shape, dtype=torch.float64)
+    _, layers = TappedTeacher(teacher)(images)
+    network = teacher.network
+    tokens = network.mix(network.stem(teacher.spec.standard_to_norm(images)).flatten(2).transpose(1, 2))
+    mean, var = mean_gap_and_var(layers[1], "sample")
+    torch.testing.assert_close(mean + network.norm.running_mean, tokens.mean(1))
+    torch.testing.assert_close(var, tokens.var(1, correction=0))
+    alone = [image_distances(TappedTeacher(teacher)(image[None])[1]) for image in images]
+    torch.testing.assert_close(image_distances(layers), torch.cat(alone))
+
+
+def test_rows_that_do_not_divide_by_the_images_give_the_batch_s_statistics():
+    values, target = torch.randn(7, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    sums = rows_of_images(layer_sums(values, target, target + 1), 3)
+    assert sums.s1_NC.shape == (3, 4)
+    for scope in ("sample", "batch"):
+        mean, var = mean_gap_and_var(sums, scope)
+        torch.testing.assert_close(mean, values.mean(0).expand_as(mean))
+        torch.testing.assert_close(var, values.var(0, correction=0).expand_as(var))
+    empty = rows_of_images(layer_sums(values[:0], target, target + 1), 3)
+    assert Alignment("batch")([empty]).item() == 0 and image_distances([empty]).eq(0).all()
+
+
+@pytest.mark.parametrize("scope", ["sample", "batch", "set"])
+def test_calls_of_one_layer_count_alike_whatever_their_size(scope):
+    teacher = make_teacher(lambda channels, outputs: Pyramid(channels), dtype=torch.float64, task="detect")
+    images = torch.randn(4, *teacher.spec.shape, dtype=torch.float64)
+    tapped = TappedTeacher(teacher)
+    outputs, layers = tapped(images)
+    assert tapped.names == ["stem.1", "norm"] and len(layers) == 2 and len(outputs) == 3
+    levels = teacher.network.levels(teacher.spec.standard_to_norm(images))
+    axes = (2, 3) if scope == "sample" else (0, 2, 3)
+    mean, var = mean_gap_and_var(layers[1], scope)
+    wanted_mean = torch.stack([level.mean(axes) for level in levels]).mean(0)
+    wanted_var = torch.stack([level.var(axes, correction=0) for level in levels]).mean(0)
+    torch.testing.assert_close(mean + teacher.network.norm.running_mean, wanted_mean)
+    torch.testing.assert_close(var, wanted_var)
+    pooled = torch.cat([level.flatten(2) for level in levels], 2).var((0, 2), correction=0)
+    assert scope == "sample" or not torch.allclose(var, pooled)
+
+
+def test_calls_are_kept_apart_in_whole_set_and_class_statistics():
+    teacher = make_teacher(lambda channels, outputs: Pyramid(channels), dtype=torch.float64, task="detect")
+    images = torch.randn(6, *teacher.spec.shape, dtype=torch.float64)
+    tapped = TappedTeacher(teacher)
+    whole = mean_gap_and_var(tapped(images)[1][1], "batch")
+    halves = set_sums(tapped, images.split(4))[1]
+    stored = StoredSums((4, 2))
+    for index, part in enumerate(images.split((4, 2))):
+        stored.store(index, tapped(part)[1])
+    joint = mean_gap_and_var(tapped(images[:4])[1][1], "set", others=stored.others(0)[1])
+    one_class = class_moments(tapped(images)[1][1], torch.zeros(6, dtype=torch.int64), 2, images.new_ones(6))
+    for found in (mean_gap_and_var(halves, "set"), joint):
+        for got, want in zip(found, whole, strict=True):
+            torch.testing.assert_close(got, want)
+    torch.testing.assert_close(one_class.var_KC[0], whole[1])
+    torch.testing.assert_close(one_class.mean_KC[0] - teacher.network.norm.running_mean, whole[0])

@@ -39,5 +39,5 @@ def test_uniform_classes_are_uniform_and_differ_by_group():
 
 def test_embedding_networks_have_no_classes():
     assert class_count(make_teacher(outputs=7), "dsg") == 7
-    with pytest.raises(MismatchError, match=r"embedding network .* since dsg asks for classes"):
+    with pytest.raises(MismatchError, match=r"task 'embed', .* since dsg asks for classes"):
         class_count(make_teacher(outputs=7, task="embed"), "dsg")
