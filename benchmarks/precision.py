@@ -26,8 +26,7 @@ from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import TeacherPass, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.generators import create as create_method
-from zsq.images.sources import ImageSet
-from zsq.measure.evaluate import score_student, score_teacher
+from zsq.measure.evaluate import Reference, score_student, score_teacher
 from zsq.plan import Group
 from zsq.students import create as create_student
 from zsq.widths import Bits
@@ -123,22 +122,21 @@ def main(
     with ways[PLAIN].threads_set():
         if "gradient" not in results.read():
             results.write(gradient=compared(*(gradient(teacher, ways[way]) for way in (PLAIN, FAST))))
-        teacher_logits, _ = score_teacher(teacher, test, ways[PLAIN])
+        reference = score_teacher(teacher, test, ways[PLAIN])
         for number, way in itertools.product(range(LOSS_SETS), ways):
             if not budget.spent():
                 measure = partial(final_losses, teacher, ways[way], number)
                 results.once("losses", f"set {number}, {way}", measure)
         for number, way in itertools.product(range(SETS), ways):
             if not budget.spent():
-                one_set(results, teacher, test, teacher_logits, ways, way, number)
+                one_set(results, teacher, reference, ways, way, number)
     results.write(**summary(results.read()))
 
 
 def one_set(
     results: Results,
     teacher: Teacher,
-    test: ImageSet,
-    teacher_logits: Tensor,
+    reference: Reference,
     ways: dict[str, Runtime],
     way: str,
     number: int,
@@ -159,7 +157,7 @@ def one_set(
 
         def accuracy(student: Student = student, bits: str = bits) -> float:
             fitted = student.fit(teacher, pixels, Bits.parse(bits), first_last=8)
-            return score_student(fitted, test, teacher_logits, ways[PLAIN])["accuracy"]
+            return score_student(fitted, reference)["accuracy"]
 
         results.once("fits", key, accuracy)
 

@@ -345,7 +345,7 @@ def audit(
     own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
     for line in said(own, seen, unseen):
         (reporter or Reporter(quiet=True)).say(line)
-    labelled = isinstance(loaded.task, Embed) and all(map(loaded.task.has_truth, (seen, unseen)))
+    labelled = isinstance(loaded.task, Embed) and all(bool((s.labels >= 0).all()) for s in (seen, unseen))
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if target is not None:

@@ -31,7 +31,8 @@ from zsq.report.data import ReportData
 from zsq.runfolder import open_run
 from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
-from zsq.tasks.embed import Embed, score_embeddings
+from zsq.tasks.embed import Embed
+from zsq.tasks.metrics import against_teacher
 
 FITS_FILE = "fits.jsonl"
 MAX_FITS_BYTES = 2**30
@@ -116,9 +117,7 @@ class Bench:
             RunFolderError: the folder is in the way, or was made with other settings.
         """
         self.protocol, self.out = protocol, out
-        self.teacher_logits, self.teacher_accuracy = score_teacher(
-            protocol.teacher, protocol.eval, protocol.runtime
-        )
+        self.reference = score_teacher(protocol.teacher, protocol.eval, protocol.runtime)
         open_run(out, {"command": command, **protocol.settings}, resume)
         self.reporter = reporter.logging_to(out / EVENTS_FILE)
         self.fits = FitLog(out / FITS_FILE)
@@ -155,9 +154,7 @@ class Bench:
                 self.fits.add(record, fitted.tensors)
                 job.advance(1, **record["metrics"])
 
-            gap.measure_gap(
-                p, arms, self.teacher_logits, done=finished, on_run=keep, should_stop=budget.spent
-            )
+            gap.measure_gap(p, arms, self.reference, done=finished, on_run=keep, should_stop=budget.spent)
 
     def report(self) -> ReportData:
         """Write the report of what is finished."""
@@ -171,10 +168,10 @@ class Bench:
             teacher={
                 "name": p.teacher.name,
                 "weights_sha256": p.teacher.weights_sha256,
-                "accuracy": self.teacher_accuracy,
+                **self._quality(),
                 "num_outputs": p.teacher.num_outputs,
                 "evaluation_images": len(p.eval),
-                **self._embedding_facts(),
+                **self._task_facts(),
             },
             settings={**p.settings, "runtime": p.runtime.record()},
             rows=rows,
@@ -192,13 +189,25 @@ class Bench:
         build_report(data, self.out)
         return data
 
-    def _embedding_facts(self) -> dict[str, Any]:
-        p = self.protocol
-        if not isinstance(p.teacher.task, Embed):
+    def _quality(self) -> dict[str, float | None]:
+        """The teacher's own figure on the evaluation images, where its task has one."""
+        name = self.protocol.teacher.task.quality
+        return {} if name is None else {name: self.reference.quality}
+
+    def _task_facts(self) -> dict[str, Any]:
+        """The name of a task besides classification, and what else labels say of the teacher."""
+        p, scores = self.protocol, self.reference.teacher_scores
+        if p.teacher.task.has_classes:
             return {}
-        metrics = score_embeddings(self.teacher_logits, self.teacher_logits, p.eval.labels).metrics
-        others = {name: value for name, value in metrics.items() if name not in ("cosine", "accuracy")}
-        return {"task": "embed", "identities": len(p.eval.labels.unique()), **others}
+        metrics = {} if scores is None else scores.metrics
+        others = {
+            name: value
+            for name, value in metrics.items()
+            if name != p.teacher.task.quality and not against_teacher(name)
+        }
+        embeds = isinstance(p.teacher.task, Embed)
+        identities = {"identities": len(p.eval.labels.unique())} if embeds else {}
+        return {"task": p.teacher.task.name, **identities, **others}
 
     def _costs(self) -> dict[str, float]:
         """Teacher passes per image of each source, where its shards say so."""

@@ -170,9 +170,8 @@ def quantize(
     typer.echo(result.cost.summary())
     for path in result.files:
         typer.echo(path)
-    scores = "".join(f", {name.replace('_', ' ')} {value:.2f}" for name, value in result.metrics.items())
-    float_score = "" if result.teacher_accuracy is None else f" (teacher {result.teacher_accuracy:.2f})"
-    typer.echo(f"{fitted.student} {fitted.bits}{scores}{float_score}")
+    for line in result.lines():
+        typer.echo(line)
 
 
 @app.command()

@@ -110,7 +110,7 @@ def test_inspect_tells_and_shows(sets):
 
 def test_quantize_without_scores(sets):
     result = zsq.quantize(DIGITS, sets / "noise-0", "ptq", "W8A8", runtime=RUNTIME)
-    assert (result.metrics, result.teacher_accuracy) == ({}, None)
+    assert (result.metrics, result.teacher_score) == ({}, None)
     assert result.fitted.network(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 

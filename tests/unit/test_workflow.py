@@ -106,7 +106,7 @@ def test_run_leaves_shards_rows_and_report(finished):
     wanted = {
         (source, "W4A4", metric)
         for source in ("real", "zeroq", "noise")
-        for metric in ("accuracy", "agreement")
+        for metric in ("accuracy", "agreement", "sqnr", "sqnr_centred")
     }
     assert set(values(data)) == wanted
     assert all([(s, seed) for s, seed, _ in runs] == [(0, 0), (1, 0)] for runs in values(data).values())

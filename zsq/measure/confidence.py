@@ -36,11 +36,6 @@ class Run:
     value: float
 
 
-def metric_range(metric: str) -> Interval:
-    """The least and the largest value that a metric can have, in points."""
-    return (-100.0, 100.0) if metric == "cosine" else (0.0, 100.0)
-
-
 def within(interval: Interval | None, limits: Interval) -> Interval | None:
     """An interval cut off at what is possible: those of few sets reach beyond it."""
     if interval is None:

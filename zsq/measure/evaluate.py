@@ -1,8 +1,4 @@
-"""Scores of a network on evaluation images, in points.
-
-A classifier has accuracy and agreement with the teacher; an embedding network has the figures of verification
-and the cosine to the teacher's embeddings.
-"""
+"""Scores of networks on evaluation images: their task's metrics, of students beside their teacher."""
 
 from __future__ import annotations
 
@@ -16,13 +12,17 @@ from zsq.core.boxes import Target
 from zsq.core.errors import MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
-from zsq.tasks import Scores
-from zsq.tasks.classify import accuracy, agreement
-from zsq.tasks.embed import Embed, score_embeddings
+from zsq.engine.executed import images_at_once
+from zsq.tasks import Scores, Truth
+from zsq.tasks.metrics import with_unit
+from zsq.tasks.nesting import Outputs, mapped, named_tensors
 
-# Points by which a teacher may measure away from its stated accuracy: about one standard error at 88 % on
+# Points or dB by which a teacher may measure away from what is stated: about one standard error at 88 % on
 # 5000 images; another image decoder or resizing stays inside, a wrong normalisation does not.
 TEACHER_TOLERANCE = 0.5
+BATCH = 250
+# A teacher's outputs on the evaluation images are kept up to so much, and made again for every student above.
+KEPT_BYTES = 2**30
 
 
 class Scorable(Protocol):
@@ -32,11 +32,11 @@ class Scorable(Protocol):
     def spec(self) -> ImageSpec:
         """The images it takes."""
 
-    def logits(self, standard_NCHW: Tensor) -> Tensor:
-        """Standard-space images -> (N, num_outputs)."""
+    def logits(self, standard_NCHW: Tensor) -> Outputs:
+        """Standard-space images -> outputs: one tensor, or a nesting of tensors."""
 
 
-class LabelledImages(Protocol):
+class EvaluationImages(Protocol):
     """An image set as `zsq.images.sources` reads it."""
 
     @property
@@ -45,7 +45,7 @@ class LabelledImages(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 (N,); -1 where there is none."""
+        """See `zsq.tasks.Truth`."""
 
     @property
     def targets(self) -> Tensor | None:
@@ -56,76 +56,134 @@ class LabelledImages(Protocol):
         """See `zsq.tasks.Truth`."""
 
 
+class Reference:
+    """A teacher on evaluation images: what its students are scored against.
+
+    Attributes:
+        truth: the images, where their labels count, else None.
+        teacher_scores: the teacher's own, None without truth.
+    """
+
+    def __init__(
+        self, teacher: Teacher, images: EvaluationImages, runtime: Runtime, truth: Truth | None
+    ) -> None:
+        """`teacher` is on the runtime's device; it is scored where there is `truth`, already checked."""
+        self.teacher, self.images, self.runtime, self.truth = teacher, images, runtime, truth
+        self.batch = BATCH
+        if not teacher.task.stores_logits:
+            self.batch = images_at_once(teacher.network, teacher.spec, BATCH)
+        self._kept: dict[int, Outputs] = {}
+        self._kept_bytes = 0
+        what = f"teacher '{teacher.name}'"
+        self.teacher_scores = None if truth is None else self.score(teacher, what)
+
+    @property
+    def quality(self) -> float | None:
+        """The teacher's metric `Task.quality`, None where there is nothing to measure it on."""
+        name = self.teacher.task.quality
+        return None if self.teacher_scores is None or name is None else self.teacher_scores.metrics.get(name)
+
+    def score(self, model: Scorable, what: str) -> Scores:
+        """The task's metrics of `model`, which is on the runtime's device.
+
+        Args:
+            what: how an error calls it.
+
+        Raises:
+            MismatchError: images that are not the model's, or outputs that are not finite.
+        """
+        model.spec.check_pixels(self.images.pixels)
+        meter = self.teacher.task.meter()
+        for first in range(0, len(self.images.pixels), self.batch):
+            rows = slice(first, first + self.batch)
+            teacher = self._teacher_outputs(rows)
+            own = teacher if model is self.teacher else self._outputs(model, rows, what)
+            meter.add(own, teacher, self.truth, rows)
+        return meter.scores()
+
+    def _outputs(self, model: Scorable, rows: slice, what: str) -> Outputs:
+        return outputs_of(model, self.images.pixels[rows], self.runtime, what)
+
+    def _teacher_outputs(self, rows: slice) -> Outputs:
+        if rows.start in self._kept:
+            return self._kept[rows.start]
+        outputs = self._outputs(self.teacher, rows, f"teacher '{self.teacher.name}'")
+        size = sum(tensor.nbytes for _, tensor in named_tensors(outputs))
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[rows.start] = outputs
+            self._kept_bytes += size
+        return outputs
+
+
+def outputs_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, what: str) -> Outputs:
+    """Outputs for one batch in float32 on the CPU, whatever the precision of synthesis or training.
+
+    Raises:
+        MismatchError: outputs that are not finite.
+    """
+    with runtime.threads_set(), torch.inference_mode():
+        standard = model.spec.pixels_to_standard(pixels_NCHW.to(runtime.device))
+        found = model.logits(standard.contiguous(memory_format=torch.channels_last))
+        outputs = mapped(lambda tensor: tensor.float().cpu(), found)
+    count = len(pixels_NCHW)
+    broken = torch.zeros(count, dtype=torch.bool)
+    for _, tensor in named_tensors(outputs):
+        of_images = tensor.dim() > 0 and len(tensor) == count
+        broken |= ~tensor.isfinite().reshape(count if of_images else 1, -1).all(1)
+    if broken.any():
+        found = f"{what} gives NaN or infinity on {int(broken.sum())} of {count} images"
+        raise MismatchError(found, "finite outputs", "check its weights, mean, std and options")
+    return outputs
+
+
 def logits_of(
-    model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int = 250, what: str = "the network"
+    model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, batch: int = BATCH, what: str = "the network"
 ) -> Tensor:
-    """float32 (N, num_outputs) on the CPU; `model` is on the runtime's device.
-
-    Always in float32: a score must not depend on the precision chosen for synthesis or training.
-
-    Args:
-        what: how an error calls the model.
+    """float32 (N, num_outputs) on the CPU, of a network whose output is one such tensor.
 
     Raises:
         MismatchError: images that are not the model's, or outputs that are not finite.
     """
     model.spec.check_pixels(pixels_NCHW)
-    parts = []
-    with runtime.threads_set(), torch.inference_mode():
-        for pixels in pixels_NCHW.split(batch):
-            standard = model.spec.pixels_to_standard(pixels.to(runtime.device))
-            parts.append(model.logits(standard.contiguous(memory_format=torch.channels_last)).float().cpu())
-    logits_NK = torch.cat(parts)
-    broken = int((~logits_NK.isfinite()).any(1).sum())
-    if broken:
-        found = f"{what} gives NaN or infinity on {broken} of {len(logits_NK)} images"
-        raise MismatchError(found, "finite outputs", "check its weights, mean, std and options")
-    return logits_NK
+    return torch.cat([outputs_of(model, pixels, runtime, what) for pixels in pixels_NCHW.split(batch)])
 
 
-def score_teacher(teacher: Teacher, images: LabelledImages, runtime: Runtime) -> tuple[Tensor, float]:
-    """The teacher's (N, K) logits or embeddings on the evaluation images, and its accuracy: top-1, or that of
-    verification.
+def score_teacher(
+    teacher: Teacher, images: EvaluationImages, runtime: Runtime, *, need_truth: bool = True
+) -> Reference:
+    """The teacher on evaluation images, scored where they have labels.
+
+    Args:
+        need_truth: refuse images without labels, of a task whose sources are compared by labels.
 
     Raises:
         MismatchError: images or labels of another network.
         ImagesError: unlabelled images, or too few identities.
-        TeacherAccuracyError: more than `TEACHER_TOLERANCE` points from `teacher.expected_accuracy`.
+        TeacherAccuracyError: more than `TEACHER_TOLERANCE` from `teacher.expected_accuracy`.
     """
+    task = teacher.task
     teacher.spec.check_pixels(images.pixels, "evaluation images")
-    teacher.task.check_truth(images, teacher.num_outputs)
-    logits_NK = logits_of(teacher, images.pixels, runtime, what=f"teacher '{teacher.name}'")
-    if isinstance(teacher.task, Embed):
-        measured = score_embeddings(logits_NK, logits_NK, images.labels).metrics["accuracy"]
-    else:
-        measured = accuracy(logits_NK, images.labels)
-    expected = teacher.expected_accuracy
-    if expected is not None and abs(measured - expected) > TEACHER_TOLERANCE:
+    labelled = task.has_truth(images)
+    if labelled or (need_truth and task.needs_truth):
+        task.check_truth(images, teacher.num_outputs)
+    reference = Reference(teacher, images, runtime, images if labelled else None)
+    measured, expected = reference.quality, teacher.expected_accuracy
+    if measured is not None and expected is not None and abs(measured - expected) > TEACHER_TOLERANCE:
+        assert task.quality is not None
+        found = f"{with_unit(task.quality, measured)} on {len(images.pixels)} images"
         raise TeacherAccuracyError(
-            f"teacher '{teacher.name}' measures {measured:.2f} % on {len(logits_NK)} images",
+            f"teacher '{teacher.name}' measures {found}",
             f"{expected:.2f} within {TEACHER_TOLERANCE} points",
             "check its weights, mean, std and the evaluation images, or correct expected_accuracy",
         )
-    return logits_NK, measured
+    return reference
 
 
-def all_scores(
-    student: FittedStudent, images: LabelledImages, teacher_NK: Tensor, runtime: Runtime
-) -> Scores:
-    """What a fitted student measures; `teacher_NK` is the teacher's on the same images.
-
-    `accuracy` and `agreement`, or of an embedder `cosine`, `tar@...`, `auc`, `eer` and `accuracy`.
-    """
-    name = f"student {student.student} {student.bits}"
-    student_NK = logits_of(student, images.pixels, runtime, what=name)
-    if isinstance(student.task, Embed):
-        return score_embeddings(student_NK, teacher_NK, images.labels)
-    agreed = agreement(student_NK, teacher_NK)
-    return Scores({"accuracy": accuracy(student_NK, images.labels), "agreement": agreed})
+def all_scores(student: FittedStudent, reference: Reference) -> Scores:
+    """What a fitted student measures beside its teacher."""
+    return reference.score(student, f"student {student.student} {student.bits}")
 
 
-def score_student(
-    student: FittedStudent, images: LabelledImages, teacher_NK: Tensor, runtime: Runtime
-) -> dict[str, float]:
+def score_student(student: FittedStudent, reference: Reference) -> dict[str, float]:
     """The metrics of `all_scores`."""
-    return all_scores(student, images, teacher_NK, runtime).metrics
+    return all_scores(student, reference).metrics

@@ -22,7 +22,6 @@ from zsq.measure.confidence import (
     Run,
     bootstrap_interval,
     mean_interval,
-    metric_range,
     paired_interval,
     paired_recovery,
     percentile_interval,
@@ -32,15 +31,17 @@ from zsq.measure.confidence import (
     welch_interval,
     within,
 )
-from zsq.measure.evaluate import all_scores
+from zsq.measure.evaluate import Reference, all_scores
 from zsq.measure.protocol import NOISE, REAL, PlannedFit, Protocol, RunRecord, fit_key
+from zsq.tasks.metrics import metric_range
 
 
 @dataclass(frozen=True)
 class Row:
     """One metric of one student on one source: mean over shard sets; `seconds` is the mean time of a fit.
 
-    `ci95` is over shard sets, or with one set of an embedder over identities; within the metric's range.
+    `ci95` is over shard sets, or with one set and replicates over identities or evaluation images; within
+    the metric's range.
     """
 
     source: str
@@ -56,10 +57,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Gap:
-    """Mean on real images minus mean on the source, in points.
+    """Mean on real images minus mean on the source, in the metric's unit.
 
-    `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; with one set of an embedder, `ci95`
-    is the paired bootstrap's over identities. Both end where a difference of the metric ends. `recovery` is
+    `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; with one set and replicates,
+    `ci95` is the paired bootstrap's. Both end where a difference of the metric ends. `recovery` is
     the share of the way from noise to real images: 0 like noise, 1 like real images.
     """
 
@@ -77,7 +78,7 @@ class Gap:
 def measure_gap(
     protocol: Protocol,
     arms: Mapping[str, Sequence[Tensor]],
-    teacher_logits: Tensor,
+    reference: Reference,
     *,
     done: Iterable[RunRecord] = (),
     on_run: Callable[[RunRecord, FittedStudent], None] = lambda record, fitted: None,
@@ -87,7 +88,7 @@ def measure_gap(
 
     Args:
         arms: source -> its shard sets, uint8 (N, C, H, W) each; N is the protocol's number of images.
-        teacher_logits: of `score_teacher` on the protocol's evaluation images, float32 (N, K).
+        reference: of `score_teacher` on the protocol's evaluation images.
         done: records of an earlier call; a fit found there is not repeated.
         on_run: called after each new fit, to store its record and what it wants of the student.
         should_stop: asked before each fit; once true, no further fit is made.
@@ -109,14 +110,14 @@ def measure_gap(
             stopped = stopped or should_stop()
             if stopped:
                 continue
-            record, fitted = _measured(protocol, fit, arms[fit.source][fit.shard_set], teacher_logits)
+            record, fitted = _measured(protocol, fit, arms[fit.source][fit.shard_set], reference)
             on_run(record, fitted)
         records.append(record)
     return records
 
 
 def _measured(
-    protocol: Protocol, fit: PlannedFit, pixels: Tensor, teacher_logits: Tensor
+    protocol: Protocol, fit: PlannedFit, pixels: Tensor, reference: Reference
 ) -> tuple[RunRecord, FittedStudent]:
     """Make one fit and score it."""
     record, spec = fit.record(), fit.student.spec
@@ -125,10 +126,12 @@ def _measured(
         protocol.teacher, pixels, spec.bits, first_last=spec.first_last, seed=fit.seed
     )
     record["seconds"] = time.perf_counter() - start
-    scores = all_scores(fitted, protocol.eval, teacher_logits, protocol.runtime)
+    scores = all_scores(fitted, reference)
     record["metrics"] = scores.metrics
     if scores.replicates:
-        record["replicates"], record["roc"] = scores.replicates, scores.roc
+        record["replicates"] = scores.replicates
+    if scores.roc:
+        record["roc"] = scores.roc
     return record, fitted
 
 

@@ -84,7 +84,7 @@ def resolve_students(
 class RunRecord(TypedDict):
     """One finished fit, as JSON holds it: everything that names it, then what was measured.
 
-    `replicates` and `roc` are there for embedders, as `zsq.measure.evaluate.Scores` has them; `passes` only
+    `replicates` and `roc` are there for some tasks, as `zsq.tasks.Scores` has them; `passes` only
     where the student has some.
     """
 

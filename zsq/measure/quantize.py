@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zsq.config import QuantizeConfig
@@ -12,24 +12,50 @@ from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet, images_for, said
-from zsq.measure.evaluate import logits_of, score_student, score_teacher
+from zsq.measure.evaluate import Reference, score_student, score_teacher
 from zsq.saved.cost import Cost, student_cost
 from zsq.students import create, own_defaults_line
-from zsq.tasks.classify import accuracy
+from zsq.tasks.metrics import unit
+from zsq.tasks.sqnr import EACH_OUTPUT
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
+
+# Of the images of the fit, so many say how near the student is to its teacher.
+FIT_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A fitted student, what it costs, and its scores in points: `accuracy` and `agreement` where labels were
-    given. `files` are those that were written."""
+    """A fitted student, what it costs, and what it measures.
+
+    Attributes:
+        metrics: on evaluation images, in points or dB; empty where none were given.
+        teacher_score: the teacher's own by the first metric that needs labels, None without labels.
+        files: those that were written.
+        fit_metrics: where no evaluation images were given, metrics against the teacher on at most
+            `FIT_IMAGES` of the images of the fit.
+    """
 
     fitted: FittedStudent
     cost: Cost
     metrics: Mapping[str, float]
-    teacher_accuracy: float | None
+    teacher_score: float | None
     files: tuple[Path, ...] = ()
+    fit_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What was measured, as text: a line for each of several outputs, then one for all metrics."""
+        found = self.metrics or self.fit_metrics
+        text = {name: f"{value:.2f}{' dB' if unit(name) == 'dB' else ''}" for name, value in found.items()}
+        single = [f"{name} {shown}" for name, shown in text.items() if name.startswith(EACH_OUTPUT)]
+        whole = [
+            f", {name.replace('_', ' ')} {shown}"
+            for name, shown in text.items()
+            if not name.startswith(EACH_OUTPUT)
+        ]
+        where = "" if self.metrics else ", on images of the fit"
+        teacher = "" if self.teacher_score is None else f" (teacher {self.teacher_score:.2f})"
+        return [*single, f"{self.fitted.student} {self.fitted.bits}{where}{''.join(whole)}{teacher}"]
 
 
 def quantize_images(
@@ -43,10 +69,25 @@ def quantize_images(
     runtime = Runtime.resolve(**config.runtime.model_dump())
     weights = None if config.weights is None else Path(config.weights)
     teacher = load_teacher(config.teacher, weights).to(runtime.device)
-    labelled = None if config.eval is None else images_for(teacher, config.eval, config, labelled=True)
-    fitted, files = _fit(config, teacher, runtime, out, onnx, reporter, labelled)
-    metrics, teacher_accuracy = _scores(labelled, fitted, teacher, runtime, onnx)
-    return Quantized(fitted, student_cost(fitted), metrics, teacher_accuracy, files)
+    reference, shown = None, []
+    if config.eval is not None:
+        shown = [images_for(teacher, config.eval, config, labelled=True)]
+        reference = score_teacher(teacher, shown[0], runtime, need_truth=False)
+    fitted, files, given = _fit(config, teacher, runtime, out, onnx, reporter, shown)
+    fit_metrics = {} if reference is not None else _on_fit(given, fitted, teacher, runtime)
+    return Quantized(
+        fitted,
+        student_cost(fitted),
+        _scores(reference, fitted, teacher, onnx),
+        None if reference is None else reference.quality,
+        files,
+        fit_metrics,
+    )
+
+
+def _on_fit(given: ImageSet, fitted: FittedStudent, teacher: Teacher, runtime: Runtime) -> dict[str, float]:
+    unlabelled = given.subset(range(min(len(given), FIT_IMAGES)))
+    return score_student(fitted, Reference(teacher, unlabelled, runtime, None))
 
 
 def _fit(
@@ -56,17 +97,17 @@ def _fit(
     out: Path | None,
     onnx: Path | None,
     reporter: Reporter,
-    labelled: ImageSet | None,
-) -> tuple[FittedStudent, tuple[Path, ...]]:
-    """The student, and the files it was written to."""
+    shown: Sequence[ImageSet],
+) -> tuple[FittedStudent, tuple[Path, ...], ImageSet]:
+    """The student, the files it was written to, and the images it was fitted on."""
     bits = Bits.parse(config.bits)
     student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
     _check_destinations(teacher, bits, config.first_last, out, onnx)
     given = images_for(teacher, config.images, config, limit=config.count)
-    pixels, shown = given.pixels, given.provenance
-    origin = None if shown is None else ImagesOrigin(shown.method, shown.options, shown.data_read)
+    pixels, source = given.pixels, given.provenance
+    origin = None if source is None else ImagesOrigin(source.method, source.options, source.data_read)
     own_defaults = own_defaults_line(config.student, student, teacher.spec)
-    for line in (*said(given, *([labelled] if labelled else [])), *([own_defaults] if own_defaults else [])):
+    for line in (*said(given, *shown), *([own_defaults] if own_defaults else [])):
         reporter.say(line)
     work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
     with reporter.job(f"{config.student} {bits}", work) as log, runtime.threads_set():
@@ -75,7 +116,7 @@ def _fit(
         )
     if given.fitted is not None and fitted.made is not None:
         fitted = replace(fitted, made=replace(fitted.made, photo_fit=given.fitted))
-    return fitted, _write(fitted, teacher, out, onnx)
+    return fitted, _write(fitted, teacher, out, onnx), given
 
 
 def _check_destinations(
@@ -106,16 +147,16 @@ def _write(fitted: FittedStudent, teacher: Teacher, out: Path | None, onnx: Path
 
 
 def _scores(
-    labelled: ImageSet | None, fitted: FittedStudent, teacher: Teacher, runtime: Runtime, onnx: Path | None
-) -> tuple[dict[str, float], float | None]:
-    """The student's scores, and the teacher's accuracy; empty and None without labelled images."""
-    if labelled is None:
-        return {}, None
-    teacher_logits, teacher_accuracy = score_teacher(teacher, labelled, runtime)
-    metrics = score_student(fitted, labelled, teacher_logits, runtime)
-    if onnx is not None:
+    reference: Reference | None, fitted: FittedStudent, teacher: Teacher, onnx: Path | None
+) -> dict[str, float]:
+    """The student's metrics on evaluation images, and what of its ONNX file is measured by labels."""
+    if reference is None:
+        return {}
+    metrics = score_student(fitted, reference)
+    quality = teacher.task.quality
+    if onnx is not None and reference.truth is not None and quality is not None:
         from zsq.saved.onnx_qdq import OnnxStudent
 
-        onnx_logits = logits_of(OnnxStudent(onnx, teacher.spec), labelled.pixels, runtime)
-        metrics["onnx_accuracy"] = accuracy(onnx_logits, labelled.labels)
-    return metrics, teacher_accuracy
+        scores = reference.score(OnnxStudent(onnx, teacher.spec), f"ONNX file {onnx}")
+        metrics[f"onnx_{quality}"] = scores.metrics[quality]
+    return metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,9 +12,8 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.engine.statistics import batch_norms
 from zsq.images.sources import ImageSet
-from zsq.measure.evaluate import logits_of
-from zsq.tasks.classify import accuracy
-from zsq.tasks.embed import Embed, score_embeddings
+from zsq.measure.evaluate import logits_of, score_teacher
+from zsq.tasks.metrics import with_unit, words
 
 NOISE_IMAGES = 64
 
@@ -36,36 +35,42 @@ class Answers:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """`noise` and `labelled` are None for an embedding teacher or without images; `accuracy` is 0..100, top-1
-    or that of verification."""
+    """`noise` and `labelled` are None for a teacher without classes or without images; `score` is the
+    metric `Task.quality`."""
 
     teacher: Teacher
     num_parameters: int
     num_batch_norms: int
     noise: Answers | None
     labelled: Answers | None = None
-    accuracy: float | None = None
+    score: float | None = None
 
     def lines(self) -> list[str]:
         """As text."""
         teacher, spec = self.teacher, self.teacher.spec
-        what = "classes" if teacher.task.has_classes else "numbers of an embedding"
         fitted = "" if spec.input_size in (None, spec.size) else f", resized to {_by(spec.input_size)} inside"
         channels = spec.channel_order if spec.channels == 3 else spec.channels
         moments = f"mean {_listed(spec.mean)}, std {_listed(spec.std)} of pixels 0..1, channels {channels}"
         lines = [
             f"teacher {teacher.name}: {self.num_parameters:,} parameters, "
-            f"{self.num_batch_norms} batch norm layers, {teacher.num_outputs} {what}",
+            f"{self.num_batch_norms} batch norm layers, {self._outputs()}",
             f"images {_by(spec.shape)}{fitted}; {moments}",
             f"weights sha256 {teacher.weights_sha256[:16]}",
         ]
         lines += [] if self.noise is None else [f"noise: {self.noise}"]
         lines += [] if self.labelled is None else [f"labelled images: {self.labelled}"]
-        if self.accuracy is not None:
+        name = teacher.task.quality
+        if self.score is not None and name is not None:
             stated = teacher.expected_accuracy
             said = "" if stated is None else f", {stated:.2f} is stated"
-            lines.append(f"accuracy {self.accuracy:.2f} %{said}")
+            lines.append(f"{words(name)} {with_unit(name, self.score)}{said}")
         return lines
+
+    def _outputs(self) -> str:
+        """`10 classes`, `task image, 3 channels`, or the task alone."""
+        task, size = self.teacher.task, self.teacher.num_outputs
+        parts = [] if task.name in ("classify", "embed") else [f"task {task.name}"]
+        return ", ".join(parts + ([] if size is None else [f"{size} {task.counted}"]))
 
 
 def teacher_facts(teacher: Teacher, runtime: Runtime, images: ImageSet | None = None) -> TeacherFacts:
@@ -75,28 +80,24 @@ def teacher_facts(teacher: Teacher, runtime: Runtime, images: ImageSet | None = 
         MismatchError, ImagesError: images or labels that are not the teacher's.
     """
     network = teacher.network
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     noise = torch.randint(
         256, (NOISE_IMAGES, *teacher.spec.shape), generator=torch_generator(0, 0, "noise to look at")
     )
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    found = _answers(teacher, logits_of(teacher, noise.to(torch.uint8), runtime))
-    facts = TeacherFacts(teacher, parameters, len(batch_norms(network)), found)
+    facts = TeacherFacts(
+        teacher, parameters, len(batch_norms(network)), _answers(teacher, noise.to(torch.uint8), runtime)
+    )
     if images is None:
         return facts
-    teacher.task.check_truth(images, teacher.num_outputs)
-    outputs = logits_of(teacher, images.pixels, runtime)
-    if isinstance(teacher.task, Embed):
-        measured = score_embeddings(outputs, outputs, images.labels).metrics["accuracy"]
-    else:
-        measured = accuracy(outputs, images.labels)
-    return TeacherFacts(
-        teacher, parameters, facts.num_batch_norms, found, _answers(teacher, outputs), measured
-    )
+    reference = score_teacher(replace(teacher, expected_accuracy=None), images, runtime)
+    answers = _answers(teacher, images.pixels, runtime)
+    return replace(facts, labelled=answers, score=reference.quality)
 
 
-def _answers(teacher: Teacher, outputs_NK: Tensor) -> Answers | None:
+def _answers(teacher: Teacher, pixels: Tensor, runtime: Runtime) -> Answers | None:
     if not teacher.task.has_classes:
         return None
+    outputs_NK = logits_of(teacher, pixels, runtime)
     top, classes = outputs_NK.softmax(1).max(1)
     return Answers(len(outputs_NK), float(top.mean()), int(classes.unique().numel()))
 

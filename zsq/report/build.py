@@ -29,6 +29,7 @@ from zsq.report.tables import (
     number,
     runs_grid,
 )
+from zsq.tasks.metrics import against_teacher, unit, words
 
 AGAINST = "Every metric against real images and noise"
 SETS = "What the sets are like"
@@ -38,6 +39,22 @@ SETS_TEXT = (
     "Of the first set of each source: how many teacher passes one image took; how far the statistics of the "
     "images are from those in the teacher's batch norm layers, mean over layers; how much two images differ "
     "that the teacher puts into one class, as the mean cosine distance of their features."
+)
+
+
+INTERVALS_OVER_SETS = (
+    "Brackets hold 95 % intervals: how far a value would move with other sets of images of the "
+    "same sources. They do not say how far it would move with other evaluation images. A gap whose "
+    "interval contains 0 is not shown to differ from 0, and not shown to be 0 either. Seeds are "
+    "averaged first; the interval of a mean is Student's, that of a gap Welch's. The details hold "
+    "a second interval of each gap, from a bootstrap over sets and seeds; with few sets it is too "
+    "narrow."
+)
+
+INTERVALS_OVER_IMAGES = (
+    "Brackets hold 95 % intervals from a bootstrap over the evaluation images: how far a value would move "
+    "with others. All students share the draws, so their differences are paired. How far a value would move "
+    "with other images of the same sources is not known: there is one shard set per source."
 )
 
 
@@ -130,12 +147,13 @@ def html(data: ReportData) -> str:
 def figures(data: ReportData) -> list[dict[str, Any]]:
     """Title, description and SVG of each figure there is data for."""
     table = entries(data.rows, data.gaps)
-    metric = "Cosine to the teacher" if data.embeds else "Accuracy"
+    main = table[0].main.metric if table else "accuracy"
+    metric = words(main)[0].upper() + words(main)[1:]
     drawn = []
     if data.gaps:
         text = (
-            f"{metric} with real images minus that with the images of each source, in points. A shorter bar "
-            "is better. Thin lines are 95 % intervals. Each panel has an axis of its own."
+            f"{metric} with real images minus that with the images of each source, in {unit(main)}. A "
+            "shorter bar is better. Thin lines are 95 % intervals. Each panel has an axis of its own."
         )
         drawn.append(("Gap per source", text, gap_figure(table)))
     if any(entry.main.source in data.cost for entry in table):
@@ -144,7 +162,7 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
             "is one image forward and backward through the teacher. Thin lines and the grey band are 95 % "
             "intervals. Sources of equal cost stand side by side."
         )
-        ceiling = 100.0 if data.embeds else data.teacher.get("accuracy")
+        ceiling = _ceiling(main, data.teacher.get(main))
         drawn.append((f"{metric} against cost", text, cost_figure(table, data.cost, ceiling, data.curves)))
     if data.roc:
         text = (
@@ -162,17 +180,23 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
     return [{"title": title, "text": text, "svg": Markup(svg)} for title, text, svg in drawn]
 
 
+def _ceiling(metric: str, teacher: float | None) -> float | None:
+    """What a student like its teacher has, None where that is without end."""
+    if against_teacher(metric):
+        return 100.0 if unit(metric) == "points" else None
+    return teacher
+
+
 def teacher_facts(data: ReportData) -> list[tuple[str, str]]:
     """Name and value of each fact about the teacher, as text."""
     titles = {"name": "teacher", "weights_sha256": "weights sha256", "num_outputs": "outputs"}
     facts = []
     for key, value in data.teacher.items():
-        if key == "accuracy":
-            facts.append(
-                ("full-precision accuracy", f"{number(value)} %" if value is not None else "not measured")
+        if isinstance(value, float) or key == "accuracy":
+            shown = (
+                "not measured" if value is None else f"{number(value)} {'dB' if unit(key) == 'dB' else '%'}"
             )
-        elif isinstance(value, float):
-            facts.append((f"full-precision {key}", f"{number(value)} %"))
+            facts.append((f"full-precision {words(key)}", shown))
         elif value is not None:
             facts.append((titles.get(key, key.replace("_", " ")), str(value)))
     return facts
@@ -186,24 +210,23 @@ def explanation(rows: Sequence[Row], embeds: bool = False) -> list[str]:
     text = [
         f"Each student was fitted on {_listed(sets)} shard set{_s(sets)} of {_listed(images)} images per "
         f"source, with {_listed(seeds)} seed{_s(seeds)} per set, and scored after its last step. The gap is "
-        "the mean with real images minus the mean with the images of the source, in points: above 0, the "
-        "source is worse than real images. Recovery puts the source between noise, 0 %, and real images, "
+        f"the mean with real images minus the mean with the images of the source, in {_unit(rows)}: above 0, "
+        "the source is worse than real images. Recovery puts the source between noise, 0 %, and real images, "
         "100 %. It is left out where these two differ by less than 3 standard errors.",
     ]
     if sets and max(sets) > 1:
-        text.append(
-            "Brackets hold 95 % intervals: how far a value would move with other sets of images of the "
-            "same sources. They do not say how far it would move with other evaluation images. A gap whose "
-            "interval contains 0 is not shown to differ from 0, and not shown to be 0 either. Seeds are "
-            "averaged first; the interval of a mean is Student's, that of a gap Welch's. The details hold "
-            "a second interval of each gap, from a bootstrap over sets and seeds; with few sets it is too "
-            "narrow."
-        )
+        text.append(INTERVALS_OVER_SETS)
     elif embeds:
         text.append(embeddings.INTERVALS)
+    elif any(row.ci95 is not None for row in rows):
+        text.append(INTERVALS_OVER_IMAGES)
     else:
         text.append("There is one shard set per source, so there is no interval: a difference may be chance.")
     return [*text, embeddings.METRICS, embeddings.REVEALED] if embeds else text
+
+
+def _unit(rows: Sequence[Row]) -> str:
+    return unit(rows[0].metric) if rows else "points"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from zsq.measure.confidence import Interval, metric_range
+from zsq.measure.confidence import Interval
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
 from zsq.report.tables import Entry, number, ordered_sources
+from zsq.tasks.metrics import metric_range
 from zsq.tasks.verification import ROC_FARS
 
 # Where noise needs an axis this many times longer than the rest, it is cut: the rest would not be readable.

@@ -11,6 +11,7 @@ from zsq.measure.confidence import Interval
 from zsq.measure.contrasts import Contrast
 from zsq.measure.gap import Gap, Row
 from zsq.measure.protocol import NOISE, REAL
+from zsq.tasks.sqnr import EACH_OUTPUT
 
 MINUS, DASH = "\u2212", "\u2013"
 
@@ -26,7 +27,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Entry:
-    """All that was measured of one student on one source; `main` is its first metric."""
+    """All that was measured of one student on one source, but for each of several outputs; `main` is its
+    first metric."""
 
     main: Row
     gap: Gap | None
@@ -46,7 +48,11 @@ def entries(rows: Sequence[Row], gaps: Sequence[Gap]) -> list[Entry]:
     by_key = {(g.student, g.bits, g.num_images, g.source, g.metric): g for g in gaps}
     keys = sorted(by_source, key=lambda k: (students[k[:3]], _rank(k[3]), sources[k[3]]))
     return [
-        Entry(main, by_key.get((*key, main.metric)), {row.metric: row for row in others})
+        Entry(
+            main,
+            by_key.get((*key, main.metric)),
+            {row.metric: row for row in others if not row.metric.startswith(EACH_OUTPUT)},
+        )
         for key in keys
         for main, *others in [by_source[key]]
     ]

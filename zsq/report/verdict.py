@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from zsq.measure.gap import Gap, Row
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.tables import number
-
-METRIC_WORDS = {"cosine": "cosine to the teacher"}
+from zsq.tasks.metrics import unit, words
 
 # Student, bits, number of images: what one gap is measured at.
 Setting = tuple[str, str, int]
@@ -50,7 +49,7 @@ def _sentence(subject: str, s: str, gaps: Sequence[Gap], metric: str, noise: Seq
     """`At W4A4 with lsq-kd, images of dgh cost 0.1 points of accuracy against ...`; `s` ends the verb."""
     largest = max(gaps, key=lambda gap: gap.gap)
     verb, sign = _verb(gaps)
-    points = f"points of {METRIC_WORDS.get(metric, metric)}"
+    points = f"{unit(metric)} of {words(metric)}"
     against = f"{'against' if sign > 0 else 'over'} as many real images"
     where, extreme = f"At {largest.bits} with {largest.student}", ""
     if len(gaps) > 1:

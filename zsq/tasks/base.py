@@ -87,9 +87,11 @@ class Task(ABC):
         lead: the metric that tables show first; `quality` is the one that a teacher alone has on labelled
             images, None where there is none.
         size_key: the card's field that says how many channels the output has, None where it need not.
+        counted: what the channels of the output are.
         has_classes: outputs are logits of one class per image.
         stores_logits: shards hold the teacher's outputs.
         trains: there is a `loss`.
+        needs_truth: sources of images are compared by labels; without, by the teacher's outputs.
     """
 
     name: ClassVar[str]
@@ -97,9 +99,11 @@ class Task(ABC):
     lead: ClassVar[str]
     quality: ClassVar[str | None] = None
     size_key: ClassVar[str | None] = None
+    counted: ClassVar[str] = "channels"
     has_classes: ClassVar[bool] = False
     stores_logits: ClassVar[bool] = False
     trains: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = True
 
     @abstractmethod
     def suits(self, outputs: Outputs) -> bool:
@@ -110,7 +114,7 @@ class Task(ABC):
         """A fresh meter."""
 
     def has_truth(self, images: Truth) -> bool:
-        """Whether the images carry what `quality` is measured against."""
+        """Whether some images carry what `quality` is measured against."""
         return False
 
     def check_truth(self, images: Truth, num_outputs: int | None) -> None:

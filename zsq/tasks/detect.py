@@ -51,6 +51,7 @@ class Detect(Task):
     name: ClassVar[str] = "detect"
     wants: ClassVar[str] = "raw maps"
     trains: ClassVar[bool] = True
+    needs_truth: ClassVar[bool] = False
 
     decode: Decode | None = None
     dense: Dense | None = None

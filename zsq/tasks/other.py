@@ -16,6 +16,7 @@ class Other(Task):
     name: ClassVar[str] = "other"
     wants: ClassVar[str] = "tensors"
     lead: ClassVar[str] = "sqnr"
+    needs_truth: ClassVar[bool] = False
 
     def suits(self, outputs: Outputs) -> bool:
         """There is a tensor."""

@@ -24,6 +24,7 @@ class Segment(Task):
     wants: ClassVar[str] = "(N, K, H, W) logits"
     lead: ClassVar[str] = "miou"
     size_key: ClassVar[str | None] = "num_classes"
+    counted: ClassVar[str] = "classes"
     quality: ClassVar[str | None] = "miou"
     trains: ClassVar[bool] = True
 

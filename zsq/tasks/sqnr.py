@@ -12,6 +12,8 @@ from zsq.tasks.nesting import Outputs, named_tensors
 
 # Beyond what float32 can tell: equal outputs have no noise at all.
 LARGEST_DB = 150.0
+# Before the name of one of several outputs.
+EACH_OUTPUT = "sqnr."
 
 
 @dataclass
@@ -62,7 +64,7 @@ class SignalToNoise:
             return {}
         found = dict(zip(("sqnr", "sqnr_centred"), map(min, zip(*both.values(), strict=True)), strict=True))
         if len(both) > 1:
-            found |= {f"sqnr.{name}": plain for name, (plain, _) in both.items()}
+            found |= {f"{EACH_OUTPUT}{name}": plain for name, (plain, _) in both.items()}
         return found
 
 

@@ -164,12 +164,12 @@ def gap(digits, images, specs, done=(), fits=None):
     shown = ImageSet(images[:32], torch.zeros(32, dtype=torch.int64), "digits")
     students = resolve_students(specs, digits.spec, Runtime())
     protocol = Protocol(digits, shown, [shown], students, 1, Runtime())
-    logits, _ = score_teacher(digits, shown, Runtime())
+    reference = score_teacher(digits, shown, Runtime())
     fits = [] if fits is None else fits
     return measure_gap(
         protocol,
         {"real": [images[:32]]},
-        logits,
+        reference,
         done=done,
         on_run=lambda record, fitted: fits.append(record),
     )
@@ -183,7 +183,7 @@ def test_tables_never_mix_passes(digits, images):
     records = gap(teacher, images, [plain, passed], fits=fits)
     assert [record["student"] for record in records] == ["ptq", "ptq+fold+equalize"]
     assert "passes" not in records[0] and records[1]["passes"] == ["fold", "equalize"]
-    assert len(rows_from_runs(records)) == 4 and len(fits) == 2
+    assert len(rows_from_runs(records)) == 2 * 4 and len(fits) == 2
     again = []
     assert gap(teacher, images, [passed, plain], done=records, fits=again) == records[::-1] and not again
     # A record from before there were passes, and before an option of the student, counts as what it was.

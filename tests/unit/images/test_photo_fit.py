@@ -117,7 +117,7 @@ def test_a_student_is_fitted_and_scored_on_photos_of_any_size(tmp_path, capsys):
         out=out,
         reporter=Reporter(),
     )
-    assert result.teacher_accuracy > 95
+    assert result.teacher_score > 95
     assert "both sides scaled" in result.fitted.made.photo_fit
     assert capsys.readouterr().err.count("470 of 470 photos fitted to 32x32 px") == 1
     assert zsq.load_student(out).made.photo_fit == result.fitted.made.photo_fit

@@ -11,14 +11,13 @@ from zsq.core.errors import ImagesError, MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.measure.evaluate import (
-    accuracy,
-    agreement,
     all_scores,
     logits_of,
     score_student,
     score_teacher,
 )
 from zsq.tasks import TASKS
+from zsq.tasks.classify import accuracy, agreement
 from zsq.tasks.embed import Embed
 from zsq.tasks.verification import ROC_FARS, fold_decisions, make_pairs
 from zsq.widths import Bits
@@ -84,9 +83,10 @@ def test_a_student_is_scored_against_labels_and_teacher():
     teacher = linear_teacher()
     images = labelled_as_teacher(teacher, 40, wrong=10)
     student = FittedStudent("copy", Bits(32, 32), None, teacher.network, SPEC, ())
-    teacher_NK, measured = score_teacher(teacher, images, CPU)
-    assert measured == 75.0
-    assert score_student(student, images, teacher_NK, CPU) == {"accuracy": 75.0, "agreement": 100.0}
+    reference = score_teacher(teacher, images, CPU)
+    assert reference.quality == 75.0
+    equal = {"sqnr": 150.0, "sqnr_centred": 150.0}
+    assert score_student(student, reference) == {"accuracy": 75.0, "agreement": 100.0, **equal}
 
 
 def test_logits_are_refused_for_another_shape():
@@ -97,7 +97,7 @@ def test_logits_are_refused_for_another_shape():
 @pytest.mark.parametrize("expected", [75.5, 74.5, None])
 def test_a_teacher_within_half_a_point_passes(expected):
     teacher = linear_teacher(expected)
-    assert score_teacher(teacher, labelled_as_teacher(teacher, 40, 10), CPU)[1] == 75.0
+    assert score_teacher(teacher, labelled_as_teacher(teacher, 40, 10), CPU).quality == 75.0
 
 
 @pytest.mark.parametrize("expected", [75.6, 74.4])
@@ -134,7 +134,8 @@ def as_student(teacher):
 def test_an_embedding_network_is_scored_by_verification():
     teacher = dataclasses.replace(linear_teacher(), task=Embed())
     images = embedding_images()
-    embeddings, measured = score_teacher(teacher, images, CPU)
+    reference = score_teacher(teacher, images, CPU)
+    measured, embeddings = reference.quality, logits_of(teacher, images.pixels, CPU)
     decisions = fold_decisions(
         make_pairs(images.labels.numpy()).similarity(embeddings.numpy()), make_pairs(images.labels.numpy())
     )
@@ -144,12 +145,15 @@ def test_an_embedding_network_is_scored_by_verification():
     assert measured == pytest.approx(100 * np.mean(shares))
     with pytest.raises(TeacherAccuracyError):
         score_teacher(dataclasses.replace(teacher, expected_accuracy=measured - 1), images, CPU)
-    own = all_scores(as_student(teacher), images, embeddings, CPU)
+    own = all_scores(as_student(teacher), reference)
     assert own.metrics["cosine"] == pytest.approx(100) and own.metrics["accuracy"] == pytest.approx(measured)
     assert "tar@1e-3" not in own.metrics  # 160 impostor pairs
-    assert set(own.replicates) == set(own.metrics) and len(own.replicates["auc"]) == 1000
+    assert (
+        set(own.replicates) == set(own.metrics) - {"sqnr", "sqnr_centred"}
+        and len(own.replicates["auc"]) == 1000
+    )
     assert len(own.roc) == len(ROC_FARS) and max(own.roc) == 100
-    assert score_student(as_student(teacher), images, embeddings, CPU) == own.metrics
+    assert score_student(as_student(teacher), reference) == own.metrics
 
 
 @pytest.mark.parametrize("task", ["classify", "embed"])
@@ -162,9 +166,9 @@ def test_outputs_that_are_not_finite_are_one_line_and_no_score(task, value):
     found = "gives NaN or infinity on 20 of 20 images; expected finite outputs"
     with pytest.raises(MismatchError, match=f"^teacher 'linear' {found}"):
         score_teacher(broken, images, CPU)
-    logits, _ = score_teacher(whole, images, CPU)
+    reference = score_teacher(whole, images, CPU)
     with pytest.raises(MismatchError, match=f"^student copy W32A32 {found}"):
-        all_scores(as_student(broken), images, logits, CPU)
+        all_scores(as_student(broken), reference)
 
 
 def test_one_identity_makes_no_pairs():

@@ -269,8 +269,8 @@ def protocol_of(specs, seeds=2, teacher=None):
 
 def measure(specs, arms=ARMS, seeds=2, teacher=None, **keywords):
     protocol = protocol_of(specs, seeds, teacher)
-    logits, _ = score_teacher(protocol.teacher, EVAL, Runtime())
-    return measure_gap(protocol, arms, logits, **keywords)
+    reference = score_teacher(protocol.teacher, EVAL, Runtime())
+    return measure_gap(protocol, arms, reference, **keywords)
 
 
 def test_every_set_seed_and_student_is_fitted_and_scored(fake):
@@ -292,9 +292,13 @@ def test_every_set_seed_and_student_is_fitted_and_scored(fake):
     teacher = conv_teacher()
     logits = teacher.network((EVAL.pixels.float() / 255 - 0.5) / 0.25).detach()
     shifted = logits + 2 * torch.tensor([ARMS["real"][0].float().mean() / 255, 0.0, 0.0])
+    noise = (shifted - logits).square().sum()
+    centred = (logits - logits.mean(0)).square().sum()
     assert first["metrics"] == {
         "accuracy": pytest.approx(100 * (shifted.argmax(1) == EVAL.labels).double().mean().item()),
         "agreement": pytest.approx(100 * (shifted.argmax(1) == logits.argmax(1)).double().mean().item()),
+        "sqnr": pytest.approx(10 * (logits.square().sum() / noise).log10().item(), abs=1e-4),
+        "sqnr_centred": pytest.approx(10 * (centred / noise).log10().item(), abs=1e-4),
     }
     assert Fake.calls[0] == (float(ARMS["real"][0].float().mean()), "W4A4", 8, 0)
 
@@ -397,4 +401,4 @@ def test_a_weight_only_student_has_no_gap_at_all():
     spec = StudentSpec("ptq", Bits(4, 32), {"weight_observer": "minmax"})
     gaps = gaps_from_rows(rows_from_runs(measure([spec], seeds=1)))
     assert gaps and all(gap.gap == 0.0 for gap in gaps)
-    assert [gap.ci95 for gap in gaps if gap.source == "dsg"] == [(0.0, 0.0), (0.0, 0.0)]
+    assert [gap.ci95 for gap in gaps if gap.source == "dsg"] == [(0.0, 0.0)] * 4

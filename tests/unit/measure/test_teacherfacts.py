@@ -26,14 +26,14 @@ def test_facts_are_those_of_the_network():
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     confidence = (probabilities / probabilities.sum(1, keepdims=True)).max(1).mean()
     assert facts.labelled.confidence == pytest.approx(confidence, abs=1e-5)
-    assert facts.accuracy == pytest.approx(100 * (logits.argmax(1) == images.labels.numpy()).mean())
+    assert facts.score == pytest.approx(100 * (logits.argmax(1) == images.labels.numpy()).mean())
     assert (facts.labelled.num_images, facts.labelled.num_classes) == (470, 10)
     assert teacher_facts(teacher, RUNTIME).noise == facts.noise
 
 
 def test_an_embedder_is_not_asked_how_sure_it_is():
     facts = teacher_facts(load_teacher("embedded:digits-features"), RUNTIME)
-    assert facts.noise is None and facts.accuracy is None
+    assert facts.noise is None and facts.score is None
     assert "48 numbers of an embedding" in facts.lines()[0]
 
 
