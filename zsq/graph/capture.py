@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from zsq.core.errors import UntraceableError
 from zsq.graph.lift import Lifting, overwrites_views
+from zsq.graph.norms import equal_batch_norms, with_batch_norms
 
 _CAPTURED = "captured"
 # Network -> the state of its tensors when it was captured, and its graph.
@@ -62,6 +63,8 @@ def _captured(network: nn.Module, example: Tensor) -> fx.GraphModule:
     modes = [(module, module.training) for module in network.modules()]
     like = next(iter(_tensors(network)), example)
     example = example.to(like.device)
+    if equal_batch_norms(network):
+        network = with_batch_norms(network)
     network.eval()
     try:
         lifting = Lifting(_exported(network, example), network)
