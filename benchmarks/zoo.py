@@ -27,7 +27,7 @@ from zsq.core.errors import ZsqError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.fitting.training import TrainingOptions
-from zsq.placement.trace import trace
+from zsq.graph import capture
 from zsq.saved.cost import student_cost
 from zsq.students import STUDENTS, create
 from zsq.teacher.load import build_without_global_rng
@@ -100,8 +100,8 @@ def _row(name: str, network: nn.Module, student: str) -> dict[str, Any]:
     """`works` with size, cost and seconds, or why not: `refused` in one line of zsq's, or `failed`."""
     started = time.process_time()
     try:
-        trace(network)
         teacher, pixels = _teacher(name, network)
+        capture(network, teacher.example())
         fitted = _fit(student, teacher, pixels)
         _check(fitted, teacher, pixels)
     except ZsqError as error:

@@ -90,7 +90,7 @@ def suited_students(
 ) -> list[Suited]:
     """Every student, fitted to `count` images by its defaults; as `suited_methods`."""
     from zsq.engine.estimate import STEP_COST, job_seconds
-    from zsq.placement.trace import trace
+    from zsq.graph import capture
     from zsq.students import STUDENTS, create
 
     runtime = Runtime.resolve(**config.model_dump())
@@ -100,7 +100,7 @@ def suited_students(
         student = create(name, teacher.spec, {}, runtime)
         try:
             student.check(Fit(teacher, black, Bits(8, 8), None, 0, Silent()))
-            trace(teacher.network)
+            capture(teacher.network, teacher.example())
         except ZsqError as error:
             found.append(Suited(name, None, str(error)))
             continue

@@ -65,6 +65,10 @@ class Teacher:
         tasks detect and other any nesting of tensors."""
         return self.network(self.spec.standard_to_norm(standard_NCHW))
 
+    def example(self) -> Tensor:
+        """Two black images as the network takes them, on the CPU."""
+        return self.spec.pixels_to_norm(torch.zeros(2, *self.spec.shape, dtype=torch.uint8))
+
     def to(self, device: str) -> Teacher:
         """This teacher with its network on `device` (moved in place)."""
         return dataclasses.replace(self, network=self.network.to(device))

@@ -43,7 +43,7 @@ class Passed(Student):
         Raises:
             MismatchError: also for a pass that finds nothing to do in the network.
         """
-        prepared = self._prepare(fit.teacher.network)
+        prepared = self._prepare(fit.teacher)
         changed = replace(fit.teacher, network=prepared.network)
         own = replace(fit, teacher=changed)
         self.student.check(own)
@@ -54,9 +54,10 @@ class Passed(Student):
         assert fitted.made is not None
         return replace(fitted, made=replace(fitted.made, passes=self.passes))
 
-    def _prepare(self, network: nn.Module) -> Prepared:
+    def _prepare(self, teacher: Teacher) -> Prepared:
         """The changed float network, made once per teacher: what a student compiles belongs to one
         network."""
+        network = teacher.network
         if self._prepared is None or self._prepared[0] is not network:
-            self._prepared = network, prepare(self.passes, network)
+            self._prepared = network, prepare(self.passes, network, teacher.example())
         return self._prepared[1]

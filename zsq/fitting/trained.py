@@ -69,7 +69,12 @@ class TrainedStudent(Student):
         """Without quantizers the network stays the teacher's, unless the student trains floats."""
         teacher, device = fit.teacher, self.runtime.device
         placement = place(
-            self.start(fit), fit.bits, first_last=fit.first_last, fold=False, slopes=self.quantizes_slopes
+            self.start(fit),
+            teacher.example(),
+            fit.bits,
+            first_last=fit.first_last,
+            fold=False,
+            slopes=self.quantizes_slopes,
         )
         network = placement.network.to(device).to(memory_format=torch.channels_last)
         self.put_quantizers(placement, fit)

@@ -81,6 +81,11 @@ class _State:
         """The student as it is so far."""
         return self.placement.network
 
+    def between_units(self) -> list[Site]:
+        """The sites that belong to no unit: of products outside of blocks."""
+        inside = {site for unit in self.units for site in unit.sites}
+        return [site for site in self.placement.sites if site not in inside]
+
 
 class Share:
     """A StepLog that counts images of a unit as parts of an image of the whole network."""
@@ -166,6 +171,7 @@ class UnitwiseStudent(Student):
             seed=fit.seed,
             log=fit.log,
         )
+        self._put_quantizers(state, state.between_units())
         for phase in self.phases():
             learned = [self._learns(phase, unit, index) for index, unit in enumerate(state.units)]
             state.log = Share(fit.log, sum(learned))
@@ -175,8 +181,13 @@ class UnitwiseStudent(Student):
         return self.result(fit, network, placement.table())
 
     def _placed(self, fit: Fit) -> Placement:
+        teacher = fit.teacher
         placement = place(
-            fit.teacher.network, fit.bits, first_last=fit.first_last, fold=self.folds_batch_norm
+            teacher.network,
+            teacher.example(),
+            fit.bits,
+            first_last=fit.first_last,
+            fold=self.folds_batch_norm,
         )
         if self.options.second_input is not None:
             placement = with_second_input(placement, self.options.second_input)
@@ -205,7 +216,8 @@ class UnitwiseStudent(Student):
         self._harden(state, sites)
 
     def _learns(self, phase: Phase, unit: Unit, index: int) -> bool:
-        return bool(_sites(phase, unit)) and phase.iterations > 0 and not self.fixes(unit, index)
+        learns = bool(_sites(phase, unit)) and phase.iterations > 0 and unit.by_image
+        return learns and not self.fixes(unit, index)
 
     def _put_quantizers(self, state: _State, sites: list[Site]) -> None:
         """Rounding to nearest: what a unit would be without learning."""
@@ -246,8 +258,9 @@ class UnitwiseStudent(Student):
         paths = {site.path for site in state.placement.of_kind("activation")}
 
         def wrapped(node: fx.Node, module: nn.Module) -> nn.Module:
-            # Identities stand where no quantizer has been put yet.
-            if str(node.target) not in paths or phase.keep == 1 or not isinstance(module, FakeQuantizer):
+            # Identities stand where no quantizer has been put yet. What is dropped is drawn per image.
+            drops = isinstance(module, FakeQuantizer) and node.meta.get("images_first", True)
+            if str(node.target) not in paths or phase.keep == 1 or not drops:
                 return module
             return Dropped(module, phase.keep, tuple(node.meta["tensor_meta"].shape[1:]))
 

@@ -1,4 +1,4 @@
-"""The modules of a captured graph, made from the arguments of the functions that they stand for."""
+"""The modules of a captured graph, and how they are made from the functions that they stand for."""
 
 from __future__ import annotations
 
@@ -78,6 +78,26 @@ def outputs_first(weight: Tensor, groups: int) -> Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
+class CappedReLU(nn.Module):
+    """min(max(x, 0), cap) with a cap per channel: what ReLU6 becomes where its channels are scaled.
+
+    `axis` is that of the channels: 1, or -1 behind a linear layer.
+    """
+
+    cap: Tensor
+
+    def __init__(self, channels: int, axis: int = 1) -> None:
+        """Every cap is 6 at first."""
+        super().__init__()
+        self.channels, self.axis = channels, axis
+        self.register_buffer("cap", torch.full((channels,), 6.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) or (..., C) -> the same."""
+        rest = 0 if self.axis == -1 else x.dim() - 2
+        return torch.minimum(F.relu(x), self.cap.view(-1, *[1] * rest))
+
+
 Made = tuple[nn.Module, dict[str, Tensor | None]]
 
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -154,7 +174,6 @@ def _batch_norm(name: str, given: dict[str, Any], rank: int) -> Made | None:
     if mean is None or by_batch or rank not in _BATCH_NORMS:
         return None
     norm = _BATCH_NORMS[rank](len(mean), eps=given["eps"], affine=weight is not None)
-    norm.num_batches_tracked = None
     bias = given.get("bias")
     if weight is not None and bias is None:
         bias = torch.zeros_like(weight, device=weight.device)

@@ -71,6 +71,7 @@ class Lifting:
 
     def __init__(self, program: ExportedProgram, network: nn.Module) -> None:
         self.program = program
+        self._submodules = dict(network.named_modules())
         self.graph = fx.Graph()
         self.parts: dict[str, Any] = {}
         self.computed: list[str] = []
@@ -86,6 +87,8 @@ class Lifting:
         self._owners: dict[int, str] = {}
         # The last tensor so far whose first axis is the images.
         self._images: fx.Node | None = None
+        # The user's module that the node at hand is part of.
+        self._where = ""
 
     def run(self) -> tuple[fx.Graph, dict[str, Any]]:
         """The graph, and the modules and tensors that it names."""
@@ -109,7 +112,8 @@ class Lifting:
 
     def _take_input(self, node: fx.Node, spec: Any) -> None:
         if spec.kind == InputKind.USER_INPUT:
-            self._images = self.nodes[node] = self.graph.placeholder(node.name)
+            self.nodes[node] = self.graph.placeholder(node.name)
+            self._describe(node)
             return
         name = str(spec.target)
         state: Mapping[str, Any] = self.program.state_dict
@@ -143,9 +147,10 @@ class Lifting:
         if self._is_constant(node):
             self._fold(node)
             return
+        self._where = _module_of(node)
         made = self._module(node) or self._attention(node)
         self.nodes[node] = made if made is not None else self._call(node)
-        self._note_images(node)
+        self._describe(node)
         if _is_inplace(node):
             self.nodes[node.args[0]] = self.nodes[node]  # type: ignore[index]
 
@@ -183,7 +188,9 @@ class Lifting:
         value = self.tensors[node]
         name = self._free_name(self.names[node] + "_folded" * (node in self._folded), value)
         self.parts[name] = value
-        return self.graph.get_attr(name)
+        made = self.graph.get_attr(name)
+        made.meta["shape"] = tuple(value.shape)
+        return made
 
     def _free_name(self, name: str, value: Any) -> str:
         wanted, number = name, 1
@@ -268,13 +275,17 @@ class Lifting:
         if key in self._made:
             return self._made[key]
         sources = {key: node for key in held if isinstance(node := given.get(key), fx.Node)}
-        name = self._module_name(sources)
+        name = self._free_module(self._owner_name(held) or self._name_after(sources))
         for part, value in held.items():
             parameter = part not in ("running_mean", "running_var")
             if parameter:
                 module.register_parameter(part, _parameter(value))
             else:
                 module.register_buffer(part, value)
+        if hasattr(module, "num_batches_tracked"):
+            # It has no effect in eval mode.
+            counter = getattr(self._submodules.get(name), "num_batches_tracked", None)
+            module.num_batches_tracked = torch.tensor(0) if counter is None else counter
         weight_node = sources.get("weight")
         if weight_node is not None:
             self._check_shared(name, held["weight"])
@@ -284,7 +295,19 @@ class Lifting:
         self.parts[name] = module
         return name
 
-    def _module_name(self, sources: dict[str, fx.Node]) -> str:
+    def _owner_name(self, held: dict[str, Tensor]) -> str | None:
+        """The user's module that is being called, where the tensors are its own."""
+        module: Any = self._submodules.get(self._where)
+        own = module is not None and all(getattr(module, key, None) is value for key, value in held.items())
+        return self._where if own else None
+
+    def _free_module(self, name: str) -> str:
+        wanted, number = name, 1
+        while wanted in self.parts:
+            wanted, number = f"{name}_{number}", number + 1
+        return wanted
+
+    def _name_after(self, sources: dict[str, fx.Node]) -> str:
         first = next(sources[key] for key in ("weight", "running_mean", "bias") if key in sources)
         name = self.names[first]
         found = _ROLE.search(name)
@@ -292,11 +315,7 @@ class Lifting:
             name = f"{name[: found.start()]}.{found['p'] or found['o']}".lstrip(".")
         for ending in (".weight", ".running_mean", ".bias", "_weight"):
             name = name.removesuffix(ending)
-        name = name or "layer"
-        wanted, number = name, 1
-        while wanted in self.parts:
-            wanted, number = f"{name}_{number}", number + 1
-        return wanted
+        return name or "layer"
 
     def _check_shared(self, name: str, weight: Tensor) -> None:
         """Two layers over one weight would each put it on a grid, the second one on what the first left."""
@@ -317,10 +336,11 @@ class Lifting:
         if _is_inplace(node):
             target = getattr(getattr(aten, _packet(node)[:-1]), target._overloadname)
         args, kwargs = node.args, node.kwargs
+        if _packet(node) in ("hardtanh", "hardtanh_", "clamp", "clamp_") and args[1:] == (0, 6):
+            target, args = aten.relu6.default, args[:1]
         if _packet(node) in _LENGTHS:
             args = (args[0], _with_one_unknown(args[1]), *args[2:])
-        made = self.graph.call_function(target, self._arguments(args), self._arguments(kwargs))
-        return made
+        return self._emit(target, self._arguments(args), self._arguments(kwargs))
 
     def _arguments(self, value: Any) -> Any:
         return fx.map_arg(value, self._argument)
@@ -334,13 +354,26 @@ class Lifting:
             )
         if _packet(value) == "sym_size" and self._images is not None and _is_count(value):
             # Read where it is needed: a part of the network is then a network.
-            return self.graph.call_function(aten.sym_size.int, (self._images, 0))
+            return self._emit(aten.sym_size.int, (self._images, 0))
         return self.nodes[value]
 
-    def _note_images(self, node: fx.Node) -> None:
-        value, count = node.meta.get("val"), self._count()
-        if isinstance(value, Tensor) and value.dim() and count is not None and _same(value.shape[0], count):
-            self._images = self.nodes[node]
+    def _describe(self, node: fx.Node) -> None:
+        """Note the shape of what a node gives, None for lengths that depend on the number of images, and
+        whether the first one is that number."""
+        value, count, made = node.meta.get("val"), self._count(), self.nodes[node]
+        if not isinstance(value, Tensor):
+            return
+        made.meta["shape"] = tuple(length if isinstance(length, int) else None for length in value.shape)
+        made.meta["images_first"] = bool(value.dim()) and _same(value.shape[0], count)
+        if made.meta["images_first"]:
+            self._images = made
+
+    def _emit(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        """A call, named after what is called; it notes which of the user's modules it is part of."""
+        name = target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else None
+        node = self.graph.create_node("call_function", target, args, kwargs or {}, name)
+        node.meta["module"] = self._where
+        return node
 
     def _count(self) -> Any:
         for node in self.program.graph.nodes:
@@ -358,7 +391,7 @@ class Lifting:
         query, key, value = (self._argument(given[name]) for name in ("query", "key", "value"))
         depth = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
         scale = given["scale"] if given.get("scale") is not None else depth**-0.5
-        call = self.graph.call_function
+        call = self._emit
         scaled = call(aten.mul.Tensor, (query, scale))
         scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (key, -2, -1))))
         mask = given.get("attn_mask")
@@ -369,7 +402,7 @@ class Lifting:
 
     def _masked(self, scores: fx.Node, mask: fx.Node) -> fx.Node:
         kind = self.tensors[mask].dtype if mask in self.tensors else mask.meta["val"].dtype
-        call, mask = self.graph.call_function, self._argument(mask)
+        call, mask = self._emit, self._argument(mask)
         if kind != torch.bool:
             return call(aten.add.Tensor, (scores, mask))
         return call(aten.masked_fill.Scalar, (scores, call(aten.logical_not.default, (mask,)), float("-inf")))
@@ -399,6 +432,11 @@ def _reads_columns(equation: str) -> bool | None:
 
 def _parameter(value: Tensor) -> nn.Parameter:
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+
+
+def _module_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((str(path) for path, _ in reversed(list(stack.values()))), "")
 
 
 def _is_count(node: fx.Node) -> bool:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from zsq.graph.layers import CappedReLU
+
 Kind = Literal[
     "layer",  # weights on an activation: its weight and its input are quantized
     "product",  # two activations multiplied and summed: both are quantized
@@ -69,10 +71,9 @@ OPERATIONS: dict[str, Operation] = {
     "mul": Operation("gate", "product"),
     "div": Operation("gate", "factor"),
     # Views.
-    **_each("flatten", Operation("view", "moves", "passes", shifts=True)),
     **_each("contiguous clone alias detach", Operation("view", "moves", "passes", shifts=True)),
     **_each(
-        "view reshape _unsafe_view unflatten transpose permute t squeeze unsqueeze movedim swapaxes "
+        "flatten view reshape _unsafe_view unflatten transpose permute t squeeze unsqueeze movedim swapaxes "
         "swapdims numpy_T adjoint view_as reshape_as",
         Operation("view", "moves"),
     ),
@@ -99,7 +100,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     # Functions of one value at a time.
     "relu": Operation("activation", "elementwise", "rectify", shifts=True),
-    "relu6": Operation("activation", "elementwise", "clip"),
+    **_each("relu6 capped_relu", Operation("activation", "elementwise", "clip")),
     **_each("leaky_relu prelu", Operation("activation", "elementwise", "passes")),
     **_each(
         "sigmoid tanh silu gelu hardswish hardsigmoid hardtanh elu celu selu softplus mish log_sigmoid "
@@ -177,6 +178,7 @@ _OTHER_MODULES: dict[type[nn.Module], str] = {
     nn.GroupNorm: "group_norm",
     nn.RMSNorm: "rms_norm",
     nn.PReLU: "prelu",
+    CappedReLU: "capped_relu",
 }
 # Every class of module that a captured graph has, and the operation that it calls.
 MODULES: Mapping[type[nn.Module], str] = {**LAYERS, **_OTHER_MODULES}
@@ -211,9 +213,20 @@ def is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), LAYER_CLASSES)
 
 
-def is_product(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node multiplies two tensors of which at least one follows from the image, and sums."""
-    return node.op == "call_function" and operation(network, node).kind in ("product", "layer")
+def operands(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node multiplies and sums over: both of a product, none where it is no product.
+
+    A layer's function whose weight follows from the image is a product too.
+    """
+    if node.op != "call_function" or operation(network, node).kind not in ("product", "layer"):
+        return []
+    name = name_of(network, node)
+    given: Any = node.args[:2]
+    if name in ("addmm", "baddbmm"):
+        given = node.args[1:3]
+    elif name == "einsum":
+        given = node.args[1]
+    return [each for each in given if isinstance(each, fx.Node)]
 
 
 def calls_module(network: fx.GraphModule, node: fx.Node, kinds: type | tuple[type, ...]) -> bool:

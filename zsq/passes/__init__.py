@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from zsq.core.errors import MismatchError, OptionError
 from zsq.engine.fusion import stores_statistics
+from zsq.graph import capture
 from zsq.passes.correction import (
     adapt_batch_norms,
     correct_bias,
@@ -18,12 +19,11 @@ from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
 from zsq.passes.expectations import expected_inputs
 from zsq.placement.fold import Gaussian, fold_traced
 from zsq.placement.pairs import pairs_of
-from zsq.placement.trace import trace
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A traced copy of a float network under passes; `outputs` are distributions of its folded layers."""
+    """A captured copy of a float network under passes; `outputs` are distributions of its folded layers."""
 
     network: fx.GraphModule
     outputs: Mapping[str, Gaussian]
@@ -39,7 +39,7 @@ class Fitted:
 
     def reference(self) -> fx.GraphModule:
         """A copy of the float network whose layers correspond: folded where the student folded its BNs."""
-        reference = trace(self.prepared.network)
+        reference = capture(self.prepared.network)
         if _num_norms(self.network) < _num_norms(reference):
             fold_traced(reference)
         return reference
@@ -87,7 +87,7 @@ def _correct_bias(fitted: Fitted) -> None:
 
 
 def _correct_bias_analytic(fitted: Fitted) -> None:
-    folded, outputs = trace(fitted.prepared.network), dict(fitted.prepared.outputs)
+    folded, outputs = capture(fitted.prepared.network), dict(fitted.prepared.outputs)
     outputs.update(fold_traced(folded))
     inputs = expected_inputs(folded, outputs)
     if not inputs:
@@ -137,13 +137,16 @@ def check_passes(names: Sequence[str]) -> None:
             raise OptionError(found, "passes on the float network first")
 
 
-def prepare(names: Sequence[str], network: nn.Module) -> Prepared:
-    """A traced copy of a float network with the passes that come before a fit.
+def prepare(names: Sequence[str], network: nn.Module, example: Tensor | None = None) -> Prepared:
+    """A captured copy of a float network with the passes that come before a fit.
+
+    Args:
+        example: as `zsq.graph.capture` takes it.
 
     Raises:
-        UntraceableError: as `trace`. MismatchError: a pass that finds nothing to do.
+        UntraceableError: as `zsq.graph.capture`. MismatchError: a pass that finds nothing to do.
     """
-    prepared = Prepared(trace(network), {})
+    prepared = Prepared(capture(network, example), {})
     for name in names:
         before = PASSES[name].before
         prepared = prepared if before is None else before(prepared)

@@ -1,11 +1,12 @@
 """Corrects what quantization shifts: biases and BN statistics of a quantized network, in place.
 
-The reference is the float network it came from, traced and folded alike, so that layers have the same names.
+The reference is the float network it came from, captured and folded alike: layers have the same names.
 Suffix C: output channels of a layer. Moments are exact means over images and positions, in float64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsq.engine.fusion import stores_statistics
+from zsq.graph.vocabulary import LAYER_CLASSES
 from zsq.placement.fold import Gaussian
-from zsq.placement.trace import LAYERS
 
 Batches = list[Tensor]
 Visit = Callable[[fx.Node, nn.Module, Batches], None]
@@ -48,13 +49,20 @@ def walk(network: fx.GraphModule, norm_batches: Sequence[Tensor], visit: Visit) 
                 del values[source]
 
 
-def moments(batches: Batches) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, float64 (C,): the mean first, then the squares around it."""
-    rows = [batch.double().transpose(0, 1).flatten(1) for batch in batches]
+def moments(batches: Batches, axis: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, float64 (C,): the mean first, then the squares around it.
+
+    `axis` is that of the channels.
+    """
+    rows = [batch.double().transpose(0, axis).flatten(1) for batch in batches]
     num = sum(part.shape[1] for part in rows)
     mean_C = torch.stack([part.sum(dim=1) for part in rows]).sum(dim=0) / num
     squares = torch.stack([(part - mean_C[:, None]).square().sum(dim=1) for part in rows])
     return mean_C, squares.sum(dim=0) / num
+
+
+def _output_moments(layer: nn.Module, inputs: Batches) -> tuple[Tensor, Tensor]:
+    return moments([layer(batch) for batch in inputs], -1 if isinstance(layer, nn.Linear) else 1)
 
 
 def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, norm_batches: Sequence[Tensor]) -> None:
@@ -63,14 +71,14 @@ def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, norm_batche
     wanted: dict[str, list[Tensor]] = {}
 
     def note(node: fx.Node, module: nn.Module, inputs: Batches) -> None:
-        if isinstance(module, LAYERS):
-            mean_C, _ = moments([module(batch) for batch in inputs])
+        if isinstance(module, LAYER_CLASSES):
+            mean_C, _ = _output_moments(module, inputs)
             wanted.setdefault(str(node.target), []).append(mean_C)
 
     def correct(node: fx.Node, module: nn.Module, inputs: Batches) -> None:
         # A layer that is called several times is corrected at its first call.
-        if isinstance(module, LAYERS) and str(node.target) in wanted:
-            mean_C, _ = moments([module(batch) for batch in inputs])
+        if isinstance(module, LAYER_CLASSES) and str(node.target) in wanted:
+            mean_C, _ = _output_moments(module, inputs)
             move_bias(module, wanted.pop(str(node.target))[0] - mean_C)
 
     walk(reference, norm_batches, note)
@@ -102,11 +110,14 @@ def correct_bias_analytically(
         if quantizer is None:
             continue
         error = (quantizer(layer.weight) - float_layer.weight).double()
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Linear):
+            expected = error @ mean_C.double().repeat_interleave(error.shape[1] // len(mean_C))
+        else:
             per_input = error.flatten(2).sum(dim=2).view(layer.groups, -1, error.shape[1])
             expected = (per_input * mean_C.double().view(layer.groups, 1, -1)).sum(dim=2).flatten()
-        else:
-            expected = error @ mean_C.double().repeat_interleave(error.shape[1] // len(mean_C))
+            if layer.transposed:
+                # Each position sees one of so many parts of the kernel.
+                expected = expected / math.prod(layer.stride)
         move_bias(layer, -expected)
 
 

@@ -1,4 +1,4 @@
-"""Cross-layer equalization and bias absorption (Nagel et al. 2019, DFQ) in a folded, traced network.
+"""Cross-layer equalization and bias absorption (Nagel et al. 2019, DFQ) in a folded, captured network.
 
 Networks are changed in place.
 Suffix C: the channels between the two layers of a pair.
@@ -9,23 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from zsq.graph.layers import CappedReLU
+from zsq.graph.vocabulary import calls_module, name_of, operation
 from zsq.placement.fold import Gaussian
-from zsq.placement.pairs import (
-    PASSING_CALLS,
-    PASSING_MODULES,
-    RELU6_CALLS,
-    RELU6_MODULES,
-    RELU_CALLS,
-    RELU_MODULES,
-    CappedReLU,
-    Pair,
-    calls_one_of,
-    flattens,
-    pairs_of,
-)
+from zsq.placement.pairs import Pair, flattens, pairs_of
 
 # Sweeps over all pairs end at a factor this near to 1, or at their number; published is "until convergence".
 TOLERANCE = 1e-3
@@ -39,12 +28,8 @@ def relu6_to_relu(network: fx.GraphModule) -> None:
     """Replace every ReLU6 by a ReLU, as DFQ does before equalizing. The network then computes something else
     wherever a value exceeds 6."""
     for node in network.graph.nodes:
-        if not calls_one_of(network, node, RELU6_MODULES, RELU6_CALLS):
-            continue
-        if node.op == "call_module":
-            network.set_submodule(str(node.target), nn.ReLU())
-        else:
-            node.target, node.args, node.kwargs = F.relu, node.args[:1], {}
+        if name_of(network, node) == "relu6":
+            node.target = torch.ops.aten.relu.default
     network.recompile()
 
 
@@ -71,7 +56,7 @@ def equalize(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[str,
                 second: Any = network.get_submodule(pair.second)
                 second.weight.mul_(_spread(second, factor_C))
                 for cap in caps[pair.first]:
-                    cap.cap.div_(factor_C.view(-1, 1, 1))
+                    cap.cap.div_(factor_C)
         if largest < TOLERANCE:
             break
     network.recompile()
@@ -96,7 +81,7 @@ def _steps(network: fx.GraphModule, pairs: list[Pair]) -> list[tuple[Pair, ...]]
 
 
 def _is_depthwise(layer: Any) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
+    return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels
 
 
 def _factors(network: fx.GraphModule, step: tuple[Pair, ...]) -> list[Tensor]:
@@ -134,7 +119,7 @@ def _spread(layer: Any, values_C: Tensor) -> Tensor:
         return values_C.repeat_interleave(layer.in_features // len(values_C))[None]
     groups, inside = layer.groups, layer.in_channels // layer.groups
     rows = values_C.view(groups, 1, inside).expand(groups, layer.out_channels // groups, inside)
-    return rows.reshape(layer.out_channels, inside, 1, 1)
+    return rows.reshape(layer.out_channels, inside, *[1] * (layer.weight.dim() - 2))
 
 
 def _divide(network: fx.GraphModule, name: str, factor_C: Tensor, outputs: dict[str, Gaussian]) -> None:
@@ -150,12 +135,13 @@ def _capped(network: fx.GraphModule, pair: Pair) -> list[CappedReLU]:
     """The caps between a pair, put there for each ReLU6."""
     first: Any = network.get_submodule(pair.first)
     for node in pair.between:
-        if calls_one_of(network, node, RELU6_MODULES, RELU6_CALLS):
+        if name_of(network, node) == "relu6":
             path = f"{node.name}_capped"
-            network.add_submodule(path, CappedReLU(torch.full_like(first.weight[:, 0].flatten(1)[:, 0], 6.0)))
+            capped = CappedReLU(len(first.weight), -1 if isinstance(first, nn.Linear) else 1)
+            network.add_submodule(path, capped.to(first.weight))
             node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
-    modules = (network.get_submodule(str(node.target)) for node in pair.between if node.op == "call_module")
-    return [module for module in modules if isinstance(module, CappedReLU)]
+    nodes = (node for node in pair.between if calls_module(network, node, CappedReLU))
+    return [network.get_submodule(str(node.target)) for node in nodes]  # type: ignore[misc]
 
 
 @torch.no_grad()
@@ -182,9 +168,7 @@ def absorb_bias(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[s
 
 def _shifts(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a constant that is added before the node comes out of it unchanged, for values above zero."""
-    kinds = (*RELU_MODULES, *PASSING_MODULES, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-    calls = RELU_CALLS | PASSING_CALLS | {F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
-    return calls_one_of(network, node, kinds, calls) or flattens(network, node)
+    return operation(network, node).shifts or flattens(network, node)
 
 
 def _bias(layer: Any) -> Tensor:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from zsq.engine.fusion import stores_statistics
 from zsq.engine.gaussians import rectified
+from zsq.graph.layers import CappedReLU
+from zsq.graph.vocabulary import is_layer, name_of, operation
 from zsq.placement.fold import Gaussian, distribution
-from zsq.placement.pairs import (
-    PASSING_CALLS,
-    PASSING_MODULES,
-    RELU6_CALLS,
-    RELU6_MODULES,
-    RELU_CALLS,
-    RELU_MODULES,
-    CappedReLU,
-)
-from zsq.placement.trace import LAYERS, calls_module
+from zsq.placement.pairs import flattens
 from zsq.placement.units import is_addition
-
-AVERAGES: set[Any] = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten, "flatten"}
-AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 
 
 def expected_inputs(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[str, Gaussian]:
@@ -39,7 +26,7 @@ def expected_inputs(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> di
     inputs: dict[str, Gaussian] = {}
     for node in network.graph.nodes:
         sources = [known.get(source) for source in node.all_input_nodes]
-        if calls_module(network, node, LAYERS):
+        if is_layer(network, node):
             if sources[0] is not None:
                 inputs.setdefault(str(node.target), sources[0])
             if str(node.target) in outputs:
@@ -58,17 +45,15 @@ def _through(network: fx.GraphModule, node: fx.Node, sources: list[Gaussian | No
     given = [source for source in sources if source is not None]
     if not given or len(given) != len(sources):
         return None
-    first = given[0]
-    called = node.target if module is None else None
-    if isinstance(module, RELU_MODULES) or called in RELU_CALLS:
+    first, name, known = given[0], name_of(network, node), operation(network, node)
+    if name == "relu":
         return clipped(first, math.inf)
-    if isinstance(module, CappedReLU):
-        return clipped(first, module.cap.flatten())
-    if isinstance(module, RELU6_MODULES) or called in RELU6_CALLS:
-        return clipped(first, 6.0)
-    if isinstance(module, (*PASSING_MODULES, *AVERAGE_MODULES)) or called in PASSING_CALLS | AVERAGES:
+    if known.scaling == "clip":
+        return clipped(first, module.cap if isinstance(module, CappedReLU) else 6.0)
+    averages = known.moments in ("average", "moves") and known.scaling is not None
+    if averages or flattens(network, node):
         return first
-    if is_addition(node) and len(given) == 2 and given[0].mean_C.shape == given[1].mean_C.shape:
+    if is_addition(network, node) and len(given) == 2 and given[0].mean_C.shape == given[1].mean_C.shape:
         variance = given[0].std_C.square() + given[1].std_C.square()
         return Gaussian(given[0].mean_C + given[1].mean_C, variance.sqrt())
     return None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-ADDITIONS = {operator.add, operator.iadd, torch.add}
+from zsq.graph.layers import TrainableConv2d
+from zsq.placement.units import is_addition
 
 # A branch that adds to what a convolution gives: its kernel and bias in float64.
 Branch = tuple[Tensor, Tensor]
@@ -20,7 +19,7 @@ def merge_branches(module: fx.GraphModule) -> int:
 
     The network computes the same in eval mode; BNs after convolutions are to be folded before.
     """
-    additions = [node for node in module.graph.nodes if node.target in ADDITIONS or node.target == "add"]
+    additions = [node for node in module.graph.nodes if is_addition(module, node)]
     merged = sum(_merge(module, node) for node in additions)
     module.recompile()
     return merged
@@ -120,7 +119,7 @@ def _merged(conv: nn.Conv2d, branch: Branch) -> nn.Conv2d:
 
 def _conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, padding: object = None) -> nn.Conv2d:
     """`conv` with another kernel, of the kernel's size."""
-    layer = nn.Conv2d(
+    layer = TrainableConv2d(
         conv.in_channels,
         conv.out_channels,
         tuple(weight.shape[2:]),  # type: ignore[arg-type]
@@ -156,7 +155,7 @@ def split_centres(module: fx.GraphModule) -> tuple[str, ...]:
         with module.graph.inserting_after(node):
             coarse = module.graph.call_module(split[name], node.args, node.kwargs)
         with module.graph.inserting_after(coarse):
-            total = module.graph.call_function(operator.add, (node, coarse))
+            total = module.graph.call_function(torch.ops.aten.add.Tensor, (node, coarse))
         node.replace_all_uses_with(total, delete_user_cb=lambda user, total=total: user is not total)
     module.recompile()
     return tuple(split)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from zsq.placement.sites import VIEW_MODULES, Placement
-from zsq.placement.trace import LAYERS, calls_module
+from zsq.graph.vocabulary import is_layer
+from zsq.placement.sites import Placement
 from zsq.placement.units import is_addition, quantizer_calls
 
 
@@ -44,7 +44,7 @@ def _nearest_layers(placement: Placement, node: fx.Node) -> set[fx.Node]:
         if current in seen:
             continue
         seen.add(current)
-        if calls_module(placement.network, current, LAYERS):
+        if is_layer(placement.network, current):
             layers.add(current)
         else:
             pending += current.all_input_nodes
@@ -53,10 +53,8 @@ def _nearest_layers(placement: Placement, node: fx.Node) -> set[fx.Node]:
 
 def _reaches_addition(placement: Placement, node: fx.Node) -> bool:
     """Whether nothing but slices and paddings lies between `node` and an addition."""
-    while not is_addition(node):
-        is_view = calls_module(placement.network, node, VIEW_MODULES)
-        moves = is_view or node.op in ("call_function", "call_method")
-        if not moves or len(node.users) != 1 or len(node.all_input_nodes) != 1:
+    while not is_addition(placement.network, node):
+        if node.op != "call_function" or len(node.users) != 1 or len(node.all_input_nodes) != 1:
             return False
         (node,) = node.users
     return True

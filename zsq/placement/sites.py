@@ -1,8 +1,9 @@
-"""Where a network is quantized, read from its traced graph and never from class names.
+"""Where a network is quantized, read from its captured graph and never from class names.
 
-Every Conv2d and Linear weight, per output channel. Every distinct tensor that feeds such a layer, per tensor,
-with one quantizer for all its consumers. The slopes of each nn.PReLU where a student asks for it. Left in
-float: the input image (8 bits already, with whatever fixed arithmetic precedes the first layer), the residual
+The weight of every layer (convolution, transposed convolution, linear), per output channel. Every distinct
+tensor that feeds such a layer, and both operands of every product of two activations (attention), per tensor,
+with one quantizer for all that read it. The slopes of each PReLU where a student asks for it. Left in float:
+the input image (8 bits already, with whatever fixed arithmetic precedes the first layer), the residual
 stream (an addition takes the unquantized tensor), biases, normalisations that are not folded, elementwise
 operations.
 """
@@ -13,21 +14,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zsq.contract import QuantizedTensor
+from zsq.core.errors import UntraceableError
+from zsq.graph import capture
+from zsq.graph.vocabulary import calls_module, is_layer, name_of, operands, operation
 from zsq.placement.fold import fold_traced
-from zsq.placement.trace import LAYERS, calls_module, trace
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.widths import FLOAT_BITS, Bits, check_first_last
 
-# Operations whose output holds the input's values: both sides share one quantizer.
-VIEW_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
-VIEW_FUNCTIONS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, F.dropout}
-VIEW_METHODS = {"flatten", "reshape", "view", "permute", "transpose", "squeeze", "contiguous"}
+# Of the operands of a product.
+SIDES = ("left", "right")
+# A tensor and what reads it: the reader, and its argument, which is the tensor or a view of it.
+Read = tuple[fx.Node, fx.Node]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Placement:
-    """A traced copy of a network with a sub-module, at first an identity, at every site."""
+    """A captured copy of a network with a sub-module, at first an identity, at every site."""
 
     network: fx.GraphModule
     sites: tuple[Site, ...]
@@ -81,34 +82,38 @@ def row_name(path: str) -> str:
 
 
 def place(
-    network: nn.Module, bits: Bits, *, first_last: int | None = None, fold: bool, slopes: bool = False
+    network: nn.Module,
+    example: Tensor | None,
+    bits: Bits,
+    *,
+    first_last: int | None = None,
+    fold: bool,
+    slopes: bool = False,
 ) -> Placement:
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
     width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`:
-    those of each nn.PReLU are weights too, whatever `first_last`.
+    those of each PReLU are weights too, whatever `first_last`.
+
+    Args:
+        example: as `zsq.graph.capture` takes it.
 
     Raises:
-        UntraceableError: as `trace`.
+        UntraceableError: as `zsq.graph.capture`; or an operation with weights that is not known.
         OptionError: as `check_first_last`.
     """
     check_first_last(first_last)
-    module = trace(network)
+    module = capture(network, example)
+    _refuse_unknown(module)
     if fold:
         fold_traced(module)
-    layers = [node for node in module.graph.nodes if calls_module(module, node, LAYERS)]
+    layers = [node for node in module.graph.nodes if is_layer(module, node)]
     after, before = _reached(layers, forward=True), _reached(layers, forward=False)
     ends = {node for node in layers if node not in after or node not in before}
     sites = [
         *_weight_sites(module, layers, ends, bits.weights, first_last),
-        *_activation_sites(
-            module,
-            [node for node in layers if node in after],
-            {node for node in layers if node not in before},
-            bits.activations,
-            first_last,
-        ),
+        *_activation_sites(module, after, {node for node in layers if node not in before}, bits, first_last),
     ]
     if slopes:
         prelus = [node for node in module.graph.nodes if calls_module(module, node, nn.PReLU)]
@@ -118,9 +123,24 @@ def place(
     return Placement(module, tuple(sites))
 
 
+def _refuse_unknown(module: fx.GraphModule) -> None:
+    """An operation that nothing is known of may do anything with a weight that it is given."""
+    for node in module.graph.nodes:
+        known = node.op != "call_function" or operation(module, node).saved
+        weights = (n for n in node.all_input_nodes if n.op == "get_attr" and len(n.meta.get("shape", ())) > 1)
+        weight = None if known else next(weights, None)
+        if weight is not None:
+            where = node.meta.get("module") or weight.target
+            raise UntraceableError(
+                f"no quantizer for {name_of(module, node)} ('{where}')",
+                "convolutions, linear layers and products",
+                "write it with these",
+            )
+
+
 def last_layers(network: fx.GraphModule) -> list[fx.Node]:
     """The calls of layers that no other layer follows."""
-    layers = [node for node in network.graph.nodes if calls_module(network, node, LAYERS)]
+    layers = [node for node in network.graph.nodes if is_layer(network, node)]
     before = _reached(layers, forward=False)
     return [node for node in layers if node not in before]
 
@@ -156,48 +176,74 @@ def _weight_sites(
 
 
 def _activation_sites(
-    module: fx.GraphModule, layers: list[fx.Node], last: set[fx.Node], bits: int, first_last: int | None
+    module: fx.GraphModule, after: set[fx.Node], last: set[fx.Node], bits: Bits, first_last: int | None
 ) -> Iterator[Site]:
-    consumers: dict[fx.Node, list[fx.Node]] = {}
-    for node in layers:
-        consumers.setdefault(_source(module, node), []).append(node)
+    """Sites of what layers and products read behind a first layer: `after` are the nodes that follow one."""
+    readers: dict[fx.Node, list[Read]] = {}
+    for node in module.graph.nodes:
+        if node in after:
+            for argument in _arguments(module, node):
+                readers.setdefault(source_of(module, argument), []).append((node, argument))
     taken: Counter[str] = Counter()
-    for nodes in consumers.values():
-        width = _width(bits, first_last, any(node in last for node in nodes))
+    names = _product_names(module)
+    for reads in readers.values():
+        width = _width(bits.activations, first_last, any(node in last for node, _ in reads))
         if width == FLOAT_BITS:
             continue
-        layer = str(nodes[0].target)
+        name = _input_name(module, names, *reads[0])
         # A layer called again on another tensor gets a second quantizer.
-        number = taken[layer]
-        taken[layer] += 1
-        suffix = str(number) if number else ""
-        path = f"{layer}.input_quantizer{suffix}"
+        number = taken[name]
+        taken[name] += 1
+        name += str(number) if number else ""
+        path = _path_of(name)
         module.add_submodule(path, nn.Identity())
-        _insert(module, path, nodes)
-        yield Site(f"{layer}.input{suffix}", "activation", path, width)
+        _insert(module, path, reads)
+        yield Site(name, "activation", path, width)
 
 
-def _insert(module: fx.GraphModule, path: str, nodes: list[fx.Node]) -> None:
-    """Call `path` once per distinct argument of `nodes`, all of them views of one tensor."""
+def _arguments(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    return node.all_input_nodes[:1] if is_layer(module, node) else operands(module, node)
+
+
+def _product_names(module: fx.GraphModule) -> dict[fx.Node, str]:
+    """Every product by the user's module that it is part of, numbered where that has several."""
+    names: dict[fx.Node, str] = {}
+    counts: Counter[str] = Counter()
+    for node in module.graph.nodes:
+        if operands(module, node):
+            name = ".".join(filter(None, (node.meta.get("module", ""), name_of(module, node))))
+            names[node] = f"{name}{counts[name] or ''}"
+            counts[name] += 1
+    return names
+
+
+def _input_name(
+    module: fx.GraphModule, products: dict[fx.Node, str], node: fx.Node, argument: fx.Node
+) -> str:
+    if node not in products:
+        return f"{node.target}.input"
+    return f"{products[node]}.{SIDES[min(operands(module, node).index(argument), 1)]}"
+
+
+def _path_of(name: str) -> str:
+    """`a.input1` -> `a.input_quantizer1`."""
+    stem = name.rstrip("0123456789")
+    return f"{stem}_quantizer{name[len(stem) :]}"
+
+
+def _insert(module: fx.GraphModule, path: str, reads: list[Read]) -> None:
+    """Call `path` once per distinct argument, all of them views of one tensor."""
     calls: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        argument = node.all_input_nodes[0]
+    for node, argument in reads:
         if argument not in calls:
             with module.graph.inserting_after(argument):
                 calls[argument] = module.graph.call_module(path, (argument,))
+            calls[argument].meta.update(argument.meta)
         node.replace_input_with(argument, calls[argument])
 
 
-def _source(module: fx.GraphModule, layer: fx.Node) -> fx.Node:
-    node = layer.all_input_nodes[0]
-    while _is_view(module, node):
+def source_of(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The tensor that a node's value is a view of; the node itself where it is none."""
+    while operation(module, node).kind == "view":
         node = node.all_input_nodes[0]
     return node
-
-
-def _is_view(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), VIEW_MODULES)
-    return (node.op == "call_function" and node.target in VIEW_FUNCTIONS) or (
-        node.op == "call_method" and node.target in VIEW_METHODS
-    )

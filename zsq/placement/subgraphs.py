@@ -1,4 +1,4 @@
-"""Parts of a traced network as networks of their own, over the same modules and tensors."""
+"""Parts of a captured network as networks of their own, over the same modules and tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import fx, nn
 
-from zsq.placement.trace import LAYERS
+from zsq.graph.vocabulary import LAYER_CLASSES
 from zsq.placement.units import Unit
 
 
@@ -78,7 +78,7 @@ def _attach(
 
 def _alone(module: nn.Module) -> nn.Module:
     """A layer without the quantizers of its inputs, which are modules below it but steps of their own."""
-    if not isinstance(module, LAYERS):
+    if not isinstance(module, LAYER_CLASSES):
         return module
     layer = copy.copy(module)
     kept = {key: part for key, part in module._modules.items() if not key.startswith("input_quantizer")}

@@ -7,30 +7,28 @@ activation. What lies between units (pooling, flattening, concatenation) belongs
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
+from zsq.graph.vocabulary import Kind, image_nodes, is_layer, operation
 from zsq.placement.sites import Placement, Site
-from zsq.placement.trace import LAYERS, calls_module
 
 Granularity = Literal["layer", "block"]
-
-ADDITIONS = {operator.add, operator.iadd, torch.add}
-GATES = {operator.mul, operator.imul, torch.mul}
-_ADDING_METHODS, _GATING_METHODS = {"add", "add_"}, {"mul", "mul_"}
 
 
 @dataclass(frozen=True)
 class Unit:
     """Names of graph nodes in order of execution, the nodes whose values enter and leave, the layers, and the
-    quantizer sites that no earlier unit has; `input_shape` and `output_shape` without the image dimension."""
+    quantizer sites that no earlier unit has; `input_shape` and `output_shape` without the image dimension.
+
+    `by_image`: the first axis of both is the images'. What is not so cannot be cut into batches of images.
+    """
 
     name: str
     nodes: tuple[str, ...]
@@ -40,6 +38,7 @@ class Unit:
     sites: tuple[Site, ...]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    by_image: bool = True
 
 
 def partition(placement: Placement, granularity: Granularity, norm_NCHW: Tensor) -> tuple[Unit, ...]:
@@ -51,14 +50,13 @@ def partition(placement: Placement, granularity: Granularity, norm_NCHW: Tensor)
     return _Partition(placement, norm_NCHW).units(granularity)
 
 
-def is_addition(node: fx.Node) -> bool:
-    """Whether a node adds two tensors that depend on the image."""
-    return _joins(node, ADDITIONS, _ADDING_METHODS)
+def is_addition(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node adds two tensors."""
+    return _joins(network, node, "addition")
 
 
-def _joins(node: fx.Node, functions: set[Any], methods: set[str]) -> bool:
-    known = node.target in (functions if node.op == "call_function" else methods)
-    return node.op in ("call_function", "call_method") and known and len(node.all_input_nodes) > 1
+def _joins(network: fx.GraphModule, node: fx.Node, kind: Kind) -> bool:
+    return operation(network, node).kind == kind and len(node.all_input_nodes) > 1
 
 
 class _Partition:
@@ -72,7 +70,7 @@ class _Partition:
         self.nodes = list(network.graph.nodes)
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.sites = {site.path: site for site in placement.sites}
-        self.data = self._depending_on_image()
+        self.data = image_nodes(self.nodes, network)
         self.dominator = self._dominators()
 
     def units(self, granularity: Granularity) -> tuple[Unit, ...]:
@@ -88,7 +86,7 @@ class _Partition:
         return tuple(units)
 
     def _unit(self, region: set[fx.Node], taken: set[str]) -> Unit:
-        nodes = self._extended(region)
+        nodes = self._extended(self._with_ends(region))
         output = nodes[-1]
         (entry,) = {source for node in nodes for source in self._sources(node)} - set(nodes)
         layers = [str(node.target) for node in nodes if self._is_layer(node)]
@@ -103,7 +101,28 @@ class _Partition:
             sites=tuple(self.sites[p] for p in dict.fromkeys(paths) if p in self.sites and p not in taken),
             input_shape=self._shape(entry)[1:],
             output_shape=self._shape(output)[1:],
+            by_image=_by_image(entry) and _by_image(output),
         )
+
+    def _with_ends(self, region: set[fx.Node]) -> set[fx.Node]:
+        """With the views around it that put the images first, where views do."""
+        grown = set(region)
+        while True:
+            (entry,) = {source for node in grown for source in self._sources(node)} - grown
+            if _by_image(entry) or not self._is_step(entry):
+                break
+            grown.add(entry)
+        last = max(region, key=self.order.__getitem__)
+        while not _by_image(last) and len(last.users) == 1:
+            (last,) = last.users
+            if not self._is_step(last):
+                return region
+            grown.add(last)
+        return grown if _by_image(entry) and _by_image(last) else region
+
+    def _is_step(self, node: fx.Node) -> bool:
+        """Whether a node makes one tensor of one, without weights."""
+        return node.op == "call_function" and len(self._sources(node)) == 1 == len(node.all_input_nodes)
 
     def _extended(self, region: set[fx.Node]) -> list[fx.Node]:
         """With the quantizer that feeds it, what keeps the shape after it, and the constants it uses."""
@@ -127,7 +146,7 @@ class _Partition:
             return None
         user = users[0]
         unary = self._sources(user) == [node]
-        if not unary or self._is_layer(user) or self._is_quantizer(user):
+        if not unary or self._is_layer(user) or self._is_quantizer(user) or self._reads_lengths(user):
             return None
         return user if self._shape(user) == self._shape(node) else None
 
@@ -135,7 +154,7 @@ class _Partition:
         """Largest regions between a fork and a join, but none that strings several residual blocks."""
         joins = [node for node in self.nodes if self._is_join(node)]
         regions = {join: region for join in joins if (region := self._region(join)) is not None}
-        residual = [region for join, region in regions.items() if is_addition(join)]
+        residual = [region for join, region in regions.items() if is_addition(self.network, join)]
 
         def strings(region: set[fx.Node]) -> bool:
             return any(a < region and b < region and not a & b for a, b in combinations(residual, 2))
@@ -160,18 +179,16 @@ class _Partition:
         closed = all(
             user in region for node in region - {join} if not self._is_quantizer(node) for user in node.users
         )
-        return region if closed and any(self._is_layer(node) for node in region) else None
+        lengths = any(self._reads_lengths(node) for node in region)
+        return region if closed and not lengths and any(self._is_layer(node) for node in region) else None
+
+    def _reads_lengths(self, node: fx.Node) -> bool:
+        """Whether it needs a length, which is read off some tensor outside."""
+        return any(operation(self.network, source).kind == "size" for source in node.all_input_nodes)
 
     def _is_join(self, node: fx.Node) -> bool:
-        known = is_addition(node) or _joins(node, GATES, _GATING_METHODS)
+        known = is_addition(self.network, node) or _joins(self.network, node, "gate")
         return known and len(self._sources(node)) > 1
-
-    def _depending_on_image(self) -> set[fx.Node]:
-        data: set[fx.Node] = set()
-        for node in self.nodes:
-            if node.op == "placeholder" or any(source in data for source in node.all_input_nodes):
-                data.add(node)
-        return data
 
     def _dominators(self) -> dict[fx.Node, fx.Node]:
         """For each node the last node that all paths from the image to it pass."""
@@ -193,7 +210,7 @@ class _Partition:
         return [source for source in node.all_input_nodes if source in self.data]
 
     def _is_layer(self, node: fx.Node) -> bool:
-        return calls_module(self.network, node, LAYERS)
+        return is_layer(self.network, node)
 
     def _is_quantizer(self, node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in self.sites
@@ -202,6 +219,10 @@ class _Partition:
     def _shape(node: fx.Node) -> tuple[int, ...]:
         # What is not a tensor, such as the pieces of a split, has no shape of its own.
         return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def _by_image(node: fx.Node) -> bool:
+    return bool(node.meta.get("images_first", True))
 
 
 def quantizer_calls(placement: Placement) -> Iterator[fx.Node]:

@@ -1,116 +1,99 @@
-"""Convolution, linear layer and PReLU with a quantized weight; parameters are named as in the float layer.
-
-And the convolution of every network that a student trains, quantized or not: see `TrainableConv2d`.
-"""
+"""Layers and PReLU with a quantized weight; parameters are named as in the float layer."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class TrainableConv2d(nn.Conv2d):
-    """A Conv2d that trains a 1x1 kernel with a stride as stride 1 on the positions that it reads: the same
-    sums, by another kernel of oneDNN.
-
-    The weight gradient of such a convolution corrupts memory in torch 2.15.0 on processors without AVX-512
-    (2 to 7 input channels, channels_last; docs/upstream.md).
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        trains = weight.requires_grad and torch.is_grad_enabled()
-        if not trains or self.kernel_size != (1, 1) or self.stride == (1, 1):
-            return super()._conv_forward(input, weight, bias)
-        # "valid" and "same" pad a 1x1 kernel by nothing, and "same" takes no stride.
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        elif not isinstance(self.padding, str) and any(self.padding):
-            height, width = self.padding
-            input = F.pad(input, [width, width, height, height])
-        read = input[..., :: self.stride[0], :: self.stride[1]]
-        return F.conv2d(read, weight, bias, groups=self.groups)
+from zsq.graph.layers import TrainableConv2d, TransposedConv1d, TransposedConv2d, TransposedConv3d
 
 
-class QuantConv2d(TrainableConv2d):
-    """A Conv2d whose weight passes `weight_quantizer` first."""
+class _Quantized(nn.Module):
+    """`weight_quantizer` makes of the weight what the layer computes with."""
 
     weight_quantizer: nn.Module
 
-    @classmethod
-    def from_float(cls, conv: nn.Conv2d) -> QuantConv2d:
-        """Same layer over the same parameters, weight still float."""
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device="meta",
-        )
-        layer.weight, layer.bias = conv.weight, conv.bias
-        layer.weight_quantizer = nn.Identity()
-        return layer.train(conv.training)
+    @property
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer uses it."""
+        return self.weight_quantizer(getattr(self, "weight"))  # noqa: B009
 
+
+class _QuantConv(_Quantized):
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
-        return self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+        """(N, C, ...) -> (N, C', ...)."""
+        layer: Any = self
+        return layer._conv_forward(input, self.quantized_weight, layer.bias)
 
 
-class QuantLinear(nn.Linear):
-    """A Linear whose weight passes `weight_quantizer` first."""
+class _QuantTransposed(_Quantized):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, ...) -> (N, C', ...)."""
+        layer: Any = self
+        return layer.with_weight(input, self.quantized_weight)
 
-    weight_quantizer: nn.Module
 
-    @classmethod
-    def from_float(cls, linear: nn.Linear) -> QuantLinear:
-        """Same layer over the same parameters, weight still float."""
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.weight_quantizer = nn.Identity()
-        return layer.train(linear.training)
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """A Conv1d."""
+
+
+class QuantConv2d(_QuantConv, TrainableConv2d):
+    """A Conv2d."""
+
+
+class QuantConv3d(_QuantConv, nn.Conv3d):
+    """A Conv3d."""
+
+
+class QuantTransposedConv1d(_QuantTransposed, TransposedConv1d):
+    """A transposed Conv1d, weight outputs first."""
+
+
+class QuantTransposedConv2d(_QuantTransposed, TransposedConv2d):
+    """A transposed Conv2d, weight outputs first."""
+
+
+class QuantTransposedConv3d(_QuantTransposed, TransposedConv3d):
+    """A transposed Conv3d, weight outputs first."""
+
+
+class QuantLinear(_Quantized, nn.Linear):
+    """A Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., C) -> (..., C')."""
-        return F.linear(input, self.weight_quantizer(self.weight), self.bias)
+        return F.linear(input, self.quantized_weight, self.bias)
 
 
-class QuantPReLU(nn.PReLU):
-    """A PReLU whose slopes pass `weight_quantizer` first."""
-
-    weight_quantizer: nn.Module
-
-    @classmethod
-    def from_float(cls, prelu: nn.PReLU) -> QuantPReLU:
-        """Same layer over the same slopes, still float."""
-        layer = cls(prelu.num_parameters, device="meta")
-        layer.weight = prelu.weight
-        layer.weight_quantizer = nn.Identity()
-        return layer.train(prelu.training)
+class QuantPReLU(_Quantized, nn.PReLU):
+    """A PReLU, whose slopes are its weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same."""
-        return F.prelu(input, self.weight_quantizer(self.weight))
+        return F.prelu(input, self.quantized_weight)
 
 
-def make_trainable(network: nn.Module) -> None:
-    """Make every plain convolution in `network` a `TrainableConv2d`, in place; hooks and tensors stay."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and not isinstance(layer, TrainableConv2d):
-            kind = type(layer)
-            if (kind.forward, kind._conv_forward) == (nn.Conv2d.forward, nn.Conv2d._conv_forward):
-                layer.__class__ = TrainableConv2d
+# Float layer -> the same with a quantized weight.
+QUANTIZED: dict[type[nn.Module], type[_Quantized]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    TransposedConv1d: QuantTransposedConv1d,
+    TransposedConv2d: QuantTransposedConv2d,
+    TransposedConv3d: QuantTransposedConv3d,
+    nn.Linear: QuantLinear,
+    nn.PReLU: QuantPReLU,
+}
 
 
-def quantizable(layer: nn.Module) -> QuantConv2d | QuantLinear | QuantPReLU:
-    """`layer`, a Conv2d, Linear or PReLU, with a place for its weight's quantizer."""
-    if isinstance(layer, nn.PReLU):
-        return QuantPReLU.from_float(layer)
-    if isinstance(layer, nn.Conv2d):
-        return QuantConv2d.from_float(layer)
-    assert isinstance(layer, nn.Linear)
-    return QuantLinear.from_float(layer)
+def quantizable(layer: nn.Module) -> nn.Module:
+    """`layer`, of a captured graph, with a place for its weight's quantizer, over the same parameters."""
+    kind = next(quantized for float_, quantized in QUANTIZED.items() if isinstance(layer, float_))
+    twin = kind.__new__(kind)
+    twin.__dict__ = dict(layer.__dict__)
+    for part in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[part] = dict(layer.__dict__[part])
+    twin.weight_quantizer = nn.Identity()
+    return twin

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import FittedStudent
 from zsq.core.imagespec import ImageSpec
+from zsq.graph.vocabulary import LAYER_CLASSES, calls_module
 from zsq.placement.sites import row_name
-from zsq.placement.trace import LAYERS, calls_module
 from zsq.quantizers.grids import Quantizer
 from zsq.widths import FLOAT_BITS
 
@@ -106,12 +106,12 @@ def _input_bits(network: fx.GraphModule, bits: dict[str, int], image_bits: int) 
     widths: dict[str, int] = {}
     for node in network.graph.nodes:
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, LAYERS):
+        if isinstance(module, LAYER_CLASSES):
             (source,) = node.all_input_nodes
             name = str(node.target)
             width = _width(network, source, bits, FLOAT_BITS if source in after_layer else image_bits)
             widths[name] = max(width, widths.get(name, 0))
-        if isinstance(module, LAYERS) or any(source in after_layer for source in node.all_input_nodes):
+        if isinstance(module, LAYER_CLASSES) or any(source in after_layer for source in node.all_input_nodes):
             after_layer.add(node)
     return widths
 

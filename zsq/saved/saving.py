@@ -27,8 +27,8 @@ from zsq.core.errors import OptionError, StudentFileError
 from zsq.core.files import atomic_write_bytes, atomic_write_text, read_regular
 from zsq.core.records import first_fault
 from zsq.core.version import __version__
+from zsq.graph import capture
 from zsq.placement.sites import row_name
-from zsq.placement.trace import trace
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.cost import Cost, student_cost
 from zsq.saved.record import CostRecord, GridRecord, MadeRecord, StudentRecord, TeacherIdentity
@@ -69,7 +69,7 @@ def check_saveable(teacher: Teacher) -> None:
     Raises:
         UntraceableError: its graph holds what a file cannot.
     """
-    record_graph(trace(teacher.network))
+    record_graph(capture(teacher.network, teacher.example()))
 
 
 def save_student(fitted: FittedStudent, teacher: Teacher, path: str | Path) -> tuple[Path, Path]:

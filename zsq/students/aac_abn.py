@@ -11,9 +11,9 @@ from zsq.contract import Facts, Fit, FittedStudent, Student
 from zsq.core.errors import NoBatchNormError
 from zsq.core.options import Options
 from zsq.fitting.calibration import activation_over, norm_batches, observe, weight_quantizer
+from zsq.graph import capture
 from zsq.passes.correction import adapt_batch_norms
 from zsq.placement.sites import place
-from zsq.placement.trace import trace
 from zsq.quantizers.ranges import minmax_range, percentile_range
 
 
@@ -56,7 +56,7 @@ class AACABN(Student):
         """
         teacher, pixels_NCHW = fit.teacher, fit.pixels_NCHW
         device, spec, options = self.runtime.device, teacher.spec, self.options
-        placement = place(teacher.network, fit.bits, first_last=fit.first_last, fold=False)
+        placement = place(teacher.network, teacher.example(), fit.bits, first_last=fit.first_last, fold=False)
         network = placement.network.to(device)
         for site, histogram in observe(placement, spec, pixels_NCHW, device).items():
             peaks = minmax_range(histogram)
@@ -68,7 +68,8 @@ class AACABN(Student):
             placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
         if options.statistics != "stored":
             batches = list(norm_batches(spec, pixels_NCHW, device))
-            if not adapt_batch_norms(network, trace(teacher.network), batches, options.statistics):
+            reference = capture(teacher.network, teacher.example())
+            if not adapt_batch_norms(network, reference, batches, options.statistics):
                 found = f"teacher {teacher.name} has no batch norm to adapt"
                 raise NoBatchNormError(found, "stored statistics", "use student ptq")
         fit.log.advance(len(pixels_NCHW))

@@ -10,10 +10,10 @@ from zsq.contract import Facts, Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.options import Options
 from zsq.fitting.calibration import observe
+from zsq.graph import capture
 from zsq.placement.branches import merge_branches, split_centres
 from zsq.placement.fold import fold_traced
 from zsq.placement.sites import Placement, Site, place
-from zsq.placement.trace import trace
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import kl_range, minmax_range
@@ -73,7 +73,7 @@ class CFWS(Student):
         return self.result(fit, network, placement.table())
 
     def _placement(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:
-        module = trace(teacher.network)
+        module = capture(teacher.network, teacher.example())
         fold_traced(module)
         if merge_branches(module):
             # A BN behind the sum of the branches is behind one convolution now.
@@ -81,7 +81,7 @@ class CFWS(Student):
         if bits.weights != FLOAT_BITS and not split_centres(module):
             found = f"teacher {teacher.name} has no 3x3 convolution"
             raise MismatchError(found, "3x3 kernels for cfws to split", "use student ptq")
-        return place(module, bits, first_last=first_last, fold=False)
+        return place(module, None, bits, first_last=first_last, fold=False)
 
     def _quantize_coarse(self, placement: Placement, site: Site) -> None:
         centre = placement.weight(site).detach().clone()

@@ -48,7 +48,9 @@ class PTQ(Student):
     def run(self, fit: Fit) -> FittedStudent:
         """Nothing is random. With A32 the images are not looked at."""
         device = self.runtime.device
-        placement = place(fit.teacher.network, fit.bits, first_last=fit.first_last, fold=True)
+        placement = place(
+            fit.teacher.network, fit.teacher.example(), fit.bits, first_last=fit.first_last, fold=True
+        )
         network = placement.network.to(device)
         for site in placement.of_kind("weight"):
             placement.put(site, self._weight_quantizer(placement.weight(site), site.bits))

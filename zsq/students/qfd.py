@@ -19,9 +19,9 @@ from zsq.fitting.calibration import norm_batches, observe
 from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, Training, TrainingOptions
+from zsq.graph import capture
 from zsq.placement.sites import Placement, last_layers
 from zsq.placement.subgraphs import up_to
-from zsq.placement.trace import trace
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
@@ -112,7 +112,7 @@ class QFD(TrainedStudent):
     def _teach(self, fit: Fit) -> nn.Module:
         """The teacher with a quantized feature, trained to give its old logits: norm -> (logits, feature)."""
         teacher, search = fit.teacher, self.options.interval_init == "mse"
-        network = trace(teacher.network).to(memory_format=torch.channels_last)
+        network = capture(teacher.network, teacher.example()).to(memory_format=torch.channels_last)
         quantize_feature(network, teacher, fit.pixels_NCHW, self.options.feature_bits, search)
         course = self._course(network, teacher.network, teacher.network)
         self._teaching.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
@@ -187,7 +187,7 @@ def with_feature(network: fx.GraphModule, teacher: str, quantized: bool = False)
 def quantize_feature(
     network: fx.GraphModule, teacher: Teacher, pixels_NCHW: Tensor, bits: int, search: bool
 ) -> None:
-    """Put a quantizer before the classifier of a traced teacher, in place, set on the images."""
+    """Put a quantizer before the classifier of a captured teacher, in place, set on the images."""
     layer = classifier(network, teacher.name)
     path, observer = "feature_quantizer", Observer(f"{layer.target}.input")
     network.add_submodule(path, observer)

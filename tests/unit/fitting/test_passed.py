@@ -151,7 +151,7 @@ def test_passes_with_nothing_to_do_say_so(images):
     with pytest.raises(NoBatchNormError, match="has no batch norm to adapt"):
         fit("aac-abn", teacher, pixels, "W8A8")
     with pytest.raises(MismatchError, match="no two layers"):
-        prepare(("fold", "equalize"), torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
+        prepare(("fold", "equalize"), torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)), torch.zeros(2, 3, 8, 8))
 
 
 def test_every_pass_says_what_it_does():

@@ -366,7 +366,7 @@ def test_embedding_teachers_work_but_have_no_fisher_weights(pixels):
         fit("brecq", embedder, pixels[:16], fisher=True)
 
 
-def test_a_network_that_cannot_be_traced_is_refused_in_one_line(pixels):
+def test_a_network_that_cannot_be_captured_is_refused_in_one_line(pixels):
     class Branching(Blocks):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else super().forward(-x)
@@ -375,7 +375,7 @@ def test_a_network_that_cannot_be_traced_is_refused_in_one_line(pixels):
     for name in STUDENTS:
         with pytest.raises(UntraceableError) as caught:
             fit(name, network, pixels)
-        assert "cannot be traced" in str(caught.value) and "\n" not in str(caught.value)
+        assert "cannot be captured" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @alone

@@ -9,18 +9,19 @@ from torch import nn
 from toys import conv_bn, head, make_teacher
 
 from zsq.fitting.calibration import weight_quantizer
+from zsq.graph import capture
 from zsq.passes.correction import adapt_batch_norms, correct_bias, correct_bias_analytically, walk
 from zsq.passes.expectations import clipped, expected_inputs
 from zsq.placement.fold import Gaussian, fold_traced
 from zsq.placement.sites import place
-from zsq.placement.trace import trace
 from zsq.widths import Bits
 
+EXAMPLE = torch.zeros(2, 3, 16, 16)
 BATCHES = list(torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0)).split(5))
 
 
 def quantized(network, bits=2, fold=False):
-    placement = place(network, Bits(bits, 32), fold=fold)
+    placement = place(network, EXAMPLE, Bits(bits, 32), fold=fold)
     for site in placement.of_kind("weight"):
         placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
     return placement.network
@@ -50,7 +51,7 @@ LAYERS = ("0.0", "1.0", "2.2")
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_output_means_are_the_float_ones_after_correction(tiny_teacher, fold):
-    reference, student = trace(tiny_teacher.network), quantized(tiny_teacher.network, fold=fold)
+    reference, student = capture(tiny_teacher.network, EXAMPLE), quantized(tiny_teacher.network, fold=fold)
     if fold:
         fold_traced(reference)
     wanted = channel_means(reference, LAYERS)
@@ -63,7 +64,7 @@ def test_output_means_are_the_float_ones_after_correction(tiny_teacher, fold):
 
 
 def test_the_correction_of_a_float_network_is_none(tiny_teacher):
-    reference, same = trace(tiny_teacher.network), trace(tiny_teacher.network)
+    reference, same = capture(tiny_teacher.network, EXAMPLE), capture(tiny_teacher.network, EXAMPLE)
     correct_bias(same, reference, BATCHES)
     adapt_batch_norms(same, reference, BATCHES)
     for batch in BATCHES:
@@ -71,7 +72,7 @@ def test_the_correction_of_a_float_network_is_none(tiny_teacher):
 
 
 def test_walking_gives_what_running_gives(tiny_teacher):
-    network, seen = trace(tiny_teacher.network), {}
+    network, seen = capture(tiny_teacher.network, EXAMPLE), {}
     walk(network, BATCHES, lambda node, module, inputs: seen.update({node.target: (module, inputs)}))
     module, inputs = seen["2.2"]
     for index, batch in enumerate(BATCHES):
@@ -90,7 +91,7 @@ def test_moments_of_a_clipped_gaussian(cap):
 
 
 def test_analytic_correction_is_the_closed_form(tiny_teacher):
-    reference = trace(tiny_teacher.network)
+    reference = capture(tiny_teacher.network, EXAMPLE)
     outputs = fold_traced(reference)
     student = quantized(tiny_teacher.network, fold=True)
     start = student.get_submodule("1.0").bias.detach().double().numpy()
@@ -120,7 +121,7 @@ def test_analytic_correction_of_groups_and_sums():
             return self.head(self.grouped(self.one(x) + self.two(x)))
 
     teacher = make_teacher(lambda channels, outputs: Sum())
-    reference = trace(teacher.network)
+    reference = capture(teacher.network, EXAMPLE)
     inputs = expected_inputs(reference, fold_traced(reference))
     assert set(inputs) == {"grouped"}, "nothing is known behind a layer without batch norm"
     parts = [teacher.network.get_submodule(name)[1] for name in ("one", "two")]
@@ -148,11 +149,11 @@ def disturbed(network):
             scale = torch.rand(channels, generator=generator) + 0.5
             module.weight.data.mul_(scale.view(-1, 1, 1, 1))
             module.bias = nn.Parameter(torch.randn(channels, generator=generator))
-    return trace(copied)
+    return capture(copied, EXAMPLE)
 
 
 def test_relative_statistics_undo_a_scale_and_shift_and_absolute_ones_do_not(tiny_teacher):
-    reference = trace(tiny_teacher.network)
+    reference = capture(tiny_teacher.network, EXAMPLE)
     relative, absolute = disturbed(tiny_teacher.network), disturbed(tiny_teacher.network)
     assert adapt_batch_norms(relative, reference, BATCHES, "relative") == 2
     adapt_batch_norms(absolute, reference, BATCHES, "absolute")
@@ -164,7 +165,7 @@ def test_relative_statistics_undo_a_scale_and_shift_and_absolute_ones_do_not(tin
 
 def test_absolute_statistics_are_those_of_the_images(tiny_teacher):
     student = quantized(tiny_teacher.network)
-    adapt_batch_norms(student, trace(tiny_teacher.network), BATCHES, "absolute")
+    adapt_batch_norms(student, capture(tiny_teacher.network, EXAMPLE), BATCHES, "absolute")
     with torch.no_grad():
         z = student.get_submodule("0.0")(torch.cat(BATCHES)).double().transpose(0, 1).flatten(1).numpy()
     norm = student.get_submodule("0.1")
@@ -175,6 +176,6 @@ def test_absolute_statistics_are_those_of_the_images(tiny_teacher):
 def test_statistics_do_not_depend_on_the_batches(tiny_teacher):
     students = [quantized(tiny_teacher.network) for _ in range(2)]
     for student, batches in zip(students, (BATCHES, [torch.cat(BATCHES)]), strict=True):
-        adapt_batch_norms(student, trace(tiny_teacher.network), batches)
+        adapt_batch_norms(student, capture(tiny_teacher.network, EXAMPLE), batches)
     for name, tensor in students[0].state_dict().items():
         torch.testing.assert_close(tensor, students[1].state_dict()[name])

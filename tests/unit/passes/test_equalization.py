@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zsq.graph import capture
+from zsq.graph.layers import CappedReLU
 from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
 from zsq.placement.fold import Gaussian, fold_traced
-from zsq.placement.pairs import CappedReLU, pairs_of
-from zsq.placement.trace import trace
+from zsq.placement.pairs import pairs_of
 from zsq.quantizers.grids import affine_grid, fake_quantize
 
 
@@ -52,11 +53,12 @@ def chain(relu=nn.ReLU):
     )
 
 
+EXAMPLE = torch.zeros(2, 3, 8, 8).double()
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
 
 
 def folded(network):
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     return module, fold_traced(module)
 
 
@@ -99,7 +101,7 @@ def test_factors_of_one_pair_are_the_closed_form():
     r1 = network[0].weight.detach().abs().amax((1, 2, 3)).numpy()
     r2 = network[2].weight.detach().abs().amax((0, 2, 3)).numpy()
     weight, bias = network[0].weight.detach().numpy(), network[0].bias.detach().numpy()
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     scale = np.sqrt(r1 / r2)
     moved = equalize(module, {"0": Gaussian(torch.ones(4).double(), torch.full((4,), 2.0).double())})
     first = module.get_submodule("0")
@@ -118,7 +120,7 @@ def test_depthwise_triples_get_their_common_range_in_one_sweep(monkeypatch):
     )
     r1, r2 = ranges(network, "0", "2")
     _, r3 = ranges(network, "2", "4")
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     equalize(module, {})
     common = np.cbrt(r1 * r2 * r3)
     for found in (*ranges(module, "0", "2"), *ranges(module, "2", "4")):
@@ -129,7 +131,7 @@ def test_dead_channels_are_left_alone():
     network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)))
     network[0].weight.data[1] = 0
     network[2].weight.data[:, 2] = 0
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     equalize(module, {})
     torch.testing.assert_close(module(IMAGES), network(IMAGES))
     assert torch.equal(module.get_submodule("0").weight[2], network[0].weight[2])
@@ -150,7 +152,7 @@ class Residual(nn.Module):
 
 
 def test_only_what_is_read_by_the_next_layer_alone_is_a_pair():
-    module = trace(seeded(Residual))
+    module = capture(seeded(Residual), EXAMPLE)
     assert [(pair.first, pair.second) for pair in pairs_of(module)] == [("one", "two")]
     equalize(module, {})
     torch.testing.assert_close(module(IMAGES), seeded(Residual)(IMAGES))
@@ -159,18 +161,18 @@ def test_only_what_is_read_by_the_next_layer_alone_is_a_pair():
 
 def test_relu6_loses_its_cap_where_asked():
     network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1)))
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     relu6_to_relu(module)
     expected = network[2](F.relu(network[0](10 * IMAGES)))
     torch.testing.assert_close(module(10 * IMAGES), expected)
-    functional = trace(seeded(Residual))
+    functional = capture(seeded(Residual), EXAMPLE)
     relu6_to_relu(functional)
     assert not [node for node in functional.graph.nodes if node.target is F.relu6]
 
 
 def test_per_tensor_error_falls_where_channels_were_unequal():
     network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)))
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     equalize(module, {})
 
     def relative_error(weight):
@@ -190,7 +192,7 @@ def test_absorption_is_exact_above_the_threshold():
         network[0].bias.copy_(torch.tensor([5.0, 6.0, -1.0, 2.0]))
     outputs = {"0": Gaussian(network[0].bias.detach().clone(), torch.tensor([0.5, 3.0, 0.1, 0.2]).double())}
     absorbed = np.maximum(0, np.array([5.0, 6.0, -1.0, 2.0]) - 3 * np.array([0.5, 3.0, 0.1, 0.2]))
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     moved = absorb_bias(module, outputs)
     np.testing.assert_allclose(
         module.get_submodule("0").bias.detach().numpy(), network[0].bias.detach().numpy() - absorbed
@@ -207,7 +209,7 @@ def test_absorption_makes_a_bias_and_stops_at_a_cap():
         )
     )
     high = Gaussian(torch.full((4,), 9.0).double(), torch.ones(4).double())
-    module = trace(network)
+    module = capture(network, EXAMPLE)
     absorb_bias(module, {"0": high, "2": high})
     expected = (network[2].weight[:, :, 0, 0] @ torch.full((4,), 6.0).double()).detach()
     torch.testing.assert_close(module.get_submodule("2").bias.detach(), expected)

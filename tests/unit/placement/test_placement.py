@@ -13,10 +13,11 @@ from zsq.core.errors import OptionError, UntraceableError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.placement.sites import place
-from zsq.placement.trace import trace
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.students import create
 from zsq.widths import Bits
+
+IMAGES = torch.zeros(2, 3, 16, 16)
 
 
 class Residual(nn.Module):
@@ -56,7 +57,7 @@ def rows(placement):
 
 
 def test_every_weight_and_every_distinct_input_once():
-    placement = place(Residual(), Bits(4, 3), fold=True)
+    placement = place(Residual(), IMAGES, Bits(4, 3), fold=True)
     assert rows(placement) == {
         *((f"{name}.weight", 4) for name in ("stem", "conv1", "conv2", "project", "head")),
         *((f"{name}.input", 3) for name in ("conv1", "conv2", "head")),
@@ -82,13 +83,13 @@ def test_the_residual_stream_stays_float():
             x = self.stem(x)
             return x + self.conv(x)
 
-    placement = place(Block(), Bits(32, 2), fold=True)
+    placement = place(Block(), IMAGES, Bits(32, 2), fold=True)
     (addition,) = (n for n in placement.network.graph.nodes if n.op == "call_function")
     assert addition.args[0].target == "stem"
 
 
 def test_first_and_last_take_their_own_bits():
-    assert rows(place(Residual(), Bits(2, 4), first_last=8, fold=True)) == {
+    assert rows(place(Residual(), IMAGES, Bits(2, 4), first_last=8, fold=True)) == {
         ("stem.weight", 8), ("head.weight", 8), ("head.input", 8),
         ("conv1.weight", 2), ("conv2.weight", 2), ("project.weight", 2),
         ("conv1.input", 4), ("conv2.input", 4),
@@ -96,24 +97,23 @@ def test_first_and_last_take_their_own_bits():
 
 
 def test_first_and_last_in_float():
-    names = {name for name, _ in rows(place(Residual(), Bits(2, 4), first_last=32, fold=True))}
+    names = {name for name, _ in rows(place(Residual(), IMAGES, Bits(2, 4), first_last=32, fold=True))}
     assert names == {"conv1.weight", "conv2.weight", "project.weight", "conv1.input", "conv2.input"}
 
 
 def test_first_last_leaves_alone_what_the_bits_leave_in_float():
+    weights_only = place(Residual(), IMAGES, Bits(4, 32), first_last=8, fold=True)
+    assert not list(weights_only.of_kind("activation"))
     assert not [
-        s for s in place(Residual(), Bits(4, 32), first_last=8, fold=True).sites if s.kind == "activation"
+        s for s in place(Residual(), IMAGES, Bits(32, 4), first_last=8, fold=True).sites if s.kind == "weight"
     ]
-    assert not [
-        s for s in place(Residual(), Bits(32, 4), first_last=8, fold=True).sites if s.kind == "weight"
-    ]
-    assert not place(Residual(), Bits(32, 32), first_last=8, fold=True).sites
+    assert not place(Residual(), IMAGES, Bits(32, 32), first_last=8, fold=True).sites
 
 
 @pytest.mark.parametrize("first_last", [1, 9, 16, -1])
 def test_wrong_first_last_bits_are_refused(first_last):
     with pytest.raises(OptionError, match=r"--first-last .*2\.\.8, or 32"):
-        place(Residual(), Bits(4, 4), first_last=first_last, fold=True)
+        place(Residual(), IMAGES, Bits(4, 4), first_last=first_last, fold=True)
 
 
 def test_several_stems_are_all_first():
@@ -126,7 +126,7 @@ def test_several_stems_are_all_first():
             x = (x - 0.5) * 2
             return self.c(self.a(x) + self.b(x)).mean((2, 3))
 
-    assert rows(place(TwoStems(), Bits(4, 4), first_last=8, fold=True)) == {
+    assert rows(place(TwoStems(), IMAGES, Bits(4, 4), first_last=8, fold=True)) == {
         ("a.weight", 8), ("b.weight", 8), ("c.weight", 8), ("c.input", 8),
     }  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_a_layer_called_twice_has_one_weight_and_two_inputs():
             x = self.conv(self.stem(x))
             return self.norm(self.conv(torch.sigmoid(x)))
 
-    placement = place(Twice(), Bits(4, 4), fold=True)
+    placement = place(Twice(), IMAGES, Bits(4, 4), fold=True)
     assert rows(placement) == {("stem.weight", 4), ("conv.weight", 4), ("conv.input", 4), ("conv.input1", 4)}
     assert any(node.target == "norm" for node in placement.network.graph.nodes), (
         "must not fold into a shared conv"
@@ -158,7 +158,7 @@ def test_views_share_a_quantizer():
             x = self.stem(x)
             return self.conv(x).flatten(1).sum(1, keepdim=True) + self.head(torch.flatten(x, 1))
 
-    placement = place(Views(), Bits(32, 8), fold=True)
+    placement = place(Views(), torch.zeros(2, 3, 4, 4), Bits(32, 8), fold=True)
     assert [site.name for site in placement.sites] == ["conv.input"]
     calls = [n for n in placement.network.graph.nodes if n.target == "conv.input_quantizer"]
     assert len(calls) == 2
@@ -168,7 +168,7 @@ def test_views_share_a_quantizer():
 def test_empty_sites_compute_the_network_itself(fold):
     network = randomised(Residual())
     before = copy.deepcopy(network.state_dict())
-    placement = place(network, Bits(4, 4), first_last=8, fold=fold)
+    placement = place(network, IMAGES, Bits(4, 4), first_last=8, fold=fold)
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(placement.network(x), network(x), rtol=1e-4, atol=1e-5)
     norms = [module for module in placement.network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -194,27 +194,20 @@ def test_folds_a_linear_and_keeps_a_norm_that_is_not_alone():
 
     network = Norms().eval()
     network.norm1.running_mean.fill_(0.3)
-    placement = place(network, Bits(8, 8), fold=True)
+    placement = place(network, torch.zeros(2, 6), Bits(8, 8), fold=True)
     kept = {name for name, module in placement.network.named_modules() if isinstance(module, nn.BatchNorm1d)}
-    assert kept == {"norm2", "free"}
+    assert kept == {"norm2"}, "one without statistics is no layer"
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(placement.network(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 def test_table_lists_what_stands_at_the_sites():
-    placement = place(Residual(), Bits(4, 8), fold=True)
+    placement = place(Residual(), IMAGES, Bits(4, 8), fold=True)
     assert placement.table() == ()
     first = next(placement.of_kind("weight"))
     assert placement.weight(first) is placement.network.get_submodule("stem").weight
     placement.put(first, FakeQuantizer(torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1), -8, 7, "weight"))
     assert placement.table() == (QuantizedTensor("stem.weight", "weight", 4, 4, True),)
-
-
-def mystery(x, weight):
-    return x * weight
-
-
-torch.fx.wrap("mystery")
 
 
 class Functional(nn.Module):
@@ -238,22 +231,31 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("operation", "named"),
+    ("operation", "layer"),
     [
-        (F.conv2d, "conv2d"),
-        (torch.matmul, "matmul"),
-        (lambda x, w: mystery(x, w), "mystery"),
-        (lambda x, w: x @ w[:, :, 0, 0], "matmul"),
-        (lambda x, w: x.matmul(w[:, :, 0, 0]), "matmul"),
-        (lambda x, w: F.linear(x, w[:, :, 0, 0]), "linear"),
-        (lambda x, w: torch.einsum("nchw,kcij->nkhw", x, w), "einsum"),
+        (F.conv2d, nn.Conv2d),
+        (lambda x, w: F.conv_transpose2d(x, w, stride=2), nn.ConvTranspose2d),
+        (lambda x, w: x.mean((2, 3)) @ w[:, :, 0, 0], nn.Linear),
+        (lambda x, w: x.mean((2, 3)).matmul(w[:, :, 0, 0].t()), nn.Linear),
+        (lambda x, w: F.linear(x.mean((2, 3)), w[:, :, 0, 0]), nn.Linear),
+        (lambda x, w: torch.einsum("nchw,kcij->nkhw", x, w), None),
+        (lambda x, w: torch.einsum("nc,kc->nk", x.mean((2, 3)), w[:, :, 0, 0]), nn.Linear),
+        (lambda x, w: torch.einsum("nc,ck->nk", x.mean((2, 3)), w[:, :, 0, 0]), nn.Linear),
     ],
 )
-def test_products_outside_of_layers_are_refused_by_name(operation, named):
-    with pytest.raises(UntraceableError) as caught:
-        trace(Wrapper(Functional(operation)))
-    message = str(caught.value)
-    assert f"no quantizer for {named}" in message and "in 'inner'" in message and "\n" not in message
+def test_a_weight_of_ones_own_in_a_function_is_a_layer_where_one_computes_it(operation, layer):
+    network = Functional(operation).eval()
+    placement = place(network, IMAGES, Bits(4, 4), fold=True)
+    weights = {site.name for site in placement.of_kind("weight")}
+    found = None if layer is None else "weight.weight"
+    assert weights == {"inner.weight"} | ({found} if found else set())
+    if layer is not None:
+        assert isinstance(placement.network.get_submodule("weight"), layer)
+    else:
+        activations = {site.name for site in placement.of_kind("activation")}
+        assert activations == {"einsum.left", "einsum.right"}
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(placement.network(images), network(images))
 
 
 class Branching(nn.Module):
@@ -261,47 +263,48 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class TwoOutputs(nn.Module):
-    def forward(self, x):
-        return x, x
-
-
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2)
+        self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
 
     def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
         return self.attention(x, x, x)[0]
 
 
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        (
-            Branching(),
-            r"cannot be traced at test_placement.py:\d+ `return x if x.sum\(\) > 0 else -x`.*control flow",
-        ),
-        (TwoOutputs(), "returns a tuple; expected one tensor"),
-        (Wrapper(nn.ConvTranspose2d(3, 3, 2)), r"no quantizer for ConvTranspose2d \('inner'\)"),
-        (
-            Wrapper(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))),
-            "'inner' is computed from others",
-        ),
-        (Attention(), r"no quantizer for MultiheadAttention \('attention'\)"),
-    ],
-)
-def test_what_cannot_be_placed_is_refused_in_one_line(network, message):
-    with pytest.raises(UntraceableError, match=message) as caught:
-        place(network, Bits(8, 8), fold=True)
-    assert "\n" not in str(caught.value)
+def test_both_operands_of_a_product_are_sites():
+    placement = place(Attention(), IMAGES, Bits(4, 8), fold=True)
+    assert rows(placement) == {
+        ("attention.in_proj.weight", 4),
+        ("attention.out_proj.weight", 4),
+        ("attention.bmm.left", 8),
+        ("attention.bmm.right", 8),
+        ("attention.bmm1.left", 8),
+        ("attention.bmm1.right", 8),
+        ("attention.out_proj.input", 8),
+    }
+
+
+def test_an_operation_that_is_not_known_may_not_have_a_weight():
+    network = Functional(lambda x, w: torch.cdist(x.mean((2, 3)), w[:, :, 0, 0]))
+    with pytest.raises(UntraceableError, match=r"no quantizer for \w*cdist\w* .*write it with"):
+        place(network, IMAGES, Bits(4, 4), fold=True)
+
+
+def test_control_flow_on_data_is_refused_with_the_users_own_line():
+    with pytest.raises(UntraceableError) as caught:
+        place(Branching(), IMAGES, Bits(8, 8), fold=True)
+    message = str(caught.value)
+    assert "\n" not in message and "control flow" in message
+    assert "test_placement.py" in message and "`return x if x.sum() > 0 else -x`" in message
 
 
 def test_a_conv_subclass_with_the_parents_forward_is_a_layer():
     class MyConv(nn.Conv2d):
         pass
 
-    assert rows(place(Wrapper(MyConv(3, 2, 1)), Bits(4, 4), fold=True)) == {("inner.weight", 4)}
+    assert rows(place(Wrapper(MyConv(3, 2, 1)), IMAGES, Bits(4, 4), fold=True)) == {("inner.weight", 4)}
 
 
 FAMILIES = [
@@ -359,7 +362,8 @@ class SharedWeight(nn.Module):
 @pytest.mark.parametrize("convolutions", [False, True])
 def test_two_layers_over_one_weight_are_refused_in_one_line(convolutions):
     with pytest.raises(UntraceableError, match=r"'first' and 'second' share one weight.*second\.weight = nn"):
-        trace(SharedWeight(convolutions))
+        example = IMAGES if convolutions else torch.zeros(2, 4)
+        place(SharedWeight(convolutions), example, Bits(4, 4), fold=True)
 
 
 def test_a_layer_that_is_called_twice_is_quantized_once():
@@ -367,5 +371,5 @@ def test_a_layer_that_is_called_twice_is_quantized_once():
         def forward(self, x):
             return self.first(torch.relu(self.first(x)))
 
-    placement = place(Twice(True), Bits(4, 4), fold=False)
+    placement = place(Twice(True), IMAGES, Bits(4, 4), fold=False)
     assert [site.name for site in placement.of_kind("weight")] == ["first.weight"]

@@ -53,7 +53,7 @@ def test_digits_by_hand(digits, images, bits, ends):
 
 
 def resnet18_cost(bits):
-    placement = place(resnet18(), bits, fold=True)
+    placement = place(resnet18(), torch.zeros(2, 3, 64, 64), bits, fold=True)
     for site in placement.sites:
         grid = FakeQuantizer(torch.ones(()), torch.zeros(()), *integer_range(site.bits, True), site.kind)
         placement.put(site, grid)

@@ -138,7 +138,7 @@ def test_repvgg_at_eight_bits_is_within_half_a_point(data_folder):
     teacher = zsq.load_teacher(f"file:{folder / 'repvgg.toml'}")
     test = zsq.load_images(str(folder / "test5000.zip"), teacher.spec, 500)
     fitted = fit("cfws", teacher, test.pixels[:32], "W8A8", first_last=None)
-    assert not [name for name, _ in fitted.network.named_modules() if "1x1" in name or "identity" in name]
+    assert not [name for name, _ in fitted.network.named_parameters() if "1x1" in name or "identity" in name]
     accuracies = [
         100 * (outputs(model, test.pixels).argmax(1) == test.labels).float().mean().item()
         for model in (teacher, fitted)

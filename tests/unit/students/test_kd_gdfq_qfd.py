@@ -12,7 +12,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.runtime import Runtime
 from zsq.fitting.losses import distillation, imitation
-from zsq.placement.trace import trace
+from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.intervals import IntervalQuantizer
 from zsq.students import create
@@ -158,10 +158,10 @@ def test_ranges_of_gdfq_are_set_before_training_and_then_stay(digits, images):
 
 
 def test_the_teachers_feature_is_quantized_and_carries_no_gradient(digits, images):
-    network = trace(digits.network)
+    network = capture(digits.network, digits.example())
     exact = with_feature(network, "digits")(digits.spec.pixels_to_norm(images[:64]))[1]
     for bits in (1, 8):
-        quantized = trace(digits.network)
+        quantized = capture(digits.network, digits.example())
         quantize_feature(quantized, digits, images[:64], bits, search=True)
         taught = with_feature(quantized, "digits", quantized=True)
         output, feature = taught(digits.spec.pixels_to_norm(images[:64]))

@@ -152,12 +152,12 @@ def test_every_layer_and_slope_is_on_its_grid(backbone, bits, pixels):
 
 def test_slopes_are_placed_on_request_alone():
     network = embedder().network
-    plain = place(network, Bits(4, 4), fold=False)
-    asked = place(network, Bits(4, 4), fold=False, slopes=True)
+    plain = place(network, torch.zeros(2, 3, 16, 16), Bits(4, 4), fold=False)
+    asked = place(network, torch.zeros(2, 3, 16, 16), Bits(4, 4), fold=False, slopes=True)
     names = [site.name for site in plain.sites]
     slopes = [site.name for site in asked.sites if site.name not in names]
     assert len(slopes) == 3 and all(asked.network.get_parameter(name).dim() == 1 for name in slopes)
-    assert not place(network, Bits(32, 4), fold=False, slopes=True).table()
+    assert not place(network, torch.zeros(2, 3, 16, 16), Bits(32, 4), fold=False, slopes=True).table()
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(asked.network(images), network(images))
 
