@@ -15,6 +15,7 @@ from zsq.config import (
     GAP,
     GENERATE,
     IMAGES,
+    OFFLINE,
     QUANTIZE,
     RUNTIME,
     VERIFY,
@@ -59,13 +60,15 @@ def generate(
     real: str | None = GENERATE.real,
     set: Mapping[str, Any] | None = None,
     resume: bool = False,
+    offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> Path:
     """Make calibration images from a teacher; the run's folder, with `shards/` and `manifest.json`.
 
     Args:
-        teacher: a name as in `zsq list teachers`, a torchvision model's, or `file:card.toml`.
+        teacher: a name as in `zsq list teachers`, such as a torchvision model's or `timm:NAME`; `hf:FOLDER`;
+            or `file:card.toml`.
         count: number of images, 1024 if None. With `resume` a larger one extends the set, and None is what
             the set has.
         batch: images optimised together, the method's own if None.
@@ -74,6 +77,7 @@ def generate(
             else `published`.
         set: overrides of the method's options.
         out: the run's folder, by default the first free `outputs/TEACHER-METHOD`.
+        offline: refuse a teacher whose own weights are not on this machine, rather than download them.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -96,6 +100,7 @@ def generate(
         "effort": effort,
         "real": real,
         "set": dict(set or {}),
+        "offline": offline,
         "runtime": runtime or RUNTIME,
     }
     config = validated(GenerateConfig, values, "generate")
@@ -120,6 +125,7 @@ def quantize(
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
     set: Mapping[str, Any] | None = None,
+    offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> Quantized:
@@ -133,6 +139,7 @@ def quantize(
             its own preprocessing does.
         class_names: where class folders are named otherwise than the teacher's classes: a file with their
             names in order, one a line, or `by-order`.
+        offline: as in `generate`.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -158,6 +165,7 @@ def quantize(
         "passes": tuple(passes),
         **_images(fit, class_names),
         "set": dict(set or {}),
+        "offline": offline,
         "runtime": runtime or RUNTIME,
     }
     config = validated(QuantizeConfig, values, "quantize")
@@ -188,6 +196,7 @@ def measure_gap(
     set: Mapping[str, Any] | None = None,
     show_real: bool = GAP.show_real,
     resume: bool = False,
+    offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> ReportData:
@@ -225,6 +234,7 @@ def measure_gap(
         **_images(fit, class_names),
         "set": dict(set or {}),
         "show_real": show_real,
+        "offline": offline,
         "runtime": runtime or RUNTIME,
     }
     return run_gap(validated(GapConfig, values, "gap"), output_path(out), resume=resume, reporter=reporter)
@@ -238,6 +248,7 @@ def run(
     budget_hours: float | None = None,
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
+    offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[ReportData, Path]:
@@ -267,6 +278,8 @@ def run(
 
     asked = validated(ImagesConfig, _images(fit, class_names), "run")
     loaded = load_recipe(recipe).reading_images(asked)
+    if offline:
+        loaded = loaded.model_copy(update={"offline": True})
     if runtime is not None:
         given = runtime.model_dump(exclude_defaults=True)
         loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
@@ -281,6 +294,7 @@ def verify_export(
     teacher: str | None = None,
     weights: str | Path | None = None,
     tolerance: float = VERIFY.tolerance,
+    offline: bool = OFFLINE,
 ) -> Comparison:
     """Check that an export shows the pixels and labels of a run, whatever its layout and range.
 
@@ -298,7 +312,7 @@ def verify_export(
     """
     from zsq.exports.exporting import verify_export as run
 
-    loaded = None if teacher is None else load_teacher(teacher, _path(weights))
+    loaded = None if teacher is None else load_teacher(teacher, _path(weights), offline=offline)
     return run(Path(folder), Path(export), loaded, tolerance)
 
 
@@ -312,6 +326,7 @@ def audit(
     weights: str | Path | None = None,
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
+    offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> Audit:
@@ -340,7 +355,7 @@ def audit(
 
     target = None if out is None else output_path(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
-    loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
+    loaded = load_teacher(teacher, _path(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, _images(fit, class_names), "audit")
     own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
     for line in said(own, seen, unseen):
@@ -383,6 +398,7 @@ def inspect_teacher(
     count: int = DEFAULT_COUNT,
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
+    offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
 ) -> list[str]:
@@ -406,7 +422,7 @@ def inspect_teacher(
 
     config = runtime or RUNTIME
     resolved = Runtime.resolve(**config.model_dump())
-    loaded = load_teacher(teacher, _path(weights)).to(resolved.device)
+    loaded = load_teacher(teacher, _path(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, _images(fit, class_names), "inspect")
     labelled = None if images is None else images_for(loaded, images, asked, labelled=True)
     for line in said(*([labelled] if labelled else [])):

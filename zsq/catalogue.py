@@ -19,19 +19,23 @@ from zsq.core.runtime import Runtime
 from zsq.widths import Bits
 
 TIMED_BATCH = 32
-KINDS = ("methods", "teachers", "students", "passes", "recipes")
+KINDS = ("methods", "teachers", "timm", "students", "passes", "recipes")
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
     """One dict per entry, `name` first.
 
     Raises:
-        UsageError: no such kind.
+        UsageError: no such kind. MissingExtraError: it is of a library that is not installed.
     """
     if kind == "teachers":
         from zsq.teacher import builtin_teachers
 
         return [{"name": name, "summary": description} for name, description in builtin_teachers()]
+    if kind == "timm":
+        from zsq.teacher.timm_models import timm_names
+
+        return [{"name": name} for name in timm_names()]
     if kind == "methods":
         from zsq.generators import available_methods
 

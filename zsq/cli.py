@@ -15,7 +15,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from zsq.config import AUDIT_RUNTIME, EXPORT, GAP, GENERATE, IMAGES, IMPORT, QUANTIZE, RUNTIME, VERIFY
+from zsq.config import (
+    AUDIT_RUNTIME,
+    EXPORT,
+    GAP,
+    GENERATE,
+    IMAGES,
+    IMPORT,
+    OFFLINE,
+    QUANTIZE,
+    RUNTIME,
+    VERIFY,
+)
 from zsq.core.errors import ZsqError
 from zsq.core.interrupt import INTERRUPTED, one_line_at_interrupt
 from zsq.core.memory import is_shortage
@@ -32,10 +43,17 @@ app = typer.Typer(
 CallError: Any = typer.BadParameter.__base__
 
 Teacher = Annotated[
-    str, typer.Option(help="A name of `zsq list teachers`, or file:CARD.toml for your own network.")
+    str,
+    typer.Option(help="A name of `zsq list teachers`, hf:FOLDER, or file:CARD.toml for your own network."),
 ]
 Weights = Annotated[
     str | None, typer.Option(metavar="FILE", help="The weights: a safetensors file or a state dict.")
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="Download nothing: refuse a teacher whose weights are not on this machine."
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -115,6 +133,7 @@ def generate(
             "--resume", help="Go on with the run that is in the folder. A larger --count adds images."
         ),
     ] = False,
+    offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,
@@ -154,6 +173,7 @@ def quantize(
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
     set_: Set = None,
+    offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,
@@ -213,6 +233,7 @@ def gap(
         bool, typer.Option("--show-real", help="Put real images on the contact sheet.")
     ] = GAP.show_real,
     resume: Resume = False,
+    offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,
@@ -239,6 +260,7 @@ def run(
     ] = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
+    offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,
@@ -253,7 +275,7 @@ def run(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, teachers, students, passes or recipes.")],
+    what: Annotated[str, typer.Argument(help="methods, teachers, timm, students, passes or recipes.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what there is, with its facts."""
@@ -284,6 +306,7 @@ def inspect(
     ] = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
+    offline: Offline = OFFLINE,
 ) -> None:
     """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
     saved student is and how it was made; or what a teacher is and which methods and students suit it."""
@@ -300,14 +323,22 @@ def inspect(
             ("--images", images),
             ("--fit", fit),
             ("--class-names", class_names),
+            ("--offline", offline or None),
         ):
             if value is not None:
-                raise OptionError(f"{option} {value} with {folder}", "it with --teacher alone")
+                given = option if value is True else f"{option} {value}"
+                raise OptionError(f"{given} with {folder}", "it with --teacher alone")
         lines = api.inspect(folder)
     else:
         assert teacher is not None
         lines = api.inspect_teacher(
-            teacher, weights=weights, images=images, fit=fit, class_names=class_names, reporter=Reporter()
+            teacher,
+            weights=weights,
+            images=images,
+            fit=fit,
+            class_names=class_names,
+            offline=offline,
+            reporter=Reporter(),
         )
     for line in lines:
         typer.echo(line)
@@ -327,6 +358,7 @@ def verify(
     tolerance: Annotated[
         float, typer.Option(help="Largest difference of a logit that is allowed.")
     ] = VERIFY.tolerance,
+    offline: Offline = OFFLINE,
 ) -> None:
     """Check every file against its hash and every array against the schema; and an export against both."""
     from zsq.core.errors import OptionError
@@ -339,7 +371,9 @@ def verify(
     if against is not None:
         from zsq import api
 
-        same = api.verify_export(folder, against, teacher=teacher, weights=weights, tolerance=tolerance)
+        same = api.verify_export(
+            folder, against, teacher=teacher, weights=weights, tolerance=tolerance, offline=offline
+        )
         logits = "" if teacher is None else f", logits within {same.logit_difference:.2g}"
         typer.echo(f"{against} ({same.to}): the same {same.num_images} images and labels{logits}")
 
@@ -405,6 +439,7 @@ def audit(
     weights: Weights = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
+    offline: Offline = OFFLINE,
     threads: Threads = AUDIT_RUNTIME.threads,
     device: Device = AUDIT_RUNTIME.device,
 ) -> None:
@@ -424,6 +459,7 @@ def audit(
         weights=weights,
         fit=fit,
         class_names=class_names,
+        offline=offline,
         runtime=runtime,
         reporter=Reporter(),
     )

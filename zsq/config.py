@@ -50,7 +50,14 @@ class AuditRuntime(RuntimeConfig):
     compile: str = "off"
 
 
-class GenerateConfig(Record):
+class OfflineConfig(Record):
+    """Where a teacher's own weights may come from: with `offline`, from this machine alone. No record keeps
+    it, since the weights are the same."""
+
+    offline: Annotated[bool, Field(exclude=True)] = False
+
+
+class GenerateConfig(OfflineConfig):
     """`zsq generate`. `set` are overrides of the method's options; `batch` None is the method's own; `count`
     None is what a resumed run has, else `DEFAULT_COUNT`.
 
@@ -83,7 +90,7 @@ class ImagesConfig(Record):
     class_names: str | None = None
 
 
-class FitConfig(ImagesConfig):
+class FitConfig(ImagesConfig, OfflineConfig):
     """What fitting a student takes, alone or in a comparison. `first_last` None is the student's own."""
 
     teacher: str
@@ -150,6 +157,7 @@ EXPORT = ExportConfig.model_construct()
 IMPORT = ImportConfig.model_construct()
 RUNTIME, AUDIT_RUNTIME = RuntimeConfig(), AuditRuntime()
 IMAGES = ImagesConfig()
+OFFLINE = OfflineConfig().offline
 
 
 class RecipeTeacher(Record):
@@ -201,7 +209,7 @@ class RecipeStudent(Record):
     set: dict[str, Any] = Field({})
 
 
-class Recipe(ImagesConfig):
+class Recipe(ImagesConfig, OfflineConfig):
     """`zsq run`: generate each source, fit each student, measure the gap, report.
 
     Texts keep their `${NAME}` so that no machine's paths get into results; `folder` is where relative paths
@@ -226,8 +234,11 @@ class Recipe(ImagesConfig):
         """An image source or a file of this recipe: variables replaced, relative paths from its folder."""
         path = expand_variables(text, f"recipe '{self.title}'")
         prefix, colon, rest = path.partition(":")
-        if colon and prefix in ("embedded", "torchvision", "cifar10"):
+        if colon and prefix in ("embedded", "torchvision", "cifar10", "timm"):
             return path
+        if colon and prefix == "hf":
+            folder = self.folder / rest
+            return f"hf:{folder}" if folder.is_dir() else path
         if colon and prefix == "file":
             return f"file:{self.folder / rest}"
         return str(self.folder / path)

@@ -123,7 +123,9 @@ def _check_files_and_names(recipe: Recipe) -> None:
 def _recipe_teacher(recipe: Recipe) -> Teacher:
     weights = recipe.teacher.weights
     teacher = load_teacher(
-        recipe.located(recipe.teacher.name), Path(recipe.located(weights)) if weights else None
+        recipe.located(recipe.teacher.name),
+        Path(recipe.located(weights)) if weights else None,
+        offline=recipe.offline,
     )
     if recipe.teacher.expected_accuracy is None:
         return teacher
@@ -188,6 +190,7 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
         real=None if source.real is None else recipe.located(source.real),
         set=source.set,
         runtime=recipe.runtime,
+        offline=recipe.offline,
     )
 
 
@@ -244,7 +247,8 @@ def run_gap(
     """
     reporter = reporter or Reporter(quiet=True)
     specs, title = _gap_students(config), f"Gap to real images: {config.teacher}"
-    teacher = load_teacher(config.teacher, Path(config.weights) if config.weights else None)
+    weights = Path(config.weights) if config.weights else None
+    teacher = load_teacher(config.teacher, weights, offline=config.offline)
     sets = shard_sets_by_source([Path(folder) for folder in config.shards])
     datasets = [ShardDataset(folder) for folders in sets.values() for folder in folders]
     count = config.count or min(len(dataset) for dataset in datasets)

@@ -96,7 +96,7 @@ def elsewhere(tmp_path, monkeypatch):
         ((*FIT, "embedded:digits", "--passes", "adapt-bn"), "ptq takes no pass adapt-bn", "folds"),
         (("run", "nothing"), "unknown recipe 'nothing'", "digits"),
         (("run", "nothing.toml"), "nothing.toml cannot be read", "TOML"),
-        (("list", "models"), "zsq list models", "methods, teachers, students, passes, recipes"),
+        (("list", "models"), "zsq list models", "methods, teachers, timm, students, passes, recipes"),
         (("verify", "nowhere"), "nowhere does not exist", "run folder"),
         (("inspect", "nowhere"), "nowhere does not exist", "run folder"),
         (("generate", *DIGITS), "Missing option", "see `zsq generate --help`"),
@@ -201,7 +201,8 @@ def test_default_weights_without_network(monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     outcome = call(capsys, "generate", "--teacher", "resnet18", "--method", "dsg")
     assert outcome.status == FAILED
-    complaint = outcome.complaint()
+    said, complaint = outcome.err.splitlines()
+    assert said.startswith("warning: default weights of resnet18 are downloaded from https://")
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in complaint
     assert "sha256 starts with f37072fd" in complaint
     assert "--weights FILE" in complaint

@@ -9,7 +9,7 @@ RUNTIME = ["--precision", "--compile", "--threads", "--device"]
 COMMANDS = {
     "generate": [
         *("--teacher", "--method", "--weights", "--count", "--batch", "--shard-size", "--seed", "--out"),
-        *("--iterations", "--effort", "--real", "--set", "--resume", *RUNTIME),
+        *("--iterations", "--effort", "--real", "--set", "--resume", "--offline", *RUNTIME),
     ],
     "quantize": [
         *(
@@ -25,21 +25,23 @@ COMMANDS = {
             "--seed",
             "--eval",
         ),
-        *("--count", "--out", "--onnx", "--set", *RUNTIME),
+        *("--count", "--out", "--onnx", "--set", "--offline", *RUNTIME),
     ],
     "gap": [
         *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),
         *("--seeds", "--count", "--first-last", "--passes", "--set", "--show-real", "--resume", *RUNTIME),
-        *("--fit", "--class-names"),
+        *("--fit", "--class-names", "--offline"),
     ],
-    "run": ["recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", *RUNTIME],
+    "run": [
+        *("recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", "--offline", *RUNTIME)
+    ],
     "list": ["what", "--json"],
-    "inspect": ["folder", "--teacher", "--weights", "--images", "--fit", "--class-names"],
-    "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance"],
+    "inspect": ["folder", "--teacher", "--weights", "--images", "--fit", "--class-names", "--offline"],
+    "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance", "--offline"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],
     "audit": [
         *("--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"),
-        *("--fit", "--class-names"),
+        *("--fit", "--class-names", "--offline"),
     ],
     "import": ["source", "--out", "--name", "--mean", "--std", "--layout"],
 }

@@ -68,7 +68,7 @@ def quantize_images(
     """
     runtime = Runtime.resolve(**config.runtime.model_dump())
     weights = None if config.weights is None else Path(config.weights)
-    teacher = load_teacher(config.teacher, weights).to(runtime.device)
+    teacher = load_teacher(config.teacher, weights, offline=config.offline).to(runtime.device)
     reference, shown = None, []
     if config.eval is not None:
         shown = [images_for(teacher, config.eval, config, labelled=True)]

@@ -143,7 +143,7 @@ def resolve(
         raise OptionError(f"{config.method} without --real", f"--real SRC: {what}")
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
-        teacher = load_teacher(config.teacher, weights)
+        teacher = load_teacher(config.teacher, weights, offline=config.offline)
     require(config.method, teacher)
     require_finite_outputs(teacher)
     counts = counts or (config.count or DEFAULT_COUNT,)

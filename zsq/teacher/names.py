@@ -1,4 +1,5 @@
-"""From a name to the teacher: `resnet18`, `cifar10:resnet20`, `embedded:digits` or `file:teacher.toml`."""
+"""From a name to the teacher: `resnet18`, `timm:resnet18d`, `hf:microsoft/resnet-18`, `cifar10:resnet20`,
+`embedded:digits` or `file:teacher.toml`."""
 
 from __future__ import annotations
 
@@ -9,17 +10,28 @@ from zsq.core.errors import OptionError, UnknownNameError, UsageError
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
+_LIBRARIES = (
+    ("timm:NAME", "any network of timm, see `zsq list timm`; needs the extra 'timm'"),
+    (
+        "hf:NAME",
+        "an image classifier on the Hugging Face hub, or in a folder: hf:FOLDER; needs the extra 'hf'",
+    ),
+)
 _PATH_ENDINGS = (".toml", ".pt", ".pth", ".th", ".pt2", ".pkl", ".safetensors")
 
 
-def load_teacher(name: str, weights: Path | None = None, device: str = "cpu") -> Teacher:
+def load_teacher(
+    name: str, weights: Path | None = None, device: str = "cpu", offline: bool = False
+) -> Teacher:
     """The teacher called `name`, frozen, on `device`; the global random state stays as it was.
 
     Args:
         weights: a safetensors or state dict file in place of the teacher's own.
+        offline: refuse weights that are not on this machine, rather than download them.
 
     Raises:
-        UnknownNameError, UsageError: no such teacher, or a broken card.
+        UnknownNameError, UsageError: no such teacher, or a broken card. MissingExtraError: its library is not
+            installed.
         WeightsError, MismatchError: weights that cannot be had, read, trusted or that belong elsewhere.
 
     Example:
@@ -27,33 +39,45 @@ def load_teacher(name: str, weights: Path | None = None, device: str = "cpu") ->
         >>> teacher.num_outputs, teacher.spec.shape
         (10, (1, 32, 32))
     """
+    return _load(name, weights, offline).to(device)
+
+
+def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
     source, colon, rest = name.partition(":")
     if source == "file" and colon:
         from zsq.teacher.card import load_card_teacher
 
-        return load_card_teacher(name, rest, weights).to(device)
+        return load_card_teacher(name, rest, weights)
+    if source == "hf" and colon:
+        from zsq.teacher.hf_models import load_hf_teacher
+
+        return load_hf_teacher(name, weights, offline)
     if _looks_like_path(name):
         raise UsageError(
             f"teacher '{name}' looks like a path",
             f"--teacher file:{name} for a teacher card, or an architecture's name with --weights {name}",
         )
+    if source == "timm" and colon:
+        from zsq.teacher.timm_models import load_timm_teacher
+
+        return load_timm_teacher(name, weights, offline)
     if source == "cifar10" and rest in _cifar_names():
-        return _load_cifar(name, rest, weights).to(device)
+        return _load_cifar(name, rest, weights)
     if name in ("embedded:digits", "embedded:digits-features"):
         from zsq.teacher.digits import load_digits_embedder, load_digits_teacher
 
         if weights is not None:
             raise OptionError(f"--weights {weights}", f"none: {name} carries its own")
-        return (load_digits_teacher() if name == "embedded:digits" else load_digits_embedder()).to(device)
+        return load_digits_teacher() if name == "embedded:digits" else load_digits_embedder()
     from zsq.teacher.torchvision_models import load_torchvision_teacher, torchvision_names
 
     if name not in torchvision_names():
         raise UnknownNameError("teacher", name, [known for known, _ in builtin_teachers()])
-    return load_torchvision_teacher(name, weights).to(device)
+    return load_torchvision_teacher(name, weights, offline)
 
 
 def builtin_teachers() -> list[tuple[str, str]]:
-    """(name, one-line description) of every teacher that needs no card."""
+    """(name, one-line description) of every teacher that needs no card; one line each for libraries."""
     from zsq.teacher.torchvision_models import torchvision_names
 
     digits = ("embedded:digits", "small residual network for 32-px digits, weights included")
@@ -62,7 +86,7 @@ def builtin_teachers() -> list[tuple[str, str]]:
         (f"cifar10:{name}", "CIFAR ResNet of He et al. 2016, needs --weights FILE") for name in _cifar_names()
     ]
     torchvision = [(name, "torchvision, 1000 ImageNet classes") for name in torchvision_names()]
-    return [digits, features, *cifar, *torchvision]
+    return [digits, features, *cifar, *torchvision, *_LIBRARIES]
 
 
 def _looks_like_path(name: str) -> bool:

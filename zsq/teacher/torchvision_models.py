@@ -1,7 +1,7 @@
 """Any torchvision classification model, with the mean, std and size of its default weights.
 
-The one place that may use the network: default weights that are not in torch.hub's folder are downloaded from
-the URL that torchvision names, checked against the hash in their file name.
+Default weights that are not in torch.hub's folder are downloaded from the URL that torchvision names, and
+checked against the hash in their file name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, WeightsError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
+from zsq.teacher.heads import num_classes_in
+from zsq.teacher.hub import before_download
 from zsq.teacher.load import build_without_global_rng, load_weights, read_sha256, read_state_dict
 
 NUM_IMAGENET_CLASSES = 1000
@@ -31,7 +33,7 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def load_torchvision_teacher(name: str, weights: Path | None = None) -> Teacher:
+def load_torchvision_teacher(name: str, weights: Path | None = None, offline: bool = False) -> Teacher:
     """The model called `name` with its default weights, or those in the file `weights`.
 
     The number of classes of a file follows from its last layer. Auxiliary heads are left out.
@@ -40,12 +42,12 @@ def load_torchvision_teacher(name: str, weights: Path | None = None) -> Teacher:
         WeightsError, MismatchError: weights that cannot be had, read or trusted, or of another architecture.
     """
     default = torchvision.models.get_model_weights(name).DEFAULT
-    path = weights if weights is not None else _default_weights_path(name, default.url)
+    path = weights if weights is not None else _default_weights_path(name, default.url, offline)
     arguments = _arguments(name, default.meta)
     network = _build(name, arguments, NUM_IMAGENET_CLASSES)
     state, sha256 = read_state_dict(path, network)
     state = _current_names(state)
-    num_classes = _num_classes(network, state)
+    num_classes = num_classes_in(state, network, NUM_IMAGENET_CLASSES)
     if num_classes != NUM_IMAGENET_CLASSES:
         network = _build(name, arguments, num_classes)
     load_weights(network, state, f"{path} for {name}")
@@ -96,21 +98,13 @@ def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _num_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """Rows of the last layer's weight in `state`; 1000 where it is missing, for the loading to complain."""
-    matrices = [name for name, parameter in network.named_parameters() if parameter.ndim > 1]
-    last = next(
-        name for name in reversed(matrices) if len(network.get_parameter(name)) == NUM_IMAGENET_CLASSES
-    )
-    return len(state[last]) if last in state and state[last].ndim > 1 else NUM_IMAGENET_CLASSES
-
-
-def _default_weights_path(name: str, url: str) -> Path:
+def _default_weights_path(name: str, url: str, offline: bool = False) -> Path:
     """The file of `url` in torch.hub's folder, downloaded if missing; its hash is checked either way."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     hash_prefix = path.stem.rsplit("-", 1)[-1]
     wanted = f"a file whose sha256 starts with {hash_prefix}"
     if not path.is_file():
+        before_download(f"default weights of {name}", url, offline)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())

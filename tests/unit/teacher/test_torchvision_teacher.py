@@ -123,7 +123,9 @@ def test_download_with_another_hash_is_not_kept(tmp_path, hub):
 def test_default_weights_are_loaded_from_the_folder(tmp_path, monkeypatch):
     path = tmp_path / "net.pt"
     model = save_model(path, "squeezenet1_1")
-    monkeypatch.setattr("zsq.teacher.torchvision_models._default_weights_path", lambda name, url: path)
+    monkeypatch.setattr(
+        "zsq.teacher.torchvision_models._default_weights_path", lambda name, url, offline: path
+    )
     teacher = load_torchvision_teacher("squeezenet1_1")
     images = torch.randn(1, 3, 224, 224)
     assert torch.equal(teacher.logits(images), model(images))
