@@ -7,7 +7,7 @@ them into boxes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -102,18 +102,56 @@ class Detect(Task):
         Raises:
             MismatchError: it returns something else than it should.
         """
-        assert self.decode is not None
-        images = self.decode(outputs)
+        images = _called("decode", self.decode, outputs)
         if not isinstance(images, Sequence) or len(images) != count:
             what = f"{len(images)} images" if isinstance(images, Sequence) else f"a {type(images).__name__}"
             raise MismatchError(f"decode returned {what}", f"a list with an entry for each of {count} images")
         return [_checked(image) for image in images]
+
+    def settled(self, outputs: Outputs) -> Detect:
+        """This task with what the `outputs` of one image say of the number of classes.
+
+        Raises:
+            MismatchError: `decode` or `dense` fails on them, or returns something else than it should.
+        """
+        count = self.num_classes
+        if self.decode is not None:
+            self.found(outputs, 1)
+        if self.dense is not None:
+            found = _called("dense", self.dense, outputs)
+            if (
+                not isinstance(found, tuple | list)
+                or len(found) != 2
+                or not all(isinstance(p, Tensor) for p in found)
+            ):
+                raise MismatchError(
+                    f"dense returned a {type(found).__name__}", "two tensors: boxes and scores"
+                )
+            boxes, scores = (tuple(part.shape) for part in found)
+            if len(boxes) != 3 or boxes[2] != 4 or len(scores) != 3 or scores[:2] != boxes[:2]:
+                raise MismatchError(f"dense returned shapes {boxes} and {scores}", "(N, A, 4) and (N, A, K)")
+            if count not in (None, scores[2]):
+                raise MismatchError(f"dense returned scores of {scores[2]} classes", f"num_classes = {count}")
+            count = scores[2]
+        labels = self.labels if self.labels is not None or count is None else tuple(range(count))
+        return replace(self, num_classes=count, labels=labels)
 
     def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Mean over maps of the squared error / the variance of the teacher's map: all scales count alike."""
         pairs = zip(named_tensors(student), named_tensors(teacher), strict=True)
         parts = [_relative_error(own.float(), other.float()) for (_, own), (_, other) in pairs]
         return torch.stack(parts).mean()
+
+
+def _called(name: str, function: Callable[..., Any] | None, outputs: Outputs) -> Any:
+    assert function is not None
+    try:
+        return function(outputs)
+    # It is the user's own code and may raise anything.
+    except Exception as error:
+        raise MismatchError(
+            f"{name} failed with {type(error).__name__}: {error}", "it to take the raw maps"
+        ) from error
 
 
 def object_labels(names: Sequence[str]) -> tuple[int, ...]:

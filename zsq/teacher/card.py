@@ -27,18 +27,23 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Fit, PhotoFit, PositiveInt
 from zsq.core.records import Record, first_fault, read_toml
 from zsq.tasks import TASKS, Task, TaskName
+from zsq.tasks.detect import NO_CLASSES, Detect, object_labels
 from zsq.tasks.nesting import Outputs
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 from zsq.teacher.outputs import made_float, settle
 
 _logger = logging.getLogger(__name__)
 
+CALLABLE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+# Card field -> field of the task; each names a function of the user's own.
+FUNCTIONS = {"decode": "decode", "dense": "dense", "loss": "training_loss"}
+
 
 class TeacherCard(Record):
     """The card's fields; `expected_accuracy` is in percent, `weights` relative to the card, `weights_key` an
     entry of that file, with dots between keys inside one another."""
 
-    architecture: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    architecture: str = Field(pattern=CALLABLE)
     arguments: dict[str, Any] = Field({})
     weights: str | None = Field(None, min_length=1)
     weights_key: str | None = Field(None, min_length=1)
@@ -47,7 +52,10 @@ class TeacherCard(Record):
     psnr_on: Literal["y", "rgb"] | None = None
     border: int | None = Field(None, ge=0)
     output_range: tuple[FiniteFloat, FiniteFloat] | None = None
-    num_classes: int | None = Field(None, ge=2)
+    decode: str | None = Field(None, pattern=CALLABLE)
+    dense: str | None = Field(None, pattern=CALLABLE)
+    loss: str | None = Field(None, pattern=CALLABLE)
+    num_classes: int | None = Field(None, ge=1)
     embedding_size: int | None = Field(None, ge=1)
     expected_accuracy: float | None = Field(None, ge=0, le=100)
     classes: tuple[str, ...] | None = None
@@ -58,18 +66,22 @@ class TeacherCard(Record):
     @model_validator(mode="after")
     def _size_belongs_to_task(self) -> Self:
         wanted = TASKS[self.task].size_key
-        given = [key for key in ("num_classes", "embedding_size") if getattr(self, key) is not None]
-        if given != ([] if wanted is None else [wanted]):
-            others = " or ".join(key for key in ("num_classes", "embedding_size") if key != wanted)
+        allowed = {wanted} | ({"num_classes"} & set(_fields_of(self.task)))
+        given = {key for key in ("num_classes", "embedding_size") if getattr(self, key) is not None}
+        if not given <= allowed or not {wanted} - {None} <= given:
+            others = " or ".join(key for key in ("num_classes", "embedding_size") if key not in allowed)
             needs = f"no {others}" if wanted is None else f"{wanted} and no {others}"
             raise ValueError(f"task '{self.task}' needs {needs}")
+        if wanted == "num_classes" and self.num_classes == 1:
+            raise ValueError(f"num_classes is 2 or more for task '{self.task}'")
         return self
 
     @model_validator(mode="after")
     def _task_has_these_fields(self) -> Self:
-        for key in ("psnr_on", "border", "output_range"):
-            if getattr(self, key) is not None and key not in _fields_of(self.task):
-                raise ValueError(f"{key} is for task 'image', not '{self.task}'")
+        for key in ("psnr_on", "border", "output_range", *FUNCTIONS):
+            if getattr(self, key) is not None and FUNCTIONS.get(key, key) not in _fields_of(self.task):
+                kind = "detect" if key in FUNCTIONS else "image"
+                raise ValueError(f"{key} is for task '{kind}', not '{self.task}'")
         low, high = self.output_range or (0.0, 1.0)
         if low >= high:
             raise ValueError(f"output_range is the values of black and white, found {low:g} and {high:g}")
@@ -77,9 +89,14 @@ class TeacherCard(Record):
 
     @model_validator(mode="after")
     def _classes_have_names(self) -> Self:
-        if self.classes is not None and not len(set(self.classes)) == len(self.classes) == self.num_classes:
-            found = f"classes lists {len(set(self.classes))} different names"
-            raise ValueError(f"{found}, expected one for each of num_classes = {self.num_classes}")
+        if self.classes is None:
+            return self
+        count = self.num_classes or (len(self.classes) if self.task == "detect" else None)
+        fill = len(self.classes) - len(object_labels(self.classes)) if self.task == "detect" else 0
+        different = len(set(self.classes) - NO_CLASSES if fill else set(self.classes))
+        if not different + fill == len(self.classes) == count:
+            found = f"classes lists {different} different names"
+            raise ValueError(f"{found}, expected one for each of num_classes = {count}")
         return self
 
     @model_validator(mode="after")
@@ -101,11 +118,20 @@ class TeacherCard(Record):
         size: int | None = None if key is None else getattr(self, key)
         return size
 
-    def task_of(self, outputs: Outputs) -> Task:
+    def task_of(self, outputs: Outputs, code: _UserCode) -> Task:
         """The task, where the card is silent as the `outputs` of one image suggest: larger images are
         measured as super-resolution is, on luma and without a border as wide as the scale."""
         kind = TASKS[self.task]
-        given = {key: getattr(self, key) for key in _fields_of(self.task) if getattr(self, key) is not None}
+        given = {
+            key: getattr(self, key) for key in _fields_of(self.task) if getattr(self, key, None) is not None
+        }
+        if kind is Detect:
+            named = {
+                own: code.get(getattr(self, key), key) for key, own in FUNCTIONS.items() if getattr(self, key)
+            }
+            labels = object_labels(self.classes) if self.classes else None
+            count = len(self.classes) if self.classes else self.num_classes
+            return Detect(**named, num_classes=count, labels=labels).settled(outputs)
         if self.task != "image":
             return kind(**given)
         height, width = self.image.input_size or self.image.size
@@ -136,7 +162,8 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
         if card.weights is None:
             raise UsageError(f"{path} names no weights", "weights = 'FILE' in the card, or --weights FILE")
         weights = path.parent / card.weights
-    network = _build(card, path)
+    code = _UserCode(path)
+    network = _build(card, path, code)
     what = f"the network of {path}"
     in_float = made_float(network, what)
     state, sha256 = read_state_dict(weights, network, card.weights_key)
@@ -157,7 +184,7 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
         card.image,
         outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() > 1 else None,
         sha256,
-        task=card.task_of(outputs),
+        task=card.task_of(outputs, code),
         expected_accuracy=card.expected_accuracy,
         classes=card.classes,
         photo_fit=card.photo_fit,
@@ -186,9 +213,20 @@ def _expanded(value: Any, where: str) -> Any:
     return expand_variables(value, where) if isinstance(value, str) else value
 
 
-def _build(card: TeacherCard, path: Path) -> nn.Module:
+def _build(card: TeacherCard, path: Path, code: _UserCode) -> nn.Module:
     _logger.info("%s: importing %s runs its Python", path, card.architecture)
-    network = build_without_global_rng(_import_architecture, card=card, path=path)
+
+    def build() -> Any:
+        architecture = code.get(card.architecture, "architecture")
+        try:
+            return architecture(**card.arguments)
+        # The architecture is the user's own code and may raise anything.
+        except Exception as error:
+            raise code.failed(
+                card.architecture, "architecture", error, "that takes the card's arguments"
+            ) from error
+
+    network = build_without_global_rng(build)
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"{card.architecture} of {path} made a {type(network).__name__}", "a torch nn.Module"
@@ -196,20 +234,34 @@ def _build(card: TeacherCard, path: Path) -> nn.Module:
     return network
 
 
-def _import_architecture(card: TeacherCard, path: Path) -> Any:
-    module_name, _, callable_name = card.architecture.partition(":")
-    what = f"architecture '{card.architecture}' of {path}"
-    try:
-        module = _import_module(module_name, path.parent)
-        architecture: Callable[..., Any] = getattr(module, callable_name)
-        return architecture(**card.arguments)
-    # The architecture is the user's own code and may raise anything.
-    except Exception as error:
-        raise UsageError(
-            f"{what} failed with {type(error).__name__}: {error}",
-            "module:callable that takes the card's arguments",
+class _UserCode:
+    """What stands in modules beside a card, or in installed ones; each is imported once."""
+
+    def __init__(self, card: Path) -> None:
+        self.card = card
+        self.modules: dict[str, ModuleType] = {}
+
+    def get(self, named: str, key: str) -> Callable[..., Any]:
+        """The callable `module:name` of the card's field `key`."""
+        module_name, _, name = named.partition(":")
+        try:
+            if module_name not in self.modules:
+                self.modules[module_name] = _import_module(module_name, self.card.parent)
+            found = getattr(self.modules[module_name], name)
+        # Importing runs the user's own code.
+        except Exception as error:
+            raise self.failed(named, key, error) from error
+        if not callable(found):
+            raise UsageError(f"{key} '{named}' of {self.card} is a {type(found).__name__}", "a callable")
+        return found
+
+    def failed(self, named: str, key: str, error: Exception, which: str = "") -> UsageError:
+        """What to say where it cannot be had or used."""
+        return UsageError(
+            f"{key} '{named}' of {self.card} failed with {type(error).__name__}: {error}",
+            f"module:callable {which}".strip(),
             "importing it runs its Python; the module stands beside the card or is importable",
-        ) from error
+        )
 
 
 def _import_module(module_name: str, folder: Path) -> ModuleType:

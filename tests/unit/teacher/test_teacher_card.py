@@ -195,8 +195,8 @@ def test_importable_module(folder, tmp_path):
         ("num_classes = 5", 'task = "embed"\nnum_classes = 5', "needs embedding_size and no num_classes"),
         (
             "num_classes = 5",
-            'num_classes = 5\ntask = "detect"',
-            "task 'detect' needs no num_classes or",
+            'num_classes = 5\ntask = "other"',
+            "task 'other' needs no num_classes or",
         ),
         ("num_classes = 5", 'num_classes = 5\ntask = "speak"', "task: .*one of classify, embed, image, seg"),
         ("num_classes = 5", 'num_classes = 5\nclasses = ["a", "b"]', "classes lists 2 .*num_classes = 5"),
