@@ -24,6 +24,7 @@ from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.intraq import IntraQ
 from zsq.generators.noise import Noise
 from zsq.generators.qimera import Qimera
+from zsq.generators.tsz import TSZ
 from zsq.generators.zeroq import ZeroQ
 
 # What `--effort quick` is: on two cores with AVX2 alone, 1024 images of ResNet-18 within an hour.
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Generator]] = {
     "genie": Genie,
     "gdfq": GDFQ,
     "qimera": Qimera,
+    "tsz": TSZ,
 }
 
 

@@ -1,12 +1,16 @@
 """Tiny teachers of every kind of architecture, with BN statistics of structured images."""
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import batched_nms
 
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.tasks import TASKS
+from zsq.tasks.detect import Detect
 
 
 def image_spec(channels=3, size=(16, 16), **changes):
@@ -137,3 +141,25 @@ def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch
         with torch.no_grad():
             network.train()(spec.standard_to_norm(structured_images((64, *spec.shape))))
     return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=TASKS[task]())
+
+
+def as_detector(teacher):
+    """The same network with logits (N, K) read as K boxes of half the image's sides, which the logits move
+    along the diagonal, and as the scores of K classes for each box."""
+    height, width = teacher.spec.size
+    sides = torch.tensor([width, height])
+
+    def dense(logits):
+        centres = sides * logits.sigmoid()[..., None]
+        scores = (logits[:, :, None] * logits[:, None]).sigmoid()
+        return torch.cat([centres - sides / 4, centres + sides / 4], -1), scores
+
+    def decode(logits):
+        found = []
+        for boxes, scores in zip(*dense(logits), strict=True):
+            best, labels = scores.max(1)
+            kept = batched_nms(boxes, best, labels, 0.6)
+            found.append({"boxes": boxes[kept], "scores": best[kept], "labels": labels[kept]})
+        return found
+
+    return dataclasses.replace(teacher, task=Detect(decode=decode, dense=dense))

@@ -92,7 +92,8 @@ class Silent:
 class Facts:
     """What a method or student declares about itself.
 
-    `needs_moments`: statistics of the layers that follow from the weights. `data_read` is what of the real
+    `needs_moments`: statistics of the layers that follow from the weights. `needs_boxes`: a detector that can
+    be asked for boxes. `data_read` is what of the real
     world it reads: "none", or e.g. "1 image per class".
     """
 
@@ -101,6 +102,7 @@ class Facts:
     needs_labels: bool = False
     needs_batch_norm: bool = False
     needs_moments: bool = False
+    needs_boxes: bool = False
     needs_real: bool = False
     trains_network: bool = False
     data_read: str = "none"

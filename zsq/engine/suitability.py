@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from zsq.contract import Facts, Teacher
 from zsq.core.errors import MismatchError, NoBatchNormError
+from zsq.engine.detector import require_boxes
 from zsq.engine.statistics import require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.weights import require_estimates
@@ -20,7 +21,7 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
 
     Raises:
         NoBatchNormError: no batch norm with stored statistics.
-        MismatchError: no classes, or no statistics that follow from the weights.
+        MismatchError: no classes, no boxes, or no statistics that follow from the weights.
     """
     try:
         _check(teacher, owner, facts)
@@ -45,5 +46,7 @@ def _check(teacher: Teacher, owner: str, facts: Facts) -> None:
         require_batch_norm(teacher, owner)
     if facts.needs_labels:
         class_count(teacher, owner)
+    if facts.needs_boxes:
+        require_boxes(teacher, owner)
     if facts.needs_moments:
         require_estimates(teacher, owner)

@@ -43,10 +43,11 @@ from zsq.shards.manifest import holds_shards
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
 
+EMBEDDED = ("embedded:digits[:train|val|test]", "embedded:digits-detector[:train|test]")
 SOURCES = (
     "a folder of class folders or of photos, or with images/ beside annotations.json (COCO) or masks/, "
     "a .zip of these, an .npz, .npy, .pt or .safetensors of uint8, "
-    "a shard folder, embedded:digits[:train|val|test] or torchvision:NAME:ROOT[:SPLIT]; each may end in "
+    f"a shard folder, {', '.join(EMBEDDED)} or torchvision:NAME:ROOT[:SPLIT]; each may end in "
     "#labels=FIRST-LAST"
 )
 
@@ -256,13 +257,20 @@ def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> N
 
 def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     from zsq.teacher.digits import Split, load_digits_images
+    from zsq.teacher.digits_canvases import load_digits_canvases
 
-    name, _, split = source.removeprefix("embedded:").partition(":")
-    if name != "digits":
-        raise ImagesError(f"unknown images '{source}'", "embedded:digits[:train|val|test]")
-    pixels, labels = load_digits_images(cast(Split, split or "train"))
+    name, _, named = source.removeprefix("embedded:").partition(":")
+    split, boxes = cast(Split, named or "train"), None
+    if name == "digits":
+        pixels, labels = load_digits_images(split)
+    elif name == "digits-detector":
+        pixels, boxes = load_digits_canvases(split)
+        labels = torch.full((len(pixels),), -1)
+    else:
+        raise ImagesError(f"unknown images '{source}'", f"one of {', '.join(EMBEDDED)}")
     _check_shape(source, pixels.shape[1:], spec)
-    return ImageSet(pixels, labels, source).subset(torch.from_numpy(spread(len(pixels), limit)))
+    images = ImageSet(pixels, labels, source, boxes=None if boxes is None else tuple(boxes))
+    return images.subset(torch.from_numpy(spread(len(pixels), limit)))
 
 
 def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:

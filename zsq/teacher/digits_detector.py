@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from zsq.contract import Teacher
 from zsq.core.boxes import Target, clipped
 from zsq.core.imagespec import ImageSpec
+from zsq.tasks.detect import Detect
 from zsq.teacher.digits import ResidualBlock
 from zsq.teacher.digits_canvases import CANVAS
+from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
 WEIGHTS_PATH = Path(__file__).parent / "digits-detector.safetensors"
 
@@ -94,3 +97,24 @@ def decode(outputs: Mapping[str, Tensor]) -> list[Target]:
 
 # Moments of the train split's pixels.
 DETECTOR_SPEC = ImageSpec(channels=1, size=(CANVAS, CANVAS), mean=(0.2476,), std=(0.1408,))
+
+# mAP over IoU .5 to .95 in points, on the test canvases.
+EXPECTED_MAP = 86.42
+
+
+def load_digits_detector() -> Teacher:
+    """The shipped detector, as `benchmarks/train_digits_detector.py` wrote it."""
+    state, sha256 = read_state_dict(WEIGHTS_PATH)
+    network = build_without_global_rng(DigitsDetector)
+    load_weights(network, state, str(WEIGHTS_PATH))
+    task = Detect(decode=decode, dense=dense, labels=tuple(range(NUM_CLASSES)))
+    return Teacher(
+        "embedded:digits-detector",
+        network,
+        DETECTOR_SPEC,
+        None,
+        sha256,
+        task=task,
+        expected_accuracy=EXPECTED_MAP,
+        classes=tuple(map(str, range(NUM_CLASSES))),
+    )

@@ -19,6 +19,12 @@ _LIBRARIES = (
 )
 _PATH_ENDINGS = (".toml", ".pt", ".pth", ".th", ".pt2", ".pkl", ".safetensors")
 
+_EMBEDDED = (
+    ("embedded:digits", "small residual network for 32-px digits, weights included"),
+    ("embedded:digits-features", "the same without its last layer: 48-d embeddings"),
+    ("embedded:digits-detector", "small detector of digits on 96-px canvases, weights included"),
+)
+
 
 def load_teacher(
     name: str, weights: Path | None = None, device: str = "cpu", offline: bool = False
@@ -63,12 +69,10 @@ def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
         return load_timm_teacher(name, weights, offline)
     if source == "cifar10" and rest in _cifar_names():
         return _load_cifar(name, rest, weights)
-    if name in ("embedded:digits", "embedded:digits-features"):
-        from zsq.teacher.digits import load_digits_embedder, load_digits_teacher
-
+    if name in dict(_EMBEDDED):
         if weights is not None:
             raise OptionError(f"--weights {weights}", f"none: {name} carries its own")
-        return load_digits_teacher() if name == "embedded:digits" else load_digits_embedder()
+        return _load_embedded(name)
     from zsq.teacher.torchvision_models import load_torchvision_teacher, torchvision_names
 
     if name not in torchvision_names():
@@ -80,17 +84,25 @@ def builtin_teachers() -> list[tuple[str, str]]:
     """(name, one-line description) of every teacher that needs no card; one line each for libraries."""
     from zsq.teacher.torchvision_models import torchvision_names
 
-    digits = ("embedded:digits", "small residual network for 32-px digits, weights included")
-    features = ("embedded:digits-features", "the same without its last layer: 48-d embeddings")
     cifar = [
         (f"cifar10:{name}", "CIFAR ResNet of He et al. 2016, needs --weights FILE") for name in _cifar_names()
     ]
     torchvision = [(name, "torchvision, 1000 ImageNet classes") for name in torchvision_names()]
-    return [digits, features, *cifar, *torchvision, *_LIBRARIES]
+    return [*_EMBEDDED, *cifar, *torchvision, *_LIBRARIES]
 
 
 def _looks_like_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.lower().endswith(_PATH_ENDINGS)
+
+
+def _load_embedded(name: str) -> Teacher:
+    if name == "embedded:digits-detector":
+        from zsq.teacher.digits_detector import load_digits_detector
+
+        return load_digits_detector()
+    from zsq.teacher.digits import load_digits_embedder, load_digits_teacher
+
+    return load_digits_teacher() if name == "embedded:digits" else load_digits_embedder()
 
 
 def _cifar_names() -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toys import make_teacher, without_bn
+from toys import as_detector, make_teacher, without_bn
 
 from zsq.core.errors import MismatchError, NoBatchNormError
 from zsq.engine.suitability import suits
@@ -42,10 +42,13 @@ def test_where_nothing_follows_from_the_weights_noise_alone_is_named(build):
 
 def test_who_suits_follows_from_the_facts():
     plain, faces, bare = make_teacher(), make_teacher(task="embed"), make_teacher(without_bn)
+    detector = as_detector(plain)
     for cls in METHODS.values():
-        assert suits(plain, cls.facts)
-        assert suits(faces, cls.facts) == (not cls.facts.needs_labels)
-        assert suits(bare, cls.facts) == (not cls.facts.needs_batch_norm)
+        boxes = cls.facts.needs_boxes
+        assert suits(plain, cls.facts) == (not boxes)
+        assert suits(faces, cls.facts) == (not (cls.facts.needs_labels or boxes))
+        assert suits(bare, cls.facts) == (not (cls.facts.needs_batch_norm or boxes))
+        assert suits(detector, cls.facts) == (not cls.facts.needs_labels)
 
 
 def test_refusal_leaves_no_trace_on_the_teacher():
