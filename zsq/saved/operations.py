@@ -1,54 +1,54 @@
-"""What a saved network may consist of: the modules, functions and methods that a file can name.
+"""Which operation and which class of module a name in a student's file stands for.
 
-Nothing else is ever built or called for a file, so that it holds data and no code.
+They are those of `zsq.graph.vocabulary` that may be saved. Nothing else is ever built or called for a file,
+so that it holds data and no code.
 """
 
 from __future__ import annotations
 
-import builtins
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import stochastic_depth
 
-from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
+from zsq.graph import vocabulary
+from zsq.quantizers.layers import QUANTIZED
 
-_MODULES = """Conv2d Linear BatchNorm1d BatchNorm2d LayerNorm GroupNorm InstanceNorm2d LocalResponseNorm
-ReLU ReLU6 PReLU LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Softplus Softmax LogSoftmax Hardswish
-Hardsigmoid Hardtanh MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d Upsample PixelShuffle
-ChannelShuffle ZeroPad2d ReflectionPad2d ReplicationPad2d ConstantPad2d Identity Dropout Dropout2d
-Flatten Unflatten"""
-_TORCH = """abs add cat chunk clamp concat div exp flatten flip log maximum mean minimum movedim mul narrow
-neg permute pow relu reshape roll rsqrt select sigmoid softmax split sqrt square squeeze stack sub sum
-swapaxes tanh transpose unbind unflatten unsqueeze"""
-_FUNCTIONAL = """adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d batch_norm celu channel_shuffle dropout
-dropout2d elu gelu group_norm hardsigmoid hardswish hardtanh instance_norm interpolate layer_norm leaky_relu
-local_response_norm log_softmax max_pool2d mish normalize pad pixel_shuffle prelu relu relu6 selu sigmoid silu
-softmax softplus tanh"""
-_OPERATOR = """add floordiv getitem iadd imul isub itruediv mod mul neg pow sub truediv"""
-_METHODS = """abs add add_ chunk clamp clamp_ contiguous dim div div_ exp expand expand_as flatten flip float
-log max mean min mul mul_ narrow neg permute pow relu relu_ repeat reshape reshape_as rsqrt select sigmoid
-sigmoid_ size softmax split sqrt square squeeze sub sub_ sum t tanh transpose unbind unflatten unsqueeze view
-view_as"""
+_SPACE = "aten"
+_PYTHON_NAMES = {function: name for name, function in vocabulary.PYTHON_FUNCTIONS.items()}
 
 MODULES: dict[str, type[nn.Module]] = {
-    **{name: getattr(nn, name) for name in _MODULES.split()},
-    **{layer.__name__: layer for layer in (QuantConv2d, QuantLinear, QuantPReLU)},
+    kind.__name__: kind for kind in (*vocabulary.MODULES, *QUANTIZED, *QUANTIZED.values())
 }
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"torch.{name}": getattr(torch, name) for name in _TORCH.split()},
-    **{f"torch.nn.functional.{name}": getattr(F, name) for name in _FUNCTIONAL.split()},
-    **{f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()},
-    "builtins.getattr": builtins.getattr,
-    "torchvision.ops.stochastic_depth": stochastic_depth,
-}
 
-METHODS = frozenset(_METHODS.split())
+def called(name: str) -> Callable[..., Any]:
+    """What a file calls by `name`: "operator.NAME", or "aten.NAME.OVERLOAD" of an operation that makes new
+    tensors and overwrites none.
 
-# Of a tensor, where the graph reads them with getattr.
-ATTRIBUTES = frozenset({"shape", "ndim", "mT", "T"})
+    Raises:
+        ValueError: nothing that a student may call.
+    """
+    if name in vocabulary.PYTHON_FUNCTIONS:
+        return vocabulary.PYTHON_FUNCTIONS[name]
+    space, packet, overload = [*name.split(".", 2), "", ""][:3]
+    known = vocabulary.OPERATIONS.get(packet)
+    if space == _SPACE and known is not None and known.saved:
+        operation = getattr(torch.ops.aten, packet, None)
+        if operation is not None and overload in operation.overloads():
+            found = getattr(operation, overload)
+            if not found._schema.is_mutable:
+                return found
+    raise ValueError(f"function {name} is not one of those a student may call")
+
+
+def name_in_file(function: Any) -> str | None:
+    """The name by which a file calls `function`; None where it may not."""
+    if isinstance(function, torch._ops.OpOverload):
+        name = str(function)
+        try:
+            return name if called(name) is function else None
+        except ValueError:
+            return None
+    return _PYTHON_NAMES.get(function)

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError, field_validator, model_validator
 
 from zsq.contract import ImagesOrigin, Made, QuantizedTensor
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
-from zsq.core.records import Sha256, StrictRecord
+from zsq.core.records import Sha256, StrictRecord, first_fault
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Form, Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
-from zsq.tasks import TaskName
+from zsq.tasks import TASKS, Task, TaskName
 from zsq.widths import Bits, Width, check_first_last
+
+# The last part of a quantizer's path; a second quantizer of the same place has a number.
+_PLACE = re.compile(r"[a-z]+_quantizer\d*")
+_WEIGHT_PLACE = "weight_quantizer"
 
 
 class TeacherIdentity(StrictRecord):
-    """Whom the student was fitted to; nothing of it is needed to load the student."""
+    """Whom the student was fitted to; nothing of it is needed to load the student. `num_outputs` as in
+    `zsq.contract.Teacher`."""
 
     name: str
     weights_sha256: str
     num_outputs: Annotated[int, Field(ge=1)] | None
+
+
+class TaskRecord(StrictRecord):
+    """A task and its fields. Functions of the user's own, such as a detector's `decode`, are not stored."""
+
+    name: TaskName
+    fields: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _makes_a_task(self) -> TaskRecord:
+        known = {field.name for field in fields(TASKS[self.name])}
+        unknown = next((key for key in self.fields if key not in known), None)
+        if unknown is not None:
+            raise ValueError(f"task '{self.name}' has no {unknown}")
+        try:
+            self.task()
+        except ValidationError as error:
+            raise ValueError(first_fault(error)) from None
+        return self
+
+    @classmethod
+    def of(cls, task: Task) -> TaskRecord:
+        """The same, as a file holds it."""
+        held = {field.name: getattr(task, field.name) for field in fields(task)}
+        return cls(name=task.name, fields={key: value for key, value in held.items() if not callable(value)})
+
+    def task(self) -> Task:
+        """The same, as a student has it."""
+        return TypeAdapter(TASKS[self.name]).validate_python(self.fields)
 
 
 class GridRecord(StrictRecord):
@@ -44,7 +79,9 @@ class GridRecord(StrictRecord):
     def _fits(self) -> GridRecord:
         if self.hi - self.lo >= 2**self.bits:
             raise ValueError(f"levels {self.lo}..{self.hi} do not fit {self.bits} bits")
-        if row_name(self.path) != self.name:
+        place = self.path.rpartition(".")[2]
+        known = _PLACE.fullmatch(place) and (self.kind == "weight") == (place == _WEIGHT_PLACE)
+        if not known or row_name(self.path) != self.name:
             raise ValueError(f"'{self.name}' is not quantized at '{self.path}'")
         return self
 
@@ -88,11 +125,6 @@ class MadeRecord(StrictRecord):
     origin: OriginRecord | None
     photo_fit: str | None = None
 
-    @model_serializer(mode="wrap")
-    def _what_there_is(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if key != "photo_fit" or value is not None}
-
     @classmethod
     def of(cls, made: Made) -> MadeRecord:
         """The same, as a file holds it."""
@@ -105,24 +137,31 @@ class MadeRecord(StrictRecord):
 
 
 class StudentRecord(StrictRecord):
-    """The JSON file. `channels_last` names the tensors that are laid out so; files of early versions do not
-    say how the student was `made`."""
+    """The JSON file. `channels_last` names the tensors that are laid out so; `made` is None of a student that
+    was put together by hand."""
 
     format: Literal["zsq student"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     zsq_version: str
     student: str
     bits: str
     first_last: int | None
-    task: TaskName
+    task: TaskRecord
     image: ImageSpec
     teacher: TeacherIdentity
-    made: MadeRecord | None = None
+    made: MadeRecord | None
     tensors_sha256: Sha256
     cost: CostRecord
     grids: list[GridRecord]
     channels_last: list[str]
     graph: GraphRecord
+
+    @field_validator("format_version", mode="before")
+    @classmethod
+    def _is_of_today(cls, version: Any) -> Any:
+        if version == 1:
+            raise ValueError("written by an earlier version of zsq, with another kind of graph: fit it again")
+        return version
 
     @model_validator(mode="after")
     def _has_widths(self) -> StudentRecord:

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, fx
 
 from zsq.contract import FittedStudent, QuantizedTensor, Teacher
-from zsq.core.errors import OptionError, StudentFileError
+from zsq.core.errors import OptionError, StudentFileError, UntraceableError, first_line
 from zsq.core.files import atomic_write_bytes, atomic_write_text, read_regular
 from zsq.core.records import first_fault
 from zsq.core.version import __version__
@@ -31,10 +31,18 @@ from zsq.graph import capture
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.cost import Cost, student_cost
-from zsq.saved.record import CostRecord, GridRecord, MadeRecord, StudentRecord, TeacherIdentity
-from zsq.saved.stored_graph import build_graph, graph_tensors, record_graph
+from zsq.saved.dry_run import dry_run
+from zsq.saved.record import (
+    CostRecord,
+    GridRecord,
+    MadeRecord,
+    StudentRecord,
+    TaskRecord,
+    TeacherIdentity,
+)
+from zsq.saved.stored_graph import build_graph, graph_tensors, move_to, record_graph
 from zsq.saved.stored_grids import is_stored, restore, weight_integers
-from zsq.tasks import TASKS
+from zsq.tasks.nesting import Outputs, named_tensors, plain, shapes
 from zsq.widths import Bits
 
 TENSORS, RECORD = ".safetensors", ".json"
@@ -69,7 +77,15 @@ def check_saveable(teacher: Teacher) -> None:
     Raises:
         UntraceableError: its graph holds what a file cannot.
     """
-    record_graph(capture(teacher.network, teacher.example()))
+    example = teacher.example()
+    network = capture(teacher.network, example)
+    record_graph(network)
+    try:
+        dry_run(network, example[:1])
+    # From inside torch: an operation may do anything with numbers that are not there.
+    except Exception as error:
+        found = f"no student of this network can be saved: {first_line(error)[:300]}"
+        raise UntraceableError(found) from None
 
 
 def save_student(fitted: FittedStudent, teacher: Teacher, path: str | Path) -> tuple[Path, Path]:
@@ -119,12 +135,12 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
     data = save(stored)
     record = StudentRecord(
         format="zsq student",
-        format_version=1,
+        format_version=2,
         zsq_version=__version__,
         student=fitted.student,
         bits=str(fitted.bits),
         first_last=fitted.first_last,
-        task=fitted.task.name,
+        task=TaskRecord.of(fitted.task),
         image=fitted.spec,
         made=None if fitted.made is None else MadeRecord.of(fitted.made),
         teacher=TeacherIdentity(
@@ -148,7 +164,8 @@ def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
     """The student that `zsq quantize --out` or `save_student` wrote: the same outputs, bit by bit.
 
     Nothing that the files say is run as code: tensors are safetensors, the graph may call only what
-    `zsq.saved.operations` lists, and one image goes through it to see that it computes.
+    `zsq.graph.vocabulary` lists, it may not take more memory than there is, and one image goes through it to
+    see that it computes.
 
     Args:
         path: the folder, or either of the two files.
@@ -165,7 +182,8 @@ def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
         torch.Size([10, 10])
     """
     _, fitted = read_student(path)
-    fitted.network.to(device)
+    assert isinstance(fitted.network, fx.GraphModule)
+    move_to(fitted.network, device)
     return fitted
 
 
@@ -220,9 +238,7 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
             _check_integers(grid, integers)
             # The slopes of a PReLU are quantized as one row.
             tensors[grid.name] = quantizer.values(integers).detach().view(integers.shape)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"'{name}' holds NaN or infinity")
+    _check_finite(record, tensors)
     for name in record.channels_last:
         tensors[name] = _in_channels_last(tensors[name])
     network = build_graph(record.graph, quantizers, tensors)
@@ -233,13 +249,29 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
         network,
         record.image,
         tuple(grid.row for grid in record.grids),
-        TASKS[record.task](),
+        record.task.task(),
         None if record.made is None else record.made.made(),
     )
-    found, expected = tuple(_probe(fitted).shape), (1, record.teacher.num_outputs)
-    if found != expected:
-        raise ValueError(f"one image gives {found} instead of {expected}")
+    dry_run(network, _example(fitted))
+    _check_outputs(fitted, record.teacher.num_outputs)
     return fitted
+
+
+def _check_finite(record: StudentRecord, tensors: dict[str, Tensor]) -> None:
+    """Constants, such as the mask of an attention, may hold infinity; nothing may hold NaN."""
+    constants = {node.target for node in record.graph.nodes if node.op == "get_attr"}
+    for name, tensor in tensors.items():
+        broken = tensor.isnan() if name in constants else ~tensor.isfinite()
+        if bool(broken.any()):
+            raise ValueError(f"'{name}' holds NaN or infinity")
+
+
+def _check_outputs(fitted: FittedStudent, num_outputs: int | None) -> None:
+    outputs = probe(fitted)
+    sized = num_outputs is None or (outputs.dim() > 1 and outputs.shape[1] == num_outputs)
+    if not fitted.task.suits(outputs) or not sized:
+        of_size = "" if num_outputs is None else f" with {num_outputs}"
+        raise ValueError(f"one image gives {shapes(outputs)} instead of {fitted.task.wants}{of_size}")
 
 
 def _quantizer(grid: GridRecord, tensors: dict[str, Tensor]) -> Quantizer:
@@ -286,14 +318,21 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 def _check_same(fitted: FittedStudent, loaded: FittedStudent) -> None:
     """Check that the files give the outputs of the fitted student: hooks, for one, are not in a file."""
-    copied = dataclasses.replace(fitted, network=copy.deepcopy(fitted.network).cpu())
-    if not torch.equal(_probe(copied), _probe(loaded)):
+    assert isinstance(fitted.network, fx.GraphModule)
+    copied = dataclasses.replace(fitted, network=move_to(copy.deepcopy(fitted.network), "cpu"))
+    found, expected = (dict(named_tensors(probe(each))) for each in (loaded, copied))
+    same = found.keys() == expected.keys()
+    if not same or not all(torch.equal(found[name], expected[name]) for name in expected):
         raise StudentFileError("the saved student does not give the outputs of the fitted one")
 
 
 @torch.no_grad()
-def _probe(fitted: FittedStudent) -> Tensor:
+def probe(fitted: FittedStudent) -> Outputs:
     """Outputs on one image of all grey levels, on the CPU."""
+    return plain(fitted.network(_example(fitted)))
+
+
+def _example(fitted: FittedStudent) -> Tensor:
     levels = torch.arange(math.prod(fitted.spec.shape)) * 89 % 256
     pixels = levels.to(torch.uint8).view(1, *fitted.spec.shape)
-    return fitted.network(fitted.spec.pixels_to_norm(pixels))
+    return fitted.spec.pixels_to_norm(pixels)

@@ -1,13 +1,13 @@
-"""A traced network as plain data and back: its graph, its modules' arguments, its tensors.
+"""A captured network as plain data and back: its graph, its modules' arguments, its tensors.
 
-Only what `zsq.saved.operations` lists can be written or read.
+Only what `zsq.saved.operations` finds can be written or read.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from zsq.core.errors import UntraceableError
 from zsq.core.records import StrictRecord, first_fault
 from zsq.quantizers.grids import Quantizer
-from zsq.quantizers.layers import QuantConv2d, QuantLinear, QuantPReLU
-from zsq.saved.operations import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
+from zsq.quantizers.layers import QUANTIZED
+from zsq.saved.operations import MODULES, called, name_in_file
 from zsq.saved.stored_grids import is_stored
 
 # Names are written into the source that torch.fx compiles: identifiers as they are, other parts of a
@@ -26,11 +26,29 @@ from zsq.saved.stored_grids import is_stored
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=1000)]
 
-_NAMES = {function: name for name, function in FUNCTIONS.items()}
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+_TYPES = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
+# Values of torch's own that calls take, by their kind and name.
+_CONSTANTS: dict[str, dict[str, Any]] = {
+    "dtype": {str(dtype).removeprefix("torch."): dtype for dtype in _TYPES},
+    "layout": {"strided": torch.strided},
+    "memory_format": {
+        str(value).removeprefix("torch."): value
+        for value in (
+            torch.contiguous_format,
+            torch.preserve_format,
+            torch.channels_last,
+            torch.channels_last_3d,
+        )
+    },
+    # Wherever it was made, a student is loaded to the CPU.
+    "device": {"cpu": torch.device("cpu")},
 }
+_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+# Where a tensor is, and of what type, is said by the file that holds the tensors.
+_NOT_STORED = ("device", "dtype")
 
 
 class ModuleRecord(StrictRecord):
@@ -43,7 +61,7 @@ class ModuleRecord(StrictRecord):
 class NodeRecord(StrictRecord):
     """One node of the graph; `{"node": NAME}` in its arguments stands for an earlier one."""
 
-    op: Literal["placeholder", "get_attr", "call_function", "call_method", "call_module", "output"]
+    op: Literal["placeholder", "get_attr", "call_function", "call_module", "output"]
     name: Identifier
     target: Dotted
     args: list[Any]
@@ -58,20 +76,23 @@ class GraphRecord(StrictRecord):
 
 
 def record_graph(network: nn.Module) -> GraphRecord:
-    """The graph and modules of a traced network.
+    """The graph and modules of a captured network.
 
     Raises:
-        UntraceableError: not traced, or made of a module, function or value that cannot be written.
+        UntraceableError: not captured, or made of a module, operation or value that cannot be written.
     """
     if not isinstance(network, fx.GraphModule):
-        raise UntraceableError(f"a {type(network).__name__} has no graph to save", "a traced network")
+        raise UntraceableError(f"a {type(network).__name__} has no graph to save", "a captured network")
     nodes = [_record_node(node) for node in network.graph.nodes]
-    called = dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    paths = dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     modules = {
         path: _record_module(path, network.get_submodule(path))
-        for path in called
+        for path in paths
         if not is_stored(network.get_submodule(path))
     }
+    for name, tensor in graph_tensors(network).items():
+        if tensor.dtype not in _TYPES:
+            raise UntraceableError(f"the tensor '{name}' of {tensor.dtype} cannot be saved", "", _REMEDY)
     try:
         return GraphRecord.model_validate({"modules": modules, "nodes": nodes})
     except ValidationError as error:
@@ -113,7 +134,7 @@ def build_graph(
             parts[node.target] = tensors[node.target]
         made[node.name] = graph.create_node(
             node.op,
-            _target(node),
+            called(node.target) if node.op == "call_function" else node.target,
             tuple(_decode(value, made) for value in node.args),
             {key: _decode(value, made) for key, value in node.kwargs.items()},
             node.name,
@@ -121,14 +142,32 @@ def build_graph(
     graph.lint()
     network = fx.GraphModule(parts, graph, "SavedStudent")
     network.load_state_dict(dict(tensors), strict=True, assign=True)
+    for module in network.modules():
+        # A captured network does not count the batches that its statistics were made of; torch adds zero.
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.num_batches_tracked = None
     return network.eval().requires_grad_(False)
 
 
+def move_to(network: fx.GraphModule, device: torch.device | str) -> fx.GraphModule:
+    """`network` itself on `device`, with the devices that its calls name."""
+    place = torch.device(device)
+    for node in network.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, lambda value: _moved(value, place))
+        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda value: _moved(value, place))
+    network.recompile()
+    return network.to(place)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return device if isinstance(value, torch.device) else value
+
+
 def _record_node(node: fx.Node) -> dict[str, Any]:
-    target = _NAMES.get(node.target) if callable(node.target) else node.target
-    if target is None or (node.op == "call_method" and target not in METHODS):
-        found = getattr(node.target, "__name__", str(node.target))
-        raise UntraceableError(f"the operation {found} (node '{node.name}') cannot be saved", "", _REMEDY)
+    target = name_in_file(node.target) if node.op == "call_function" else node.target
+    if target is None:
+        found = f"the operation {node.target} (node '{node.name}') cannot be saved"
+        raise UntraceableError(found, "", _REMEDY)
     return {
         "op": node.op,
         "name": node.name,
@@ -141,18 +180,6 @@ def _record_node(node: fx.Node) -> dict[str, Any]:
 _REMEDY = "a student of this network can be used and scored, but not saved"
 
 
-def _target(node: NodeRecord) -> Any:
-    if node.op == "call_method" and node.target not in METHODS:
-        raise ValueError(f"method {node.target} is not one of those a student may call")
-    if node.op != "call_function":
-        return node.target
-    if node.target not in FUNCTIONS:
-        raise ValueError(f"function {node.target} is not one of those a student may call")
-    if node.target == "builtins.getattr" and (len(node.args) != 2 or node.args[1] not in ATTRIBUTES):
-        raise ValueError(f"getattr{tuple(node.args[1:])} is not one of those a student may read")
-    return FUNCTIONS[node.target]
-
-
 def _record_module(path: str, module: nn.Module) -> dict[str, Any]:
     kind = next((base for base in type(module).__mro__ if MODULES.get(base.__name__) is base), nn.Module)
     quantizer = getattr(module, "weight_quantizer", None)
@@ -161,9 +188,18 @@ def _record_module(path: str, module: nn.Module) -> dict[str, Any]:
     if own or not (type(quantizer) in (nn.Identity, type(None)) or is_stored(quantizer)):
         found = f"the module {type(module).__name__} ('{path}') cannot be saved"
         raise UntraceableError(found, "", _REMEDY)
-    names = [name for name in inspect.signature(kind).parameters if hasattr(module, name)]
-    arguments = {name: _argument(getattr(module, name), name) for name in names}
+    arguments = {name: _argument(getattr(module, name), name) for name in _parameters(kind, module)}
     return {"kind": kind.__name__, "arguments": arguments}
+
+
+def _parameters(kind: type[nn.Module], module: nn.Module) -> Iterator[str]:
+    """What the constructor of `kind` takes and `module` remembers."""
+    for base in kind.__mro__:
+        names = inspect.signature(base).parameters
+        # A constructor that hands on whatever it is given does not name it.
+        if "args" not in names:
+            return (name for name in names if name not in _NOT_STORED and hasattr(module, name))
+    raise AssertionError(f"{kind.__name__} has a constructor")
 
 
 def _argument(value: Any, name: str) -> Any:
@@ -174,32 +210,38 @@ def _argument(value: Any, name: str) -> Any:
 def _build_module(record: ModuleRecord) -> nn.Module:
     if record.kind not in MODULES:
         raise ValueError(f"module {record.kind} is not one of those a student may have")
+    unwanted = next((name for name in record.arguments if name in _NOT_STORED), None)
+    if unwanted is not None:
+        raise ValueError(f"module {record.kind} takes no {unwanted}")
     arguments = {name: _decode(value, {}) for name, value in record.arguments.items()}
     with torch.device("meta"):
         module = MODULES[record.kind](**arguments)
-    if isinstance(module, QuantConv2d | QuantLinear | QuantPReLU):
+    if isinstance(module, tuple(QUANTIZED.values())):
         module.weight_quantizer = nn.Identity()
     return module
 
 
 def _encode(value: Any) -> Any:
-    """JSON of a value in a graph or a constructor."""
+    """JSON of a value in a graph or a constructor; of an output also of a dict."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, slice):
-        return {"slice": [_encode(part) for part in (value.start, value.stop, value.step)]}
-    if isinstance(value, tuple):
+    # A tuple with names would come back without them.
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return {"tuple": [_encode(part) for part in value]}
     if isinstance(value, list):
         return [_encode(part) for part in value]
-    if value is ...:
-        return {"ellipsis": True}
-    if isinstance(value, torch.dtype) and str(value).removeprefix("torch.") in _DTYPES:
-        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, dict) and all(type(key) in (int, str) for key in value):
+        return {"dict": [[key, _encode(part)] for key, part in value.items()]}
+    if isinstance(value, torch.device):
+        return {"device": "cpu"}
+    for kind, known in _CONSTANTS.items():
+        name = str(value).removeprefix("torch.")
+        if known.get(name) is value:
+            return {kind: name}
     raise UntraceableError(f"the value {value!r} of the graph cannot be saved", "", _REMEDY)
 
 
@@ -213,12 +255,11 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if kind == "node":
         return nodes[content]
     if kind == "float":
-        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content]
-    if kind == "ellipsis":
-        return ...
-    if kind == "dtype":
-        return _DTYPES[content]
-    parts = tuple(_decode(part, nodes) for part in content)
-    if kind not in ("tuple", "slice"):
+        return _FLOATS[content]
+    if kind in _CONSTANTS:
+        return _CONSTANTS[kind][content]
+    if kind == "tuple":
+        return tuple(_decode(part, nodes) for part in content)
+    if kind != "dict" or any(type(key) not in (int, str) for key, _ in content):
         raise ValueError(f"no value is a '{kind}'")
-    return parts if kind == "tuple" else slice(*parts)
+    return {key: _decode(part, nodes) for key, part in content}

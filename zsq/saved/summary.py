@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zsq.saved.record import MadeRecord, StudentRecord
-from zsq.saved.saving import RECORD, TENSORS, read_student, student_files
+from zsq.saved.saving import RECORD, TENSORS, probe, read_student, student_files
+from zsq.tasks.nesting import shapes
 
 # A value of a file from a stranger may be of any length.
 MOST_SHOWN = 60
@@ -25,13 +26,13 @@ def student_lines(path: str | Path) -> list[str]:
     Raises:
         StudentFileError: as `load_student`.
     """
-    record, _ = read_student(path)
+    record, fitted = read_student(path)
     ends = "" if record.first_last is None else f", first and last layer {record.first_last} bits"
     teacher, cost = record.teacher, record.cost
     lines = [
         f"student {_shown(record.student)} {record.bits}{ends}, {len(record.grids)} quantized tensors",
         f"teacher {_shown(teacher.name)} {_shown(teacher.weights_sha256[:16])}, "
-        f"takes {'x'.join(map(str, record.image.shape))}, gives {teacher.num_outputs} outputs",
+        f"takes {'x'.join(map(str, record.image.shape))}, of one image gives {_shown(shapes(probe(fitted)))}",
         f"{cost.bit_operations:,} bit operations (float {cost.float_bit_operations:,}), "
         f"{cost.weight_bytes:,} weight bytes (float {cost.float_weight_bytes:,})",
     ]
@@ -41,7 +42,7 @@ def student_lines(path: str | Path) -> list[str]:
 def _made_lines(record: StudentRecord) -> list[str]:
     made = record.made
     if made is None:
-        return [f"written by zsq {_shown(record.zsq_version)}, which did not record how a student was made"]
+        return ["how it was made is not recorded"]
     passes = ", ".join(map(_shown, made.passes)) or "none"
     return [
         f"made with seed {made.seed}, passes: {passes}",

@@ -1,0 +1,60 @@
+"""A network without numbers: what it would take, before anything is taken.
+
+Its tensors have shapes and types alone (torch's fake tensors). A file from a stranger may ask for a tensor of
+any size, and so may a part of an operation that shows nowhere in the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zsq.core.memory import available_bytes
+
+MAX_BYTES = 16 * 2**30
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the memory of the tensors that live at the same time; refuses more than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.alive: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                # A view takes no memory, but what reads it takes as long as its values are many.
+                self._check(tensor.numel() * tensor.element_size())
+                storage = tensor.untyped_storage()
+                self.alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
+        self._check(sum(self.alive.values()))
+        return made
+
+    def _check(self, size: int) -> None:
+        if size > self.most:
+            raise ValueError(f"one image takes more than {self.most / 2**30:.1f} GiB of memory")
+
+
+@torch.no_grad()
+def dry_run(network: nn.Module, example: Tensor) -> None:
+    """Run `network` on `example` without numbers.
+
+    Raises:
+        ValueError: it would take more memory than there is, or than `MAX_BYTES`.
+        RuntimeError and others: it does not compute, or a length in it depends on values.
+    """
+    most = min(MAX_BYTES, available_bytes())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = mode.from_tensor(example)
+        with _Allocations(most):
+            network(fake)
