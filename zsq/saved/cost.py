@@ -1,21 +1,28 @@
 """What a student costs: bit operations and weight bytes.
 
-BOPs of a layer = multiply-adds x bits of its weight x bits of its input; float counts as 32 bits. Counted are
-all Conv2d and Linear layers, first and last included; not biases, accumulators, quantizers, normalisations,
-nor other elementwise work. Where activations are quantized, the image is 8 bits, as it is stored.
+BOPs = multiply-adds x bits of one operand x bits of the other; float counts as 32 bits. Counted are all
+layers (convolutions, transposed convolutions, linear), first and last included, with their weight and their
+input, and all products of two activations (attention) with both operands; not biases, accumulators,
+quantizers, normalisations, nor elementwise work. Where activations are quantized, the image is 8 bits, as it
+is stored. A transposed convolution multiplies each of its inputs by every weight, whether or not the result
+is then cut off.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import FittedStudent
-from zsq.core.imagespec import ImageSpec
-from zsq.graph.vocabulary import LAYER_CLASSES, calls_module
+from zsq.graph.vocabulary import calls_module, image_nodes, is_layer, operands
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Quantizer
 from zsq.widths import FLOAT_BITS
@@ -40,20 +47,41 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
+class ProductCost:
+    """One product of two activations on one image, by its name in the graph."""
+
+    name: str
+    macs: int
+    left_bits: int
+    right_bits: int
+
+    @property
+    def bit_operations(self) -> int:
+        """Multiply-adds times both widths."""
+        return self.macs * self.left_bits * self.right_bits
+
+
+@dataclass(frozen=True)
 class Cost:
     """A student on one image; bytes hold weights packed at their own width, without steps and biases."""
 
     layers: tuple[LayerCost, ...]
+    products: tuple[ProductCost, ...] = ()
+
+    @property
+    def parts(self) -> tuple[LayerCost | ProductCost, ...]:
+        """Layers, then products."""
+        return (*self.layers, *self.products)
 
     @property
     def macs(self) -> int:
         """Multiply-adds."""
-        return sum(layer.macs for layer in self.layers)
+        return sum(part.macs for part in self.parts)
 
     @property
     def bit_operations(self) -> int:
         """BOPs at the student's widths."""
-        return sum(layer.bit_operations for layer in self.layers)
+        return sum(part.bit_operations for part in self.parts)
 
     @property
     def float_bit_operations(self) -> int:
@@ -85,50 +113,99 @@ def student_cost(fitted: FittedStudent) -> Cost:
     assert isinstance(network, fx.GraphModule)
     bits = {tensor.name: tensor.bits for tensor in fitted.tensors}
     image_bits = FLOAT_BITS if fitted.bits.activations == FLOAT_BITS else IMAGE_BITS
-    inputs = _input_bits(network, bits, image_bits)
-    macs = _macs(network, fitted.spec)
-    layers = (
+    widths = _operand_bits(network, bits, image_bits)
+    macs = _macs(network, fitted.spec.pixels_to_norm(torch.zeros(1, *fitted.spec.shape, dtype=torch.uint8)))
+    products = (
+        # An einsum may have any number of operands.
+        ProductCost(node.name, macs[node], read[0], max(read[1:], default=read[0]))
+        for node, read in widths.items()
+        if node.op != "call_module"
+    )
+    return Cost(tuple(_layers(network, bits, widths, macs)), tuple(products))
+
+
+def _layers(
+    network: fx.GraphModule,
+    bits: Mapping[str, int],
+    widths: Mapping[fx.Node, list[int]],
+    macs: Mapping[fx.Node, int],
+) -> list[LayerCost]:
+    """One for each layer, over all its calls; its input is as wide as the widest."""
+    sums: Counter[str] = Counter()
+    widest: dict[str, int] = {}
+    for node, (width, *_) in widths.items():
+        if node.op == "call_module":
+            name = str(node.target)
+            sums[name] += macs[node]
+            widest[name] = max(width, widest.get(name, 0))
+    return [
         LayerCost(
             name,
-            macs.get(name, 0),
+            sums[name],
             network.get_parameter(f"{name}.weight").numel(),
             bits.get(f"{name}.weight", FLOAT_BITS),
             width,
         )
-        for name, width in inputs.items()
-    )
-    return Cost(tuple(layers))
+        for name, width in widest.items()
+    ]
 
 
-def _input_bits(network: fx.GraphModule, bits: dict[str, int], image_bits: int) -> dict[str, int]:
-    """Layer -> width of what it reads, the widest where it is called on several tensors."""
-    after_layer: set[fx.Node] = set()
-    widths: dict[str, int] = {}
+def _operand_bits(
+    network: fx.GraphModule, bits: Mapping[str, int], image_bits: int
+) -> dict[fx.Node, list[int]]:
+    """Call of a layer or product -> width of what it reads: one tensor, or two."""
+    images = image_nodes(network.graph.nodes, network)
+    computed: set[fx.Node] = set()
+    widths: dict[fx.Node, list[int]] = {}
     for node in network.graph.nodes:
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, LAYER_CLASSES):
-            (source,) = node.all_input_nodes
-            name = str(node.target)
-            width = _width(network, source, bits, FLOAT_BITS if source in after_layer else image_bits)
-            widths[name] = max(width, widths.get(name, 0))
-        if isinstance(module, LAYER_CLASSES) or any(source in after_layer for source in node.all_input_nodes):
-            after_layer.add(node)
+        read = node.all_input_nodes[:1] if is_layer(network, node) else operands(network, node)
+        if read:
+            raw = images - computed
+            widths[node] = [
+                _width(network, source, bits, image_bits if source in raw else FLOAT_BITS) for source in read
+            ]
+        if read or any(source in computed for source in node.all_input_nodes):
+            computed.add(node)
     return widths
 
 
-def _width(network: fx.GraphModule, source: fx.Node, bits: dict[str, int], unquantized: int) -> int:
+def _width(network: fx.GraphModule, source: fx.Node, bits: Mapping[str, int], unquantized: int) -> int:
     if not calls_module(network, source, Quantizer):
         return unquantized
     return bits[row_name(str(source.target))]
 
 
+class _Counting(fx.Interpreter):
+    """Notes the multiply-adds of every layer and product that it runs."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.network = network
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if not is_layer(self.network, n) and not operands(self.network, n):
+            return super().run_node(n)
+        with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+            value = super().run_node(n)
+        # The counter counts a multiply-add as two.
+        self.macs[n] = counter.get_total_flops() // 2
+        return value
+
+
 @torch.no_grad()
-def _macs(network: nn.Module, spec: ImageSpec) -> dict[str, int]:
-    """Layer -> multiply-adds on one image."""
+def _macs(network: fx.GraphModule, image: Tensor) -> dict[fx.Node, int]:
+    """Multiply-adds on one image, which need no numbers."""
+    counting = _Counting(network)
     device = next(network.parameters()).device
-    black = torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device)
-    with FlopCounterMode(display=False) as counter:
-        network(spec.pixels_to_norm(black))
-    counts = counter.get_flop_counts()
-    # The counter counts a multiply-add as two and puts the class of the network before each path.
-    return {path.partition(".")[2]: sum(flops.values()) // 2 for path, flops in counts.items()}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        counting.run(mode.from_tensor(image).to(device))
+    return counting.macs
+
+
+def _matrix_by_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+# Products that torch's counter does not know.
+_UNCOUNTED = {torch.ops.aten.mv: _matrix_by_vector, torch.ops.aten.dot: _matrix_by_vector}
