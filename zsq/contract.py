@@ -231,7 +231,8 @@ class Made:
 class FittedStudent:
     """A quantized copy of the teacher. `network` takes the network's (norm) input, like the teacher's.
 
-    `made` is None where it is not known: students saved by early versions do not say it.
+    `made` is None of a student that was put together by hand. A student from a file has no functions of the
+    user's own in its `task`, such as a detector's `decode`.
     """
 
     student: str
@@ -274,6 +275,8 @@ class Student(ABC):
     facts: ClassVar[Facts]
     options_class: ClassVar[type[Options]] = Options
     folds_batch_norm: ClassVar[bool] = False
+    # Whether each of its grids has one scale, as QuantizeLinear of ONNX has.
+    has_onnx_form: ClassVar[bool] = True
     # Analytic pass -> why the student cannot take it.
     refused_passes: ClassVar[Mapping[str, str]] = {}
 

@@ -49,7 +49,7 @@ def images():
 )
 def test_other_widths_are_refused_in_one_line(bits, ends):
     with pytest.raises(OptionError) as caught:
-        check_exportable(zsq.contract.Bits.parse(bits), ends)
+        check_exportable("ptq", zsq.contract.Bits.parse(bits), ends)
     assert "expected W8A8 or W4A8, with --first-last 8 if any" in str(caught.value)
 
 

@@ -102,7 +102,8 @@ def _fit(
     """The student, the files it was written to, and the images it was fitted on."""
     bits = Bits.parse(config.bits)
     student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
-    _check_destinations(teacher, bits, config.first_last, out, onnx)
+    _check_out(teacher, out)
+    _check_onnx(teacher, config, onnx)
     given = images_for(teacher, config.images, config, limit=config.count)
     pixels, source = given.pixels, given.provenance
     origin = None if source is None else ImagesOrigin(source.method, source.options, source.data_read)
@@ -119,20 +120,24 @@ def _fit(
     return fitted, _write(fitted, teacher, out, onnx), given
 
 
-def _check_destinations(
-    teacher: Teacher, bits: Bits, first_last: int | None, out: Path | None, onnx: Path | None
-) -> None:
-    """Refuse before a long fit what could not be written after it."""
-    from zsq.saved.onnx_qdq import check_exportable
+def _check_out(teacher: Teacher, out: Path | None) -> None:
+    """Refuse before a long fit what could not be saved after it."""
     from zsq.saved.saving import check_destination, check_saveable
 
     if out is not None:
         check_destination(out)
         check_saveable(teacher)
+
+
+def _check_onnx(teacher: Teacher, config: QuantizeConfig, onnx: Path | None) -> None:
+    """The same for an ONNX file."""
+    from zsq.saved.onnx_qdq import check_exportable, check_network_exportable
+
     if onnx is not None:
         if onnx.is_dir():
             raise OptionError(f"--onnx {onnx} is a folder", "a file")
-        check_exportable(bits, first_last)
+        check_exportable(config.student, Bits.parse(config.bits), config.first_last)
+        check_network_exportable(teacher)
 
 
 def _write(fitted: FittedStudent, teacher: Teacher, out: Path | None, onnx: Path | None) -> tuple[Path, ...]:

@@ -69,6 +69,7 @@ class QFD(TrainedStudent):
         ),
     )
     options_class: ClassVar[type[Options]] = QFDOptions
+    has_onnx_form = False
     options: QFDOptions
 
     def __init__(self, options: QFDOptions, runtime: Runtime) -> None:
