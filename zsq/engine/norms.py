@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from zsq.core.errors import UntraceableError
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.executed import blank
-from zsq.engine.fusion import stores_statistics
 from zsq.graph import capture
+from zsq.graph.norms import stores_statistics
 
 # Function -> where its running mean stands, and the argument, number 5, that asks for the batch's own.
 NORMALISING: dict[Any, tuple[int, str, bool]] = {

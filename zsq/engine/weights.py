@@ -14,11 +14,11 @@ from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.executed import WEIGHTED
-from zsq.engine.fusion import fused
 from zsq.engine.moments import MomentMode, Moments, Rules, SummedGaussians, channel_moments
 from zsq.engine.norms import channels_last, with_batch_norms
 from zsq.engine.outputs import PerImage, in_float32, per_image
 from zsq.engine.statistics import LayerSums, layer_sums
+from zsq.graph.fold import fused
 
 
 class WeightTapped(nn.Module):

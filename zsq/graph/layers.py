@@ -32,7 +32,7 @@ class TrainableConv2d(nn.Conv2d):
         return F.conv2d(read, weight, bias, groups=self.groups)
 
 
-class _OutputsFirst(nn.modules.conv._ConvTransposeNd):
+class OutputsFirst(nn.modules.conv._ConvTransposeNd):
     """A transposed convolution whose weight is kept as that of a convolution is, (C', C / groups, ...): one
     rule for all layers says which channel a weight belongs to."""
 
@@ -55,19 +55,19 @@ class _OutputsFirst(nn.modules.conv._ConvTransposeNd):
         return self.with_weight(input, self.weight)
 
 
-class TransposedConv1d(_OutputsFirst, nn.ConvTranspose1d):
+class TransposedConv1d(OutputsFirst, nn.ConvTranspose1d):
     """One axis."""
 
     function = staticmethod(F.conv_transpose1d)
 
 
-class TransposedConv2d(_OutputsFirst, nn.ConvTranspose2d):
+class TransposedConv2d(OutputsFirst, nn.ConvTranspose2d):
     """Two axes."""
 
     function = staticmethod(F.conv_transpose2d)
 
 
-class TransposedConv3d(_OutputsFirst, nn.ConvTranspose3d):
+class TransposedConv3d(OutputsFirst, nn.ConvTranspose3d):
     """Three axes."""
 
     function = staticmethod(F.conv_transpose3d)

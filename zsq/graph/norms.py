@@ -7,6 +7,7 @@ any library, and instance norms that track.
 from __future__ import annotations
 
 import copy
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 SHAPES = ((2, 3), (2,), (), (2, 3, 2))  # positions that a layer may want: of images, signals, rows, volumes
 EPSILONS = (1e-5, 0.0, 1e-3, 1e-6)  # of layers that do not say which
 TOLERANCE = 1e-5  # a layer that works in float32 is off by 1e-7, other arithmetic by far more
+
+
+def stores_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a batch norm of torch's with running statistics."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def with_batch_norms(network: nn.Module) -> nn.Module:

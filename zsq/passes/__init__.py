@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from zsq.core.errors import MismatchError, OptionError
-from zsq.engine.fusion import stores_statistics
 from zsq.graph import capture
+from zsq.graph.fold import Gaussian, fold_batch_norms
+from zsq.graph.norms import stores_statistics
 from zsq.passes.correction import (
     adapt_batch_norms,
     correct_bias,
@@ -17,7 +18,6 @@ from zsq.passes.correction import (
 )
 from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
 from zsq.passes.expectations import expected_inputs
-from zsq.placement.fold import Gaussian, fold_traced
 from zsq.placement.pairs import pairs_of
 
 
@@ -41,7 +41,7 @@ class Fitted:
         """A copy of the float network whose layers correspond: folded where the student folded its BNs."""
         reference = capture(self.prepared.network)
         if _num_norms(self.network) < _num_norms(reference):
-            fold_traced(reference)
+            fold_batch_norms(reference)
         return reference
 
 
@@ -62,7 +62,7 @@ class Pass:
 
 
 def _fold(prepared: Prepared) -> Prepared:
-    return Prepared(prepared.network, {**prepared.outputs, **fold_traced(prepared.network)})
+    return Prepared(prepared.network, {**prepared.outputs, **fold_batch_norms(prepared.network)})
 
 
 def _relu6_to_relu(prepared: Prepared) -> Prepared:
@@ -88,7 +88,7 @@ def _correct_bias(fitted: Fitted) -> None:
 
 def _correct_bias_analytic(fitted: Fitted) -> None:
     folded, outputs = capture(fitted.prepared.network), dict(fitted.prepared.outputs)
-    outputs.update(fold_traced(folded))
+    outputs.update(fold_batch_norms(folded))
     inputs = expected_inputs(folded, outputs)
     if not inputs:
         raise MismatchError("no layer of this network follows a batch norm", "", "use pass correct-bias")

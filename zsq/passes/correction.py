@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from zsq.engine.fusion import stores_statistics
+from zsq.graph.fold import Gaussian
+from zsq.graph.norms import stores_statistics
 from zsq.graph.vocabulary import LAYER_CLASSES
-from zsq.placement.fold import Gaussian
 
 Batches = list[Tensor]
 Visit = Callable[[fx.Node, nn.Module, Batches], None]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zsq.graph.fold import Gaussian
 from zsq.graph.layers import CappedReLU
 from zsq.graph.vocabulary import calls_module, name_of, operation
-from zsq.placement.fold import Gaussian
 from zsq.placement.pairs import Pair, flattens, pairs_of
 
 # Sweeps over all pairs end at a factor this near to 1, or at their number; published is "until convergence".

@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor, fx
 
-from zsq.engine.fusion import stores_statistics
 from zsq.engine.gaussians import rectified
+from zsq.graph.fold import Gaussian, distribution
 from zsq.graph.layers import CappedReLU
+from zsq.graph.norms import stores_statistics
 from zsq.graph.vocabulary import is_layer, name_of, operation
-from zsq.placement.fold import Gaussian, distribution
 from zsq.placement.pairs import flattens
 from zsq.placement.units import is_addition
 

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from zsq.contract import QuantizedTensor
 from zsq.core.errors import UntraceableError
 from zsq.graph import capture
+from zsq.graph.fold import fold_batch_norms
 from zsq.graph.vocabulary import calls_module, is_layer, name_of, operands, operation
-from zsq.placement.fold import fold_traced
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.widths import FLOAT_BITS, Bits, check_first_last
@@ -107,7 +107,7 @@ def place(
     module = capture(network, example)
     _refuse_unknown(module)
     if fold:
-        fold_traced(module)
+        fold_batch_norms(module)
     layers = [node for node in module.graph.nodes if is_layer(module, node)]
     after, before = _reached(layers, forward=True), _reached(layers, forward=False)
     ends = {node for node in layers if node not in after or node not in before}

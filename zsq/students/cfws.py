@@ -11,8 +11,8 @@ from zsq.core.errors import MismatchError
 from zsq.core.options import Options
 from zsq.fitting.calibration import observe
 from zsq.graph import capture
+from zsq.graph.fold import fold_batch_norms
 from zsq.placement.branches import merge_branches, split_centres
-from zsq.placement.fold import fold_traced
 from zsq.placement.sites import Placement, Site, place
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
@@ -74,10 +74,10 @@ class CFWS(Student):
 
     def _placement(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:
         module = capture(teacher.network, teacher.example())
-        fold_traced(module)
+        fold_batch_norms(module)
         if merge_branches(module):
             # A BN behind the sum of the branches is behind one convolution now.
-            fold_traced(module)
+            fold_batch_norms(module)
         if bits.weights != FLOAT_BITS and not split_centres(module):
             found = f"teacher {teacher.name} has no 3x3 convolution"
             raise MismatchError(found, "3x3 kernels for cfws to split", "use student ptq")

@@ -10,9 +10,9 @@ from toys import conv_bn, head, make_teacher
 
 from zsq.fitting.calibration import weight_quantizer
 from zsq.graph import capture
+from zsq.graph.fold import Gaussian, fold_batch_norms
 from zsq.passes.correction import adapt_batch_norms, correct_bias, correct_bias_analytically, walk
 from zsq.passes.expectations import clipped, expected_inputs
-from zsq.placement.fold import Gaussian, fold_traced
 from zsq.placement.sites import place
 from zsq.widths import Bits
 
@@ -53,7 +53,7 @@ LAYERS = ("0.0", "1.0", "2.2")
 def test_output_means_are_the_float_ones_after_correction(tiny_teacher, fold):
     reference, student = capture(tiny_teacher.network, EXAMPLE), quantized(tiny_teacher.network, fold=fold)
     if fold:
-        fold_traced(reference)
+        fold_batch_norms(reference)
     wanted = channel_means(reference, LAYERS)
     before = channel_means(student, LAYERS)
     correct_bias(student, reference, BATCHES)
@@ -92,7 +92,7 @@ def test_moments_of_a_clipped_gaussian(cap):
 
 def test_analytic_correction_is_the_closed_form(tiny_teacher):
     reference = capture(tiny_teacher.network, EXAMPLE)
-    outputs = fold_traced(reference)
+    outputs = fold_batch_norms(reference)
     student = quantized(tiny_teacher.network, fold=True)
     start = student.get_submodule("1.0").bias.detach().double().numpy()
     inputs = expected_inputs(reference, outputs)
@@ -122,7 +122,7 @@ def test_analytic_correction_of_groups_and_sums():
 
     teacher = make_teacher(lambda channels, outputs: Sum())
     reference = capture(teacher.network, EXAMPLE)
-    inputs = expected_inputs(reference, fold_traced(reference))
+    inputs = expected_inputs(reference, fold_batch_norms(reference))
     assert set(inputs) == {"grouped"}, "nothing is known behind a layer without batch norm"
     parts = [teacher.network.get_submodule(name)[1] for name in ("one", "two")]
     rectified = [clipped(Gaussian(part.bias.detach(), part.weight.detach().abs()), np.inf) for part in parts]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from zsq.graph import capture
+from zsq.graph.fold import Gaussian, fold_batch_norms
 from zsq.graph.layers import CappedReLU
 from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
-from zsq.placement.fold import Gaussian, fold_traced
 from zsq.placement.pairs import pairs_of
 from zsq.quantizers.grids import affine_grid, fake_quantize
 
@@ -59,7 +59,7 @@ IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)).dou
 
 def folded(network):
     module = capture(network, EXAMPLE)
-    return module, fold_traced(module)
+    return module, fold_batch_norms(module)
 
 
 def ranges(network, first, second):

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the layer before it, in a traced network."""
+"""Batch normalisation folded into the layer before it, in a captured network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from zsq.engine.fusion import fused
+from zsq.graph.layers import OutputsFirst
+from zsq.graph.norms import stores_statistics
 
 
 class Gaussian(NamedTuple):
@@ -18,8 +20,21 @@ class Gaussian(NamedTuple):
     std_C: Tensor
 
 
-def fold_traced(module: fx.GraphModule) -> dict[str, Gaussian]:
-    """Fold, in place, each BN with stored statistics that is the only consumer of a Conv2d or Linear.
+def fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
+    """One new layer that computes `norm(layer(x))` in eval mode; None where the two do not fuse."""
+    if not stores_statistics(norm):
+        return None
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer, norm)
+    # The weight of a transposed convolution is kept as that of a plain one.
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | OutputsFirst):
+        return fuse_conv_bn_eval(layer, norm)
+    return None
+
+
+def fold_batch_norms(module: fx.GraphModule) -> dict[str, Gaussian]:
+    """Fold, in place, each BN with stored statistics that is the only consumer of a convolution, plain or
+    transposed, or of a linear layer.
 
     The network computes the same in eval mode. Other BNs stay where they are, as float affine operations.
 
