@@ -1,6 +1,5 @@
 """GZSQ: statistics that follow from the weights, in closed form and against samples."""
 
-import copy
 import itertools
 import math
 
@@ -9,15 +8,18 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models
-from toys import NETWORKS, conv_bn, head, image_spec, make_teacher
+from toys import NETWORKS, head, image_spec, make_teacher
 
 from zsq.contract import Silent, Teacher
 from zsq.core.errors import MismatchError
-from zsq.engine.moments import MomentMode, Rules, SummedGaussians, channel_moments, matched_channels
+from zsq.engine.moments import Moments, Rules, SummedGaussians, channel_moments, matched_channels
 from zsq.engine.objectives import mean_zscore, spread_zscore
 from zsq.engine.statistics import layer_sums
-from zsq.engine.weights import WeightTapped, fold_untraced
+from zsq.engine.walk import MomentWalk
+from zsq.engine.weights import WeightTapped
 from zsq.generators import create
+from zsq.graph import capture
+from zsq.graph.fold import fold_batch_norms
 from zsq.plan import Plan
 
 
@@ -117,15 +119,13 @@ def test_moments_of_two_layers_against_samples(scale):
 )
 def test_moments_behind_activations_and_pools_against_samples(function):
     """Of independent N(0.3 + 1.5 x) values; Clark's formula for maxima is an approximation."""
-    function = copy.deepcopy(function).double()
-    inputs = torch.randn(20_000, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    example = torch.zeros(1, 1, 8, 8).double()
-    mode = MomentMode(example, Rules())
+    inputs = torch.randn(20_000, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.5 + 0.3
+    walk = MomentWalk(capture(function, inputs[:2]).double(), Rules())
     with torch.no_grad():
-        with mode:
-            out = function(example * 1.5 + 0.3)
-        sampled = function(inputs * 1.5 + 0.3)
-    found = channel_moments(mode.moments(out))
+        found = channel_moments(
+            walk.run(Moments(*(torch.full((1, 1, 8, 8), v).double() for v in (0.3, 2.25))))
+        )
+        sampled = function(inputs).double()
     tolerance = 0.05 if isinstance(function, nn.MaxPool2d) else 0.01
     assert found.mean.item() == pytest.approx(sampled.mean().item(), abs=tolerance)
     assert found.var.sqrt().item() == pytest.approx(sampled.std().item(), rel=0.05, abs=tolerance)
@@ -174,8 +174,8 @@ def test_the_distance_is_blind_to_the_std_where_the_means_agree():
 @pytest.mark.parametrize("network", ["plain", "depthwise", "downsample", "dense", "squeeze-excite"])
 def test_a_folded_teacher_gives_the_same_targets(rules, network):
     teacher = make_teacher(NETWORKS[network])
-    folded = copy.deepcopy(teacher.network).double()
-    fold_untraced(folded, torch.zeros(1, *teacher.spec.shape).double())
+    folded = capture(teacher.network, teacher.example()).double()
+    fold_batch_norms(folded)
     if network != "dense":
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     images = torch.randn(2, *teacher.spec.shape)
@@ -207,8 +207,9 @@ class FixupBlock(nn.Module):
 def networks_without_bn():
     torch.manual_seed(0)
     fixup = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), FixupBlock(8), FixupBlock(8), head(8, 5))
-    folded = make_teacher(NETWORKS["downsample"]).network
-    fold_untraced(folded, torch.zeros(1, 3, 16, 16))
+    teacher = make_teacher(NETWORKS["downsample"])
+    folded = capture(teacher.network, teacher.example())
+    fold_batch_norms(folded)
     return {
         "squeezenet": (models.squeezenet1_1(num_classes=5), image_spec(size=(33, 35))),
         "fixup": (fixup, image_spec()),
@@ -232,20 +233,3 @@ def test_networks_without_bn_lower_the_loss(name, network):
         )
     assert after < before and all(np.isfinite(list(batch.losses.values())))
     assert set(batch.losses) == {"features", "input"} | ({"spread"} if name == "gzsq_moment" else set())
-
-
-def test_a_shared_convolution_is_not_folded():
-    """Its other reader needs what it puts out."""
-
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.head = conv_bn(3, 8), head(8, 5)
-
-        def forward(self, x):
-            raw = self.stem[0](x)
-            return self.head(self.stem[1](raw) + raw)
-
-    network = make_teacher(lambda channels, outputs: Shared()).network
-    fold_untraced(network, torch.zeros(1, 3, 16, 16))
-    assert isinstance(network.stem[1], nn.BatchNorm2d)

@@ -1,29 +1,26 @@
 """Statistics that a network stores, wherever it stores them, as the batch norms of a private copy.
 
-A layer counts as a batch norm where it computes what one does from its own running statistics: frozen ones,
-and instance norms that track. Of batch norms that are called as functions, the captured graph has layers.
+Which layers count as a batch norm, `zsq.graph.norms` says. Of batch norms that are called as functions, the
+captured graph has layers.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from zsq.core.errors import UntraceableError
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.executed import blank
 from zsq.graph import capture
-from zsq.graph.norms import stores_statistics
+from zsq.graph.norms import equal_batch_norm, stores_statistics, with_batch_norms
 
 # Function -> where its running mean stands, and the argument, number 5, that asks for the batch's own.
 NORMALISING: dict[Any, tuple[int, str, bool]] = {
@@ -32,10 +29,6 @@ NORMALISING: dict[Any, tuple[int, str, bool]] = {
     torch.batch_norm: (3, "training", False),
     torch.instance_norm: (3, "use_input_stats", True),
 }
-
-SHAPES = ((2, 3), (2,), (), (2, 3, 2))  # positions that a layer may want: of images, signals, rows, volumes
-EPSILONS = (1e-5, 0.0, 1e-3, 1e-6)  # of layers that do not say which
-TOLERANCE = 1e-5  # a layer that works in float32 is off by 1e-7, other arithmetic by far more
 
 
 def batch_norms(network: nn.Module) -> list[nn.Module]:
@@ -70,9 +63,7 @@ def private_copy(network: nn.Module, spec: ImageSpec) -> nn.Module:
             if not batch_norms(network):
                 raise
             warnings.warn(f"batch norms that are called as functions are left out: {error}", stacklevel=3)
-    network = copy.deepcopy(network)
-    with_batch_norms(network)
-    return channels_last(network)
+    return channels_last(with_batch_norms(network))
 
 
 class _Calls(TorchFunctionMode):
@@ -102,76 +93,9 @@ def calls_batch_norm(network: nn.Module, spec: ImageSpec) -> bool:
     return calls.found
 
 
-def with_batch_norms(network: nn.Module) -> None:
-    """Put torch's batch norm in the place of every layer that computes the same, in place."""
-    for name, module in list(network.named_modules()):
-        norm = equal_batch_norm(module)
-        if norm is not None:
-            network.set_submodule(name, norm)
-
-
 def channels_last(network: nn.Module) -> nn.Module:
     """The network with its 4-d tensors in that layout, in place; others have no such layout."""
     for tensor in itertools.chain(network.parameters(), network.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return network
-
-
-def equal_batch_norm(module: nn.Module) -> _BatchNorm | None:
-    """torch's batch norm that computes what `module` does, which is none itself but keeps running statistics;
-    None where there is none."""
-    stored = _stored(module)
-    if stored is None:
-        return None
-    norms = (_batch_norm(stored, epsilon) for epsilon in _epsilons(module))
-    if isinstance(module, _InstanceNorm):
-        return next(norms)
-    best = min(norms, key=lambda norm: _difference(module, norm))
-    return best if _difference(module, best) < TOLERANCE else None
-
-
-def _stored(module: nn.Module) -> dict[str, Tensor] | None:
-    """Tensors (C,) of a layer by batch norm's names; None where the statistics are not all there."""
-    if isinstance(module, _BatchNorm) or list(module.children()):
-        return None
-    names = ("running_mean", "running_var", "weight", "bias")
-    found = {name: getattr(module, name, None) for name in names}
-    tensors = {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
-    shapes = {tuple(value.shape) for value in tensors.values()}
-    complete = "running_mean" in tensors and "running_var" in tensors and len(shapes) == 1
-    return tensors if complete and len(shapes.pop()) == 1 else None
-
-
-def _batch_norm(stored: dict[str, Tensor], epsilon: float) -> _BatchNorm:
-    """Of 2-d maps by name: in eval mode all kinds compute the same, and the engine's checks no shape."""
-    mean = stored["running_mean"]
-    norm = nn.BatchNorm2d(len(mean), epsilon, device=mean.device, dtype=mean.dtype)
-    state = norm.state_dict() | {name: value.clone() for name, value in stored.items()}
-    norm.load_state_dict(state)
-    return norm.eval().requires_grad_(False)
-
-
-def _epsilons(module: nn.Module) -> Iterator[float]:
-    stated = getattr(module, "eps", None)
-    yield from [stated] if isinstance(stated, float) else EPSILONS
-
-
-@torch.no_grad()
-def _difference(module: nn.Module, norm: _BatchNorm) -> float:
-    """Largest difference of what both make of the same values, in standard deviations of it."""
-    module, norm = copy.deepcopy(module).cpu().double().eval(), copy.deepcopy(norm).cpu().double()
-    rng = torch.Generator().manual_seed(0)
-    for positions in SHAPES:
-        shape = (3, norm.num_features, *positions)
-        values = 1 + 2 * torch.randn(shape, generator=rng, dtype=torch.float64)
-        stored = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        wanted = F.batch_norm(values, *stored, eps=norm.eps)
-        # The layer may be any Python, made for another shape.
-        try:
-            found = module(values)
-        except Exception:
-            continue
-        if isinstance(found, Tensor) and found.shape == wanted.shape:
-            return float((found - wanted).abs().max() / wanted.std().clamp_min(1e-12))
-    return float("inf")

@@ -52,6 +52,8 @@ def fold_batch_norms(module: fx.GraphModule) -> dict[str, Gaussian]:
         layer = fused(module.get_submodule(name), norm)
         if layer is None or times_called[name] != 1 or times_called[norm_name] != 1:
             continue
+        if isinstance(layer, nn.Linear) and len(source.meta.get("shape", ())) != 2:
+            continue  # the norm's channels are the layer's rows
         module.set_submodule(name, layer)
         node.replace_all_uses_with(source)
         module.graph.erase_node(node)

@@ -29,10 +29,11 @@ Kind = Literal[
     "size",  # lengths, not values
     "other",
 ]
-# How Gaussian moments pass: see `zsq.engine.moments`.
+# How Gaussian moments pass: see `zsq.engine.walk`. "moves" also holds for plain sums.
 MomentRule = Literal[
-    "weighted", "affine", "moves", "pad", "elementwise", "average", "maximum", "sum", "factor", "product"
-]
+    "weighted", "affine", "moves", "cast", "pad", "elementwise", "average", "maximum", "sum", "product",
+    "quotient",
+]  # fmt: skip
 # What comes out where each channel of the input is multiplied by a positive factor: the same with the factor;
 # for "clip" only where its bound is moved too. "rectify" also says that it is a ReLU.
 Scaling = Literal["passes", "rectify", "clip"]
@@ -69,7 +70,7 @@ OPERATIONS: dict[str, Operation] = {
     **_each("add rsub", Operation("addition", "sum")),
     "sub": Operation("addition", "sum"),
     "mul": Operation("gate", "product"),
-    "div": Operation("gate", "factor"),
+    "div": Operation("gate", "quotient"),
     # Views.
     **_each("contiguous clone alias detach", Operation("view", "moves", "passes", shifts=True)),
     **_each(
@@ -81,10 +82,11 @@ OPERATIONS: dict[str, Operation] = {
     **_each(
         "slice select narrow split split_with_sizes chunk unbind flip roll expand expand_as repeat tile "
         "repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle upsample_nearest1d "
-        "upsample_nearest2d upsample_nearest3d gather index index_select tril triu masked_fill "
-        "im2col col2im unfold _to_copy to type_as diagonal narrow_copy broadcast_tensors meshgrid rot90",
+        "upsample_nearest2d upsample_nearest3d gather index index_select tril triu im2col "
+        "col2im unfold diagonal narrow_copy broadcast_tensors meshgrid rot90 sum cumsum",
         Operation("other", "moves"),
     ),
+    **_each("_to_copy to type_as", Operation("other", "cast")),
     **_each("cat concat stack hstack vstack", Operation("joining", "moves")),
     **_each("constant_pad_nd", Operation("other", "pad")),
     "pad": Operation("other", "pad"),
@@ -104,9 +106,10 @@ OPERATIONS: dict[str, Operation] = {
     **_each("leaky_relu prelu", Operation("activation", "elementwise", "passes")),
     **_each(
         "sigmoid tanh silu gelu hardswish hardsigmoid hardtanh elu celu selu softplus mish log_sigmoid "
-        "softsign hardshrink softshrink tanhshrink threshold rrelu glu",
+        "softsign hardshrink softshrink tanhshrink threshold rrelu",
         Operation("activation", "elementwise"),
     ),
+    "glu": Operation("activation"),
     **_each(
         "clamp clamp_min clamp_max abs pow exp exp2 neg sqrt rsqrt log log2 log1p expm1 square reciprocal "
         "erf sin cos atan atan2 sign round floor ceil trunc",
@@ -135,12 +138,12 @@ OPERATIONS: dict[str, Operation] = {
     **_each("sym_size sym_numel sym_stride", Operation("size")),
     # Sums over axes, comparisons and made tensors.
     **_each(
-        "sum prod amax amin max min maximum minimum argmax argmin var var_mean std std_mean norm "
-        "linalg_vector_norm cumsum cumprod topk sort any all logsumexp where eq ne lt le gt ge logical_not "
+        "prod amax amin max min maximum minimum argmax argmin var var_mean std std_mean norm "
+        "linalg_vector_norm cumprod topk sort any all logsumexp where eq ne lt le gt ge logical_not "
         "logical_and logical_or bitwise_not bitwise_and bitwise_or zeros ones full empty arange linspace eye "
         "zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor fmod remainder "
         "floor_divide lerp addcmul addcdiv scatter index_put copy slice_scatter select_scatter embedding "
-        "one_hot outer cross isnan nan_to_num",
+        "one_hot outer cross masked_fill isnan nan_to_num",
         Operation("other"),
     ),
 }

@@ -8,23 +8,8 @@ from toys import image_spec, make_teacher
 from user_networks import FunctionalNorm, Normed
 
 from zsq.core.errors import NoBatchNormError, UntraceableError
-from zsq.engine.norms import batch_norms, calls_batch_norm, equal_batch_norm, private_copy, stores_any
+from zsq.engine.norms import batch_norms, calls_batch_norm, private_copy, stores_any
 from zsq.engine.statistics import TappedTeacher, mean_gap_and_var
-
-
-class OwnFrozen(nn.Module):
-    """As other projects write it: the epsilon stands in the code alone."""
-
-    def __init__(self, channels, epsilon=1e-5, square=False):
-        super().__init__()
-        for name, value in (("weight", 1.0), ("bias", 0.1), ("running_mean", 0.3), ("running_var", 0.02)):
-            self.register_buffer(name, torch.full((channels,), value))
-        self.epsilon, self.square = epsilon, square
-
-    def forward(self, x):
-        scale = (self.weight * (self.running_var + self.epsilon).rsqrt())[:, None, None]
-        centred = x - self.running_mean[:, None, None]
-        return (centred.square() if self.square else centred) * scale + self.bias[:, None, None]
 
 
 def settled(network):
@@ -52,20 +37,6 @@ def test_stored_statistics_are_tapped_under_the_layers_own_names(norm):
     torch.testing.assert_close(mean + layer.running_mean, seen.mean((0, 2, 3)))
     torch.testing.assert_close(var, seen.var((0, 2, 3), correction=0))
     assert type(network.get_submodule("features.0.1")) is type(Normed(norm=norm).features[0][1])
-
-
-@pytest.mark.parametrize("epsilon", [1e-5, 0.0, 1e-3])
-def test_a_frozen_norm_of_another_project_is_told_by_what_it_computes(epsilon):
-    norm = equal_batch_norm(OwnFrozen(4, epsilon))
-    assert norm is not None and norm.eps == epsilon
-    images = torch.randn(2, 4, 5, 5)
-    torch.testing.assert_close(norm(images), OwnFrozen(4, epsilon)(images))
-
-
-def test_what_computes_something_else_is_no_batch_norm():
-    assert equal_batch_norm(OwnFrozen(4, square=True)) is None
-    assert equal_batch_norm(nn.InstanceNorm2d(4)) is None
-    assert equal_batch_norm(nn.Conv2d(4, 4, 1)) is None
 
 
 def test_a_batch_norm_that_is_called_as_a_function_is_matched_in_the_captured_graph():
