@@ -293,11 +293,20 @@ def _arrays(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
         what = f"{path} holds {str(found.images.dtype).removeprefix('torch.')}"
         remedy = "say what the floats are: zsq import SRC --mean M --std S --out DIR, and use DIR"
         raise ImagesError(what, "uint8 pixels", remedy)
-    images = found.images if _layout(found, spec) == "nchw" else found.images.permute(0, 3, 1, 2)
+    layout = _layout(found, spec)
+    images, targets = (
+        part if layout == "nchw" or part is None or part.ndim != 4 else part.permute(0, 3, 1, 2)
+        for part in (found.images, found.targets)
+    )
+    assert images is not None
     _check_shape(str(path), images.shape[1:], spec)
-    chosen = spread(len(images), limit)
-    pixels = images[torch.from_numpy(chosen)].contiguous()
-    return ImageSet(pixels, torch.from_numpy(found.labels[chosen]), str(path))
+    chosen = torch.from_numpy(spread(len(images), limit))
+    return ImageSet(
+        images[chosen].contiguous(),
+        torch.from_numpy(found.labels)[chosen],
+        str(path),
+        targets=None if targets is None else targets[chosen].contiguous(),
+    )
 
 
 def _layout(found: Arrays, spec: ImageSpec | None) -> str:

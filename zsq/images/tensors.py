@@ -26,8 +26,15 @@ SUFFIXES = (".npz", ".npy", *TENSOR_SUFFIXES)
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXPECTED = "one array of images, uint8 or floats, or `images` and perhaps `labels`"
 
-ARRAY_TYPES = frozenset(np.dtype(name) for name in ("u1", "f2", "f4", "f8"))
-LABEL_TYPES = frozenset(np.dtype(name) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
+# Members of an .npz that are read: their types, and those in words.
+MEMBERS = {
+    "images": (frozenset(np.dtype(name) for name in ("u1", "f2", "f4", "f8")), "uint8 or floats"),
+    "labels": (
+        frozenset(np.dtype(name) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")),
+        "integers",
+    ),
+    "targets": (frozenset([np.dtype("u1")]), "uint8"),
+}
 MAX_LABEL = 2**31 - 1
 
 
@@ -37,12 +44,14 @@ class Arrays(NamedTuple):
     Attributes:
         images: (N, ., ., .), uint8 or floating.
         labels: int64 (N,), -1 for none.
+        targets: of an .npz, uint8 images (N, ., ., .) in the same layout or masks (N, H, W); None for none.
         layout: what files of this kind have where nobody says.
     """
 
     images: Tensor
     labels: np.ndarray
     layout: Literal["nchw", "nhwc"]
+    targets: Tensor | None = None
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -52,18 +61,25 @@ def read_arrays(path: Path) -> Arrays:
         ImagesError: damaged, of another content, or more than fits into memory.
         WeightsError: a tensor file that is damaged or carries code.
     """
+    targets = None
     if path.suffix in TENSOR_SUFFIXES:
         images, labels = _tensors(path)
     else:
-        images, labels = _numpy(path)
+        images, labels, targets = _numpy(path)
     if images.ndim != 4 or 0 in images.shape or max(images.shape[1:]) > MAX_SIDE:
         raise ImagesError(
             f"{path} holds images of shape {tuple(images.shape)}", f"4 axes, none empty or over {MAX_SIDE}"
         )
-    return Arrays(images, _labels(path, labels, len(images)), "nhwc" if path.suffix == ".npz" else "nchw")
+    if targets is not None and (
+        targets.ndim not in (3, 4) or 0 in targets.shape or len(targets) != len(images)
+    ):
+        expected = f"one for each of {len(images)} images: masks (N, H, W), or images"
+        raise ImagesError(f"{path} holds `targets` of shape {tuple(targets.shape)}", expected)
+    layout: Literal["nchw", "nhwc"] = "nhwc" if path.suffix == ".npz" else "nchw"
+    return Arrays(images, _labels(path, labels, len(images)), layout, targets)
 
 
-def _numpy(path: Path) -> tuple[Tensor, np.ndarray | None]:
+def _numpy(path: Path) -> tuple[Tensor, np.ndarray | None, Tensor | None]:
     try:
         with open_regular(path) as file:
             arrays = _members(path, file) if path.suffix == ".npz" else {"images": _array(path, file)}
@@ -73,12 +89,17 @@ def _numpy(path: Path) -> tuple[Tensor, np.ndarray | None]:
         ) from None
     if "images" not in arrays:
         raise ImagesError(f"{path} holds no `images`", EXPECTED)
-    return torch.from_numpy(arrays["images"]), arrays.get("labels")
+    targets = arrays.get("targets")
+    return (
+        torch.from_numpy(arrays["images"]),
+        arrays.get("labels"),
+        None if targets is None else torch.from_numpy(targets),
+    )
 
 
 def _members(path: Path, file: Any) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
-        infos = [info for info in archive.infolist() if info.filename in ("images.npy", "labels.npy")]
+        infos = [info for info in archive.infolist() if info.filename in {f"{name}.npy" for name in MEMBERS}]
         names = [info.filename.removesuffix(".npy") for info in infos]
         if len(set(names)) < len(names):
             raise ValueError("two members have one name")
@@ -99,8 +120,8 @@ def _array(path: Path, file: Any, size: int | None = None, name: str = "images")
     shape, is_fortran, dtype = headers[version](file)
     # Torch takes no other byte order than the machine's.
     native = dtype.newbyteorder("=")
-    if native not in (ARRAY_TYPES if name == "images" else LABEL_TYPES):
-        expected = "uint8 or floats" if name == "images" else "integers"
+    types, expected = MEMBERS[name]
+    if native not in types:
         raise ImagesError(f"{path} holds `{name}` {dtype} {shape}", expected)
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > size:

@@ -14,7 +14,7 @@ from zsq.tasks.base import Meter, Scores, Task, Truth
 
 # Of 8-bit images; equal ones have no error at all.
 LARGEST_PSNR = 100.0
-# ITU-R BT.601, of R, G and B 0..255: luma 16..235.
+# ITU-R BT.601, of R, G and B 0..255: luma 16..235, rounded as papers do that convert 8-bit images.
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 LUMA_OFFSET = 16.0
 
@@ -70,7 +70,7 @@ class Image(Task):
         cut = images_NCHW[..., self.border : height - self.border, self.border : width - self.border].double()
         if self.psnr_on == "rgb":
             return cut
-        return (cut * cut.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) + LUMA_OFFSET
+        return ((cut * cut.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) + LUMA_OFFSET).round()
 
     def to_levels(self, outputs_NCHW: Tensor) -> Tensor:
         """Outputs as the levels of an 8-bit image, 0..255."""

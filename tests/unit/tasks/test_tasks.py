@@ -99,7 +99,8 @@ def test_images_are_compared_as_eight_bits_on_luma_without_their_border():
     outputs = torch.full((2, 3, 14, 14), 110.3 / 255)
     outputs[..., 0, :] = 5.0
     found = scored(task, outputs, outputs, Truth(torch.tensor([-1, -1]), target))
-    step = 10 * (65.481 + 128.553 + 24.966) / 255
+    luma = [round(16 + level * (65.481 + 128.553 + 24.966) / 255) for level in (110, 100)]
+    step = luma[0] - luma[1]
     assert found["psnr"] == pytest.approx(20 * math.log10(255 / step), abs=1e-6)
     assert found["psnr_teacher"] == 100.0
     assert dataclasses.replace(task, output_range=(-1.0, 1.0)).to_levels(torch.zeros(1)) == 128
