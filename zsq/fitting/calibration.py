@@ -31,10 +31,11 @@ def check_classifier(teacher: Teacher) -> None:
     """Refuse a teacher without classes.
 
     Raises:
-        MismatchError: the teacher embeds.
+        MismatchError: it has none.
     """
     if not teacher.task.has_classes:
-        raise MismatchError(f"teacher {teacher.name} embeds", "a classifier", "use student ptq")
+        found = f"teacher {teacher.name} has task '{teacher.task.name}', which has no classes"
+        raise MismatchError(found, "a classifier", "use student ptq")
 
 
 def weight_quantizer(

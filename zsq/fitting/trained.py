@@ -14,6 +14,8 @@ from zsq.fitting.calibration import check_classifier
 from zsq.fitting.training import Course, Training
 from zsq.placement.sites import Placement, place
 from zsq.quantizers.running import CurrentMinMax, RunningRange
+from zsq.tasks import Task
+from zsq.tasks.classify import Classify
 from zsq.widths import FLOAT_BITS, Bits
 
 
@@ -21,15 +23,18 @@ class TrainedStudent(Student):
     """A student that the training loop trains; a subclass says with which quantizers and which loss.
 
     `trains_floats`: the student trains at W32A32 too. `quantizes_slopes`: slopes of PReLU layers are weights.
+    `takes_tasks`: for teachers without classes, the loss is that of their task.
     """
 
+    takes_tasks: ClassVar[bool] = False
     trains_floats: ClassVar[bool] = False
     quantizes_slopes: ClassVar[bool] = False
 
     def __init__(self, options: Any, runtime: Runtime) -> None:
         """Prepare the training; its loss is compiled once for all fits."""
         super().__init__(options, runtime)
-        self._training = Training(self.name, options, runtime, self.loss)
+        self._training = Training(self.name, options, runtime, self._loss_of_task)
+        self._task: Task = Classify()
 
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
         """See `Student.images_trained`."""
@@ -41,8 +46,18 @@ class TrainedStudent(Student):
         self.check_teacher(fit.teacher)
 
     def check_teacher(self, teacher: Teacher) -> None:
-        """Refuse a teacher that there is nothing to learn from."""
-        check_classifier(teacher)
+        """Refuse a teacher that there is nothing to learn from.
+
+        Raises:
+            MismatchError: no classes, and no loss of its task that the student takes.
+        """
+        if not (self.takes_tasks and teacher.task.trains):
+            check_classifier(teacher)
+
+    def _loss_of_task(self, student: Any, teacher: Any) -> Tensor:
+        if self.takes_tasks and not self._task.has_classes:
+            return self._task.loss(student, teacher)
+        return self.loss(student, teacher)
 
     def start(self, fit: Fit) -> nn.Module:
         """The float network that becomes the student."""
@@ -68,6 +83,7 @@ class TrainedStudent(Student):
     def run(self, fit: Fit) -> FittedStudent:
         """Without quantizers the network stays the teacher's, unless the student trains floats."""
         teacher, device = fit.teacher, self.runtime.device
+        self._task = teacher.task
         placement = place(
             self.start(fit),
             teacher.example(),

@@ -21,12 +21,12 @@ from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.augmentation import shift_and_flip
+from zsq.tasks.nesting import Outputs, mapped
 
 LOG_EVERY = 20
 # With 256 images, what 160 steps of 128 images are.
 EPOCHS = 80
 
-Outputs = Tensor | tuple[Tensor, ...]
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -65,7 +65,8 @@ class Course:
 
     Attributes:
         network: trained in place; on the runtime's device.
-        target: what it follows, frozen. Both take norm images and return a tensor or a tuple of tensors.
+        target: what it follows, frozen. Both take norm images and return a tensor, or tensors in
+            any nesting, the same for both.
         groups: the optimiser's parameter groups; a learning rate or weight decay in a group stands before the
             options'.
         structure: equal for networks that differ in their tensors alone; the next of them is not compiled
@@ -119,7 +120,7 @@ class Training:
             norm = self._view(spec, pixels_NCHW[batch], views)
             torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                target = _cloned(target_of(target_template, target_tensors, norm))
+                target = mapped(torch.clone, target_of(target_template, target_tensors, norm))
             optimizer.zero_grad()
             loss = loss_of(template, tensors, norm, target)
             loss.backward()
@@ -143,7 +144,7 @@ class Training:
         with self.runtime.autocast():
             images = norm_NCHW.contiguous(memory_format=torch.channels_last)
             outputs = torch.func.functional_call(network, tensors, (images,))
-        return outputs.float() if isinstance(outputs, Tensor) else tuple(part.float() for part in outputs)
+        return mapped(lambda part: part.float() if part.is_floating_point() else part, outputs)
 
     def _losses(
         self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor, target: Outputs
@@ -168,10 +169,6 @@ class Training:
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, as `functional_call` takes them."""
     return dict(network.named_parameters()) | dict(network.named_buffers())
-
-
-def _cloned(outputs: Outputs) -> Outputs:
-    return outputs.clone() if isinstance(outputs, Tensor) else tuple(part.clone() for part in outputs)
 
 
 def set_modes(network: nn.Module, batch_norm: Literal["frozen", "train"]) -> None:

@@ -42,12 +42,14 @@ class KD(TrainedStudent):
         deviations=(
             "starts from the teacher's weights; start=random for a fresh network of the same architecture",
             "without labels: share = 1, and cross-entropy, where asked for, is to the teacher's top-1 class",
+            "of other tasks than classify, the task's own loss against the teacher",
             "nothing is quantized in the paper: our grids are of the least L2.4 error, STE with clipping",
             "Adam 5e-4 with cosine, 160 times 128 images, batch norm frozen: ours",
         ),
     )
     options_class: ClassVar[type[Options]] = KDOptions
     options: KDOptions
+    takes_tasks = True
     trains_floats = True
 
     def __init__(self, options: KDOptions, runtime: Runtime) -> None:

@@ -52,11 +52,13 @@ class LSQKD(TrainedStudent):
             "Adam 5e-4, for steps 1e-2 of their size, with cosine, 160 times 128 images, instead of SGD 0.01 "
             "over 90 epochs",
             "KL to the teacher at T = 4 alone, without labels",
+            "of other tasks than classify, the task's own loss against the teacher",
             "batch norm keeps the teacher's statistics; only its affine part trains",
         ),
     )
     options_class: ClassVar[type[Options]] = LSQKDOptions
     options: LSQKDOptions
+    takes_tasks = True
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """First steps: of activations from the float network on the images, of weights from the weights."""

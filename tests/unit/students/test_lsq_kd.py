@@ -13,7 +13,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.students import create
-from zsq.tasks.embed import Embed
+from zsq.tasks import TASKS
 from zsq.widths import Bits
 
 
@@ -25,6 +25,18 @@ def fit(teacher, images, bits, first_last=8, seed=0, runtime=None, log=None, **o
 @torch.no_grad()
 def logits(model, pixels):
     return model.logits(model.spec.pixels_to_standard(pixels))
+
+
+class Mapped(nn.Module):
+    """A network whose output is inside a dict and a list."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        found = self.network(x)
+        return {"boxes": found[:, :3], "more": [found[:, 3:]]}
 
 
 class Losses:
@@ -166,7 +178,31 @@ def test_compiled_training_is_one_graph_and_agrees_with_eager(images, monkeypatc
     torch.testing.assert_close(logits(eager, images), logits(compiled, images), rtol=0.01, atol=0.1)
 
 
-def test_embedding_teachers_are_refused(digits, images):
-    embedder = Teacher("face", digits.network, digits.spec, 10, "0", task=Embed())
-    with pytest.raises(MismatchError, match="expected a classifier; use student ptq"):
-        fit(embedder, images, "W4A4")
+@pytest.mark.parametrize("task", ["embed", "image", "segment", "detect"])
+def test_other_tasks_are_trained_by_their_own_loss(images, task):
+    """From two bits, on outputs as the network returns them: a tensor, or a dict for a detector."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1)
+        )
+    if task == "embed":
+        network.append(nn.Flatten())
+    if task == "detect":
+        network = Mapped(network)
+    spec = ImageSpec(channels=1, size=(32, 32), mean=(0.3,), std=(0.3,))
+    num_outputs = {"detect": None, "embed": 64}.get(task, 4)
+    teacher = Teacher("toy", network, spec, num_outputs, "0", task=TASKS[task]())
+
+    def distance(student):
+        return teacher.task.loss(logits(student, images), logits(teacher, images)).item()
+
+    start = fit(teacher, images, "W2A4", None, iterations=0)
+    student = fit(teacher, images, "W2A4", None, iterations=40, batch=64, learning_rate=1e-2, shift=0)
+    assert distance(student) < 0.7 * distance(start)
+
+
+def test_a_task_without_a_loss_is_refused(digits, images):
+    teacher = Teacher("toy", digits.network, digits.spec, None, "0", task=TASKS["other"]())
+    with pytest.raises(MismatchError, match=r"'other', which has no classes; .* use student ptq"):
+        fit(teacher, images, "W4A4")
