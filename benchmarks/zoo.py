@@ -1,20 +1,32 @@
-"""Which torchvision classifiers each student takes: `python benchmarks/zoo.py [--students S] [--networks N]`.
+"""Which networks zsq captures, quantizes and saves: `python benchmarks/zoo.py [--only NAMES] [--genie]`.
 
-Every PTQ student of the table, or those named, is fitted on every classifier with random weights, ten
-classes, tiny images and two iterations at W4A4, then saved and loaded. What is measured is that it works, or
-why it does not, which is summed up in the end. Finished rows are kept in `benchmarks/results/zoo.json` and
-are not measured again.
+All classifiers of torchvision and the networks of timm in `zoo-timm.txt`, with random weights. Each is
+captured, and quantizers are placed in it; `ptq` fits it at W8A8, and the student is saved and loaded. Above
+`LARGEST` million parameters, networks are captured and placed alone. Images are of 128 px where a network
+takes them, else of its own size. `--genie` fits `genie-m` with few iterations on the smallest of each family
+that `ptq` was fitted on.
+
+`sqnr` compares a student's outputs with the network's on other images: the signal-to-noise ratio in dB,
+without the mean over images. `gain` is by how many dB the network itself makes noise in its images louder:
+with random weights it can amplify any. Where `ptq` has a low `sqnr`, that of weights and of activations alone
+is measured too.
+
+Finished rows are kept in `benchmarks/results/zoo.json` and are not measured again; `--again` measures those
+that did not work. What did not is summed up in the end.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 import typer
 from common import BudgetHours, Results
@@ -24,138 +36,270 @@ import zsq
 from zsq.bench import Budget
 from zsq.contract import FittedStudent, Teacher
 from zsq.core.errors import ZsqError
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
+from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
-from zsq.fitting.training import TrainingOptions
 from zsq.graph import capture
-from zsq.saved.cost import student_cost
-from zsq.students import STUDENTS, create
+from zsq.placement.sites import place
+from zsq.students import create
+from zsq.tasks.classify import Classify
+from zsq.tasks.embed import Embed
+from zsq.tasks.sqnr import SignalToNoise
 from zsq.teacher.load import build_without_global_rng
 from zsq.teacher.torchvision_models import torchvision_names
 from zsq.widths import Bits
 
-PTQ = [name for name, kind in STUDENTS.items() if not issubclass(kind.options_class, TrainingOptions)]
-BITS, FIRST_LAST = Bits(4, 4), 8
-# What makes a fit short, of the options that a student has.
-SHORT = {"iterations": 2, "batch": 4, "teacher_iterations": 2, "weight_observer": "minmax"}
-NUM_IMAGES, NUM_CLASSES, SIZES = 8, 10, (64, 96, 128, 224)
+TIMM_NAMES = Path(__file__).parent / "zoo-timm.txt"
+SMALL_SIDE = 128
+NUM_IMAGES = 16  # to fit on, and as many others to compare on
+LARGEST = 150  # million parameters that are fitted
+ENOUGH_DB = 15.0
+SCALES = (1, 2, 4, 8, 16, 32, 64, 128)  # patches per side of the random images
+PROBE_DB = 60.0  # of the noise in images that `gain` is measured with
+# Student -> bits and the options that make its fit short.
+FITS: dict[str, tuple[Bits, dict[str, Any]]] = {
+    "ptq": (Bits(8, 8), {}),
+    "genie-m": (Bits(8, 8), {"iterations": 5, "batch": 8}),
+}
 
 
 def main(
-    students: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(PTQ),
-    networks: Annotated[str | None, typer.Option(help="Names, separated by commas; all if none.")] = None,
-    largest: Annotated[float, typer.Option(help="Leave out networks of more million parameters.")] = 150,
+    only: Annotated[str | None, typer.Option(help="Names, separated by commas; all if none.")] = None,
+    genie: Annotated[
+        bool, typer.Option("--genie", help="Fit genie-m on the smallest of each family.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure again what did not work.")] = False,
     budget_hours: BudgetHours = None,
 ) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
     budget = Budget(budget_hours)
     results = Results("zoo", "OMP_NUM_THREADS=1 python benchmarks/zoo.py", timed=False)
-    results.write(bits=str(BITS))
-    for name in networks.split(",") if networks else torchvision_names():
-        missing = [
-            student
-            for student in students.split(",")
-            if not results.has({"network": name, "student": student})
-        ]
-        if not missing or budget.spent():
-            continue
-        network = _build(name)
-        millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-        if millions > largest:
-            typer.echo(f"{name} left out: {millions:.0f} million parameters")
-            continue
-        for student in missing:
-            if not budget.spent():
-                row = {"network": name, "student": student, **_row(name, network, student)}
-                results.add(row, order=lambda each: (each["network"], each["student"]))
+    student = "genie-m" if genie else "ptq"
+    kept = [row for row in results.rows() if not (again and row["student"] == student and "why" in row)]
+    results.write(images=NUM_IMAGES, rows=kept)
+    known = _smallest(kept) if genie else all_names()
+    wanted = only.split(",") if only else known
+    missing = [name for name in wanted if not results.has({"network": name, "student": student})]
+    with Reporter().job(f"zoo {student}", len(missing)) as log:
+        for name in missing:
+            if budget.spent():
+                break
+            results.add({"network": name, "student": student, **measured(name, student)}, order=_order)
+            gc.collect()
+            log.advance(1)
     for line in _summary(results.rows()):
         typer.echo(line)
 
 
-def _summary(all_rows: list[dict[str, Any]]) -> Iterator[str]:
-    """How many networks each student takes, and which it does not, by reason."""
-    for student in PTQ:
-        rows = [row for row in all_rows if row["student"] == student]
-        others: dict[str, list[str]] = defaultdict(list)
-        for row in rows:
-            if row["outcome"] != "works":
-                reason = row["why"].replace(row["network"], "NETWORK").split(" (")[0].split(";")[0]
-                others[f"{row['outcome']}: {reason}"].append(row["network"])
-        yield f"{student}: {len(rows) - sum(map(len, others.values()))} of {len(rows)} networks"
-        yield from (f"  {reason}: {', '.join(names)}" for reason, names in others.items())
+def all_names() -> list[str]:
+    """torchvision's 81 classifiers, then timm's networks as teachers are called."""
+    return [*torchvision_names(), *(f"timm:{name}" for name in TIMM_NAMES.read_text().split())]
 
 
-def _build(name: str) -> nn.Module:
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        # Auxiliary heads are for training.
-        heads = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(name, weights=None, num_classes=NUM_CLASSES, **heads)
-
-    return build_without_global_rng(build).eval()
+def _order(row: dict[str, Any]) -> Any:
+    return row["student"], row["network"].startswith("timm:"), row["network"]
 
 
-def _row(name: str, network: nn.Module, student: str) -> dict[str, Any]:
-    """`works` with size, cost and seconds, or why not: `refused` in one line of zsq's, or `failed`."""
-    started = time.process_time()
+def measured(name: str, student: str) -> dict[str, Any]:
+    """What was reached: `captured`, `placed`, `fitted`, `saved`; and `why` if that is not all."""
+    torch.manual_seed(0)
+    row: dict[str, Any] = {}
     try:
-        teacher, pixels = _teacher(name, network)
-        capture(network, teacher.example())
-        fitted = _fit(student, teacher, pixels)
-        _check(fitted, teacher, pixels)
+        for facts in _steps(name, student):
+            row |= facts
     except ZsqError as error:
-        return {"outcome": "refused", "why": str(error)}
+        row["why"] = str(error)
     # A benchmark of what fails has to survive it.
     except Exception as error:
-        return {"outcome": "failed", "why": f"{type(error).__name__}: {str(error).strip()[:300]}"}
-    cost = student_cost(fitted)
-    return {
-        "outcome": "works",
-        "size": teacher.spec.size[0],
-        "macs": cost.macs,
-        "bit_operations": cost.bit_operations,
-        "weight_bytes": cost.weight_bytes,
-        "quantized_tensors": len(fitted.tensors),
-        "cpu_seconds": round(time.process_time() - started, 1),
+        row["why"] = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return row
+
+
+def _steps(name: str, student: str) -> Iterator[dict[str, Any]]:
+    """Facts for the row, after each step that worked."""
+    network, own_size = _build(name)
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    yield {"family": _family(network), "millions": round(millions, 2)}
+    teacher = _teacher(name, network, own_size)
+    yield {"size": teacher.spec.size[0]}
+    _settle(teacher)
+    captured, seconds = _timed(lambda: capture(network, teacher.example()))
+    yield {"captured": True, "capture_seconds": seconds, "nodes": len(captured.graph.nodes)}
+    del captured
+    bits, options = FITS[student]
+    placement = place(network, teacher.example(), bits, fold=True)
+    yield {
+        "placed": True,
+        **{f"{kind}s": len(list(placement.of_kind(kind))) for kind in ("weight", "activation")},
     }
+    del placement
+    if millions > LARGEST:
+        return
+    runner = create(student, teacher.spec, options, Runtime())
+    fitted, seconds = _timed(lambda: runner.fit(teacher, _images(teacher.spec, 1), bits))
+    yield {"fitted": True, "fit_seconds": seconds, **(noise := _noise(fitted, teacher))}
+    if student == "ptq" and noise["sqnr"] < ENOUGH_DB:
+        for key, alone in (
+            ("sqnr_weights", Bits(bits.weights, 32)),
+            ("sqnr_activations", Bits(32, bits.activations)),
+        ):
+            yield {key: _noise(runner.fit(teacher, _images(teacher.spec, 1), alone), teacher)["sqnr"]}
+    _save_and_load(fitted, teacher)
+    yield {"saved": True}
 
 
-def _teacher(name: str, network: nn.Module) -> tuple[Teacher, Tensor]:
-    """The network at the least size that it takes, and noise for it."""
-    for size in SIZES:
-        spec = ImageSpec(size=(size, size), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        teacher = Teacher(name, network, spec, NUM_CLASSES, "0" * 64)
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (NUM_IMAGES, *spec.shape), dtype=torch.uint8, generator=generator)
+def _build(name: str) -> tuple[nn.Module, int]:
+    """The network with random weights, and the side of its own images."""
+    if name.startswith("timm:"):
+        import timm
+
+        network = build_without_global_rng(timm.create_model, model_name=name.removeprefix("timm:"))
+        return network.eval(), timm.data.resolve_model_data_config(network)["input_size"][-1]
+    # Auxiliary heads are for training.
+    heads = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network = build_without_global_rng(torchvision.models.get_model, name=name, weights=None, **heads)
+    (side,) = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size
+    return network.eval(), min(side, getattr(network, "image_size", side))
+
+
+def _family(network: nn.Module) -> str:
+    library, *_, module = type(network).__module__.split(".")
+    return f"{library} {module}"
+
+
+def _teacher(name: str, network: nn.Module, own_size: int) -> Teacher:
+    """The network as a teacher of small images, or of its own where it takes no others."""
+    _draw_constants(network)
+    for size in (SMALL_SIDE, own_size):
+        spec = ImageSpec(size=(size, size), mean=NATURAL_MEAN, std=NATURAL_STD)
         try:
             with torch.no_grad():
-                network(spec.pixels_to_norm(pixels))
-        # Too small for its pooling or its position table.
-        except (RuntimeError, AssertionError):
+                outputs = network(spec.pixels_to_norm(_images(spec, 0)[:2]))
+        # Too small for its pooling, or another than that of its positions.
+        except (RuntimeError, AssertionError, ValueError):
+            if size == own_size:
+                raise
             continue
-        return teacher, pixels
-    raise ValueError(f"takes no image of {SIZES} px")
-
-
-def _fit(student: str, teacher: Teacher, pixels: Tensor) -> FittedStudent:
-    known = STUDENTS[student].options_class.model_fields
-    options = {key: value for key, value in SHORT.items() if key in known}
-    fitted = create(student, teacher.spec, options, Runtime())
-    return fitted.fit(teacher, pixels, BITS, first_last=FIRST_LAST)
+        task = Classify() if getattr(network, "num_classes", 1) else Embed()
+        return Teacher(name, network, spec, outputs.shape[1], "0" * 64, task=task)
+    raise AssertionError("its own size is the last")
 
 
 @torch.no_grad()
-def _check(fitted: FittedStudent, teacher: Teacher, pixels: Tensor) -> None:
-    """Finite logits, and the same after saving and loading."""
-    norm = teacher.spec.pixels_to_norm(pixels[:2])
-    logits = fitted.network(norm)
-    if not bool(logits.isfinite().all()):
-        raise ValueError("logits are not finite")
+def _draw_constants(network: nn.Module) -> None:
+    """Draw what begins as 0, 1 or next to nothing and would be something else after training: scales of
+    normalisations, those of branches, which stay small, biases, and tables of positions."""
+    for name, parameter in network.named_parameters():
+        value = parameter.flatten()[0].item()
+        is_scale = not name.endswith("bias") and parameter.numel() == max(parameter.shape, default=1)
+        if not bool((parameter == value).all()):
+            continue
+        if value == 1 and is_scale:
+            parameter.uniform_(0.5, 1.5)
+        elif abs(value) < 1e-3 and is_scale:
+            parameter.uniform_(0.1, 0.4)
+        elif value == 0:
+            parameter.normal_(0, 0.02)
+
+
+@torch.no_grad()
+def _settle(teacher: Teacher) -> None:
+    """Batch norm statistics of random images: their mean over two batches."""
+    norms = [
+        module for module in teacher.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for seed in (2, 3) if norms else ():
+        teacher.network(teacher.spec.pixels_to_norm(_images(teacher.spec, seed)))
+    teacher.network.eval()
+
+
+def _images(spec: ImageSpec, seed: int) -> Tensor:
+    """Random images, uint8, each with a colour and with structure at a scale of its own: to a network with
+    random weights, images of one kind look alike."""
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for index in range(NUM_IMAGES):
+        side = SCALES[index % len(SCALES)]
+        mix, pattern, colour = (
+            torch.randn(shape, generator=generator)
+            for shape in ((spec.channels,) * 2, (spec.channels, side, side), (spec.channels, 1, 1))
+        )
+        pattern = torch.einsum("ij,jhw->ihw", mix, pattern)[None]
+        grown = F.interpolate(pattern, size=list(spec.size), mode="bilinear", align_corners=False)[0]
+        images.append(0.5 + 0.2 * grown + 0.2 * colour)
+    return (torch.stack(images) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it makes, and its seconds of processor time."""
+    started = time.process_time()
+    return work(), round(time.process_time() - started, 1)
+
+
+@torch.no_grad()
+def _noise(fitted: FittedStudent, teacher: Teacher) -> dict[str, float]:
+    """`sqnr` of the student and `gain` of the network, both on images that it was not fitted on."""
+    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, 4))
+    noise = torch.randn(norm.shape, generator=torch.Generator().manual_seed(5))
+    noisy = norm + noise * (norm - norm.mean(0)).std() * 10 ** (-PROBE_DB / 20)
+    outputs = teacher.network(norm)
+    gain = PROBE_DB - _ratio(teacher.network(noisy), outputs)
+    return {"sqnr": round(_ratio(fitted.network(norm), outputs), 1), "gain": round(gain, 1)}
+
+
+def _ratio(noisy: Tensor, exact: Tensor) -> float:
+    ratio = SignalToNoise()
+    ratio.add(noisy, exact)
+    return ratio.metrics()["sqnr_centred"]
+
+
+@torch.no_grad()
+def _save_and_load(fitted: FittedStudent, teacher: Teacher) -> None:
+    """Pass a student that gives the same outputs after saving and loading."""
+    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, 4)[:2])
     with tempfile.TemporaryDirectory() as folder:
         zsq.save_student(fitted, teacher, folder)
-        if not torch.equal(zsq.load_student(folder).network(norm), logits):
-            raise ValueError("the loaded student gives other logits")
+        if not torch.equal(zsq.load_student(folder).network(norm), fitted.network(norm)):
+            raise ValueError("the loaded student gives other outputs")
+
+
+def _smallest(rows: list[dict[str, Any]]) -> list[str]:
+    """The smallest network of each family that ptq was fitted on."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["student"] == "ptq" and row.get("fitted"):
+            smallest = found.setdefault(row["family"], row)
+            found[row["family"]] = min(smallest, row, key=lambda each: each["millions"])
+    return [row["network"] for row in found.values()]
+
+
+def _summary(all_rows: list[dict[str, Any]]) -> Iterator[str]:
+    """How many networks got how far, those with low ratios, and why the others did not, by reason."""
+    for student in FITS:
+        rows = [row for row in all_rows if row["student"] == student]
+        reached = (
+            f"{sum(step in row for row in rows)} {step}" for step in ("captured", "placed", "fitted", "saved")
+        )
+        yield f"{student}: {len(rows)} networks, {', '.join(reached)}"
+        low = sorted(
+            (row for row in rows if row.get("sqnr", ENOUGH_DB) < ENOUGH_DB), key=lambda row: row["sqnr"]
+        )
+        yield from (
+            f"  below {ENOUGH_DB:g} dB: {row['network']} {row['sqnr']}, gain {row['gain']}, "
+            f"weights alone {row.get('sqnr_weights')}, activations alone {row.get('sqnr_activations')}"
+            for row in low
+            if student == "ptq"
+        )
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            if "why" in row:
+                reasons[row["why"].replace(row["network"], "NETWORK").split(" (")[0]].append(row["network"])
+        yield from (f"  {reason}: {', '.join(names)}" for reason, names in reasons.items())
 
 
 if __name__ == "__main__":

@@ -44,18 +44,20 @@ def generated(capsys, teacher):
 
 
 @pytest.mark.parametrize("network", [timm_network, hf_network])
-def test_images_and_a_student(tmp_path, capsys, network):
+def test_images_a_student_and_its_files(tmp_path, capsys, network):
     teacher = network(tmp_path)
     generated(capsys, teacher)
     assert zsq.ShardDataset("run", with_logits=True)[0]["logits"].ndim == 1
     weights = teacher[3] if len(teacher) > 2 else None
-    fitted = zsq.quantize(teacher[1], "run", "ptq", "W8A8", weights=weights, offline=True).fitted
-    loaded = zsq.load_teacher(teacher[1], weights)
+    result = zsq.quantize(teacher[1], "run", "ptq", "W8A8", weights=weights, offline=True, out="student")
+    loaded, student = zsq.load_teacher(teacher[1], weights), zsq.load_student("student")
     images = torch.randn(2, *loaded.spec.shape)
     with torch.no_grad():
-        exact, close = loaded.network(images), fitted.network(images)
+        exact, close, again = (
+            each(images) for each in (loaded.network, result.fitted.network, student.network)
+        )
     assert (exact - close).abs().mean() < 0.1 * exact.std()
-    assert not torch.equal(exact, close)
+    assert torch.equal(close, again) and not torch.equal(exact, close)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
