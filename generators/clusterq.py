@@ -66,7 +66,7 @@ class ClusterQ(AmortisedMethod):
             "cluster and diversity terms are means over channels, layers and classes, not sums (option over)",
             "a class's centroid starts at its first rightly classified images after warm-up, not in a round "
             "of its own",
-            "crops keep the aspect ratio",
+            "crops keep the aspect ratio; those of signals are not mirrored",
         ),
     )
 
@@ -74,7 +74,9 @@ class ClusterQ(AmortisedMethod):
         """GDFQ's terms, clusters and diversity; centroids and noise change between steps."""
         o, device = self.options, self.runtime.device
         tapped = TappedTeacher(self.teacher, self.name)
-        crops = (ResizedCrop(o.crop_scale, flip=True, probability=o.crop_probability),)
+        crops = (
+            ResizedCrop(o.crop_scale, flip=not self.teacher.spec.is_signal, probability=o.crop_probability),
+        )
         stages = [Stage(o.iterations, crops if o.crop_probability else ())]
         widths = layer_widths(tapped)
         deep = first_deep_layer(len(widths))

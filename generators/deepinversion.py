@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from zsq.contract import Facts
+from zsq.contract import Facts, Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options, scales_with_iterations
+from zsq.core.runtime import Runtime
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import (
     Term,
@@ -22,6 +24,7 @@ from zsq.engine.objectives import (
 )
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Cosine, Schedule
+from zsq.engine.sizes import takes_halves
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import balanced_labels, class_count
 from zsq.engine.views import Flip, Halve, Roll, View
@@ -57,7 +60,7 @@ class DeepInversionOptions(Options):
 
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
-        """The ImageNet script's constants for large images."""
+        """The ImageNet script's constants for large images; signals are not flipped."""
         if spec.is_small:
             return {}
         return {
@@ -73,7 +76,7 @@ class DeepInversionOptions(Options):
             "l2_weight": 1e-5,
             "l2_per_image": True,
             "jitter": 30,
-            "flip": True,
+            "flip": not spec.is_signal,
         }
 
 
@@ -92,8 +95,21 @@ class DeepInversion(InversionMethod):
             "the last iterate is kept, not the iterate of least loss",
             "no competition with a student (the paper's Adaptive DeepInversion)",
             "classes in turn over the whole run, not hand-picked ones",
+            "a network of one input size gets no stage at half resolution",
+            "signals are moved and halved along their one side, and not flipped",
         ),
     )
+
+    def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
+        """Keep the parts; a network that takes one size alone gets the full resolution from the start."""
+        if options.low_resolution_iterations and not takes_halves(teacher):
+            options = options.model_copy(update={"low_resolution_iterations": 0})
+            warnings.warn(
+                f"{self.name}: {teacher.name} takes images of one size alone, so all "
+                f"{options.iterations} iterations are at full resolution",
+                stacklevel=2,
+            )
+        super().__init__(teacher, options, runtime)
 
     @classmethod
     def default_batch(cls, spec: ImageSpec) -> int:

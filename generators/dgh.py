@@ -36,8 +36,9 @@ class DGHOptions(PlateauOptions):
 
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
-        """The margin in proportion for images below 224 px: 5 at 32 px."""
-        return {"margin": min(32, round(min(spec.size) / 7))}
+        """The margin in proportion for images below 224 px: 5 at 32 px. Signals are not flipped."""
+        shortest = min((side for side in spec.size if side > 1), default=1)
+        return {"margin": min(32, round(shortest / 7)), "flip": not spec.is_signal}
 
 
 def set_gap(alignment: Alignment, moment: int) -> Callable[[TeacherPass], Tensor]:
@@ -72,7 +73,8 @@ class DGH(Generator):
             "pixels are clamped to valid values after each step too, not only where the teacher sees them",
             "a batch counts as its last teacher pass saw it; there is no second pass after the step",
             "the output term is the toolkit's range of outputs; how DGH limits it is not known",
-            "images below 224 px get a margin in proportion",
+            "images below 224 px get a margin in proportion, and a side of one pixel none",
+            "signals are blurred and cropped along their one side, and not flipped",
             "the learning rate only falls: when the toolkit raises it again is not known",
         ),
     )
@@ -96,8 +98,8 @@ class DGH(Generator):
 
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
-        height, width = spec.size
-        wide = spec.model_copy(update={"size": (height + o.margin, width + o.margin)})
+        sides = tuple(side + o.margin if side > 1 else 1 for side in spec.size)
+        wide = spec.model_copy(update={"size": sides})
         alignment = Alignment("set")
         terms = [
             Term("mean", 1.0, set_gap(alignment, 0)),

@@ -64,7 +64,7 @@ class IntraQ(InversionMethod):
         deviations=(
             "pixels are clamped to valid values after each step",
             "class centres come from the earlier batches of a group of five, not of other groups too",
-            "crops keep the aspect ratio",
+            "crops keep the aspect ratio; those of signals are not mirrored",
             "features are what enters the last layer",
         ),
     )
@@ -124,6 +124,8 @@ class IntraQ(InversionMethod):
             ),
             Term("inception", o.inception_weight, soft_inception),
         ]
-        views = (ResizedCrop(o.crop_scale, flip=True, probability=o.crop_probability),)
+        views = (
+            ResizedCrop(o.crop_scale, flip=not self.teacher.spec.is_signal, probability=o.crop_probability),
+        )
         stages = [Stage(o.iterations, views if o.crop_probability else ())]
         return Inversion(self.tapped, pixels, terms, stages, self.runtime, self.features)

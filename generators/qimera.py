@@ -78,5 +78,6 @@ class Qimera(AmortisedMethod):
         drawn = [network.draw_slots(count, slots, rng) for slots in (1, self.options.slots)]
         single, mixed = ([part.to(device) for part in inputs] for inputs in drawn)
         coins = (torch.rand(count, generator=rng) < self.options.superposed).to(device)
-        images = torch.where(coins[:, None, None, None], network(*mixed), network(*single))
+        both = network(*mixed), network(*single)
+        images = torch.where(coins.view(-1, *[1] * (both[0].dim() - 1)), *both)
         return images, torch.where(coins[:, None], mixed[0], single[0])

@@ -70,8 +70,8 @@ class CalibrationImages(Dataset[tuple[Tensor, int]]):
         return self.spec.pixels_to_norm(self.pixels(indices))
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the network's input."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W), or (C, L), of the network's input."""
         return (self.spec.channels, *(self.spec.input_size or self.spec.size))
 
 

@@ -66,7 +66,7 @@ class CalibrationReader(CalibrationDataReader):
         if index is None:
             return None
         image = self.images.pixels([index]) if self.dtype is np.uint8 else self.images.norm([index])
-        image = image if self.layout == "nchw" else image.permute(0, 2, 3, 1)
+        image = image if self.layout == "nchw" else image.movedim(1, -1)
         return {self.input_name: np.ascontiguousarray(image.numpy(), dtype=self.dtype)}
 
     def rewind(self) -> None:
@@ -79,7 +79,7 @@ class CalibrationReader(CalibrationDataReader):
         self.rewind()
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
+    def _shape(self) -> tuple[int, ...]:
         return self.images.spec.shape if self.dtype is np.uint8 else self.images.input_shape
 
 
@@ -95,14 +95,14 @@ def _image_input(model: str | Path | bytes, name: str | None) -> Any:
     return found[0]
 
 
-def _layout(name: str, shape: list[Any], image: tuple[int, int, int]) -> str:
+def _layout(name: str, shape: list[Any], image: tuple[int, ...]) -> str:
     """From the fixed axes of the input; one whose axes are all free takes nchw, as torch exports it."""
-    channels, height, width = image
-    for layout, axes in (("nchw", (1, channels, height, width)), ("nhwc", (1, height, width, channels))):
-        pairs = zip(shape, axes, strict=True) if len(shape) == 4 else [(0, 1)]
+    channels, *sides = image
+    for layout, axes in (("nchw", (1, channels, *sides)), ("nhwc", (1, *sides, channels))):
+        pairs = zip(shape, axes, strict=True) if len(shape) == len(axes) else [(0, 1)]
         if all(found == expected or not isinstance(found, int) for found, expected in pairs):
             return layout
-    expected = f"(1, {channels}, {height}, {width}) in either layout"
+    expected = f"(1, {', '.join(map(str, image))}) in either layout"
     raise MismatchError(
         f"input '{name}' is {shape}", expected, "export the network with a batch of 1 or a free one"
     )

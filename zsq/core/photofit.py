@@ -10,7 +10,8 @@ from zsq.core.records import Record
 
 Fit = Literal["refuse", "crop", "stretch"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-PositiveInt = Annotated[int, Field(gt=0, le=16384)]
+MAX_SIDE = 16384  # pixels
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 class PhotoFit(Record):

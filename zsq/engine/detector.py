@@ -146,7 +146,7 @@ class AskedBoxes:
 
     def before_step(self, iteration: int, generator: torch.Generator) -> None:
         """Draw boxes for a new batch, sample where it is time, then follow the views."""
-        images, size = self.images(), self.detector.original.spec.size
+        images, size = self.images(), self.detector.original.spec.plane
         if iteration == 0:
             self.targets = [one_box(self.detector.labels, size, generator) for _ in images]
         if iteration in self.sampled_at:

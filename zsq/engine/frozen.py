@@ -38,8 +38,8 @@ class TeacherInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images_NCHW: Tensor) -> Tensor:
-        """A channels_last copy."""
-        return materialise([images_NCHW], channels_last=True)[0]
+        """A channels_last copy; signals (N, C, L) have no such layout."""
+        return materialise([images_NCHW], channels_last=images_NCHW.dim() == 4)[0]
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor) -> Tensor:

@@ -68,12 +68,13 @@ class UpsampledConvolution(nn.Conv2d):
 
 
 class Seed(nn.Module):
-    """Latent vectors -> maps at a quarter of the image's height and width, rounded up."""
+    """Latent vectors -> maps at a quarter of the image's height and width, rounded up; for signals of height
+    1."""
 
     def __init__(self, latent: int, channels: int, spec: ImageSpec) -> None:
         """`latent`: length of the vectors; `channels`: of the maps."""
         super().__init__()
-        self.shape = (channels, *(-(-side // 4) for side in spec.size))
+        self.shape = (channels, *(-(-side // 4) for side in spec.plane))
         self.linear = nn.Linear(latent, self.shape[0] * self.shape[1] * self.shape[2])
 
     def forward(self, latent_ND: Tensor) -> Tensor:
@@ -82,17 +83,19 @@ class Seed(nn.Module):
 
 
 class Image(nn.Module):
-    """Maps -> images: cut to the size asked for, tanh, and mean 0, variance 1 over the batch."""
+    """Maps -> images: cut to the size asked for, tanh, and mean 0, variance 1 over the batch. A signal is
+    the first row."""
 
     def __init__(self, spec: ImageSpec) -> None:
         """`spec`: of the images."""
         super().__init__()
-        self.size = spec.size
+        self.size, self.sides = spec.plane, spec.size
         self.norm = BatchNorm(spec.channels, affine=False)
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        """(N, C, at least H, at least W) -> (N, C, H, W) in standard space."""
-        return self.norm(maps_NCHW[..., : self.size[0], : self.size[1]].tanh())
+        """(N, C, at least H, at least W) -> (N, C, H, W), or (N, C, L), in standard space."""
+        images = self.norm(maps_NCHW[..., : self.size[0], : self.size[1]].tanh())
+        return images if len(self.sides) == 2 else images[:, :, 0]
 
 
 class LatentNetwork(nn.Sequential):

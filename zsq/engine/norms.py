@@ -6,7 +6,6 @@ captured graph has layers.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from zsq.core.errors import UntraceableError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import channels_last
 from zsq.engine.executed import blank
 from zsq.graph import capture
 from zsq.graph.norms import equal_batch_norm, stores_statistics, with_batch_norms
@@ -91,11 +91,3 @@ def calls_batch_norm(network: nn.Module, spec: ImageSpec) -> bool:
     with calls:
         network(spec.standard_to_norm(blank(network, spec)))
     return calls.found
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network with its 4-d tensors in that layout, in place; others have no such layout."""
-    for tensor in itertools.chain(network.parameters(), network.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
-    return network

@@ -111,8 +111,10 @@ def output_range(forward: TeacherPass) -> Tensor:
 
 def total_variation_l2(forward: TeacherPass) -> Tensor:
     """Sum of the 2-norms of the four difference tensors (horizontal, vertical, both diagonals) of the whole
-    batch, neither squared nor averaged (DeepInversion, Yin et al., CVPR 2020)."""
+    batch, neither squared nor averaged (DeepInversion, Yin et al., CVPR 2020). Of signals there is one."""
     x = forward.viewed_NCHW
+    if x.dim() == 3:
+        return _norm(x[..., 1:] - x[..., :-1], 3)
     differences = (
         x[..., :, 1:] - x[..., :, :-1],
         x[..., 1:, :] - x[..., :-1, :],
@@ -124,12 +126,12 @@ def total_variation_l2(forward: TeacherPass) -> Tensor:
 
 def mean_image_norm(forward: TeacherPass) -> Tensor:
     """mean_n ||x_n||_2 (DeepInversion's ImageNet L2 term)."""
-    return _norm(forward.viewed_NCHW, 3).mean()
+    return _norm(forward.viewed_NCHW, forward.viewed_NCHW.dim() - 1).mean()
 
 
 def batch_norm_l2(forward: TeacherPass) -> Tensor:
     """||x||_2 of the whole batch (DeepInversion's CIFAR L2 term)."""
-    return _norm(forward.viewed_NCHW, 4)
+    return _norm(forward.viewed_NCHW, forward.viewed_NCHW.dim())
 
 
 def _norm(x: Tensor, num_dims: int = 1) -> Tensor:

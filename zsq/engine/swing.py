@@ -13,8 +13,9 @@ from zsq.engine.statistics import TappedTeacher
 
 def moved(x: Tensor, offset: Tensor) -> Tensor:
     """x (N, C, H, W) padded by one reflected pixel all around and cut back to (H, W) from `offset`, two of
-    0, 1, 2 (down, right); (1, 1) is x itself. A side of one pixel reflects into itself."""
-    for dimension, start in zip((2, 3), offset, strict=True):
+    0, 1, 2 (down, right); (1, 1) is x itself. A side of one pixel reflects into itself. Of x (N, C, L) the
+    last offset counts."""
+    for dimension, start in zip(range(2, x.dim()), offset[4 - x.dim() :], strict=True):
         size = x.shape[dimension]
         index = (torch.arange(size, device=x.device) + start - 1).abs()
         index = torch.minimum(index, (2 * (size - 1) - index).abs()).clamp_max(size - 1)
@@ -34,7 +35,7 @@ class SwingConvolution:
         strided = [
             module
             for module in tapped.network.modules()
-            if isinstance(module, nn.Conv2d) and module.stride != (1, 1)
+            if isinstance(module, nn.Conv1d | nn.Conv2d) and any(side != 1 for side in module.stride)
         ]
         self.offsets = torch.ones(len(strided), 2, dtype=torch.int64)
         for index, module in enumerate(strided):

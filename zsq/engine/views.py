@@ -1,5 +1,8 @@
 """What the teacher sees of an image. A view draws its parameters outside the compiled step, as tensors, and
-applies them inside it: one vectorised operation per batch, seeded."""
+applies them inside it: one vectorised operation per batch, seeded.
+
+Signals (N, C, L) are maps of height 1 to every view, and a side of one pixel is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,17 @@ def apply_views(views: Sequence[View], images_NCHW: Tensor, draws: Sequence[Tens
     return images_NCHW
 
 
+def _as_maps(images: Tensor) -> Tensor:
+    """(N, C, L) -> (N, C, 1, L); (N, C, H, W) as they are."""
+    return images if images.dim() == 4 else images[:, :, None]
+
+
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a batch of this shape; of signals (1, length)."""
+    height, width = (1, *shape[2:])[-2:]
+    return height, width
+
+
 class Flip:
     """Horizontal flip with probability 1/2: one coin for the batch, or one per image."""
 
@@ -44,12 +58,13 @@ class Flip:
         self.per_image = per_image
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """(N or 1, 1, 1, 1) bool."""
-        return torch.rand(shape[0] if self.per_image else 1, 1, 1, 1, generator=generator) < 0.5
+        """(N or 1, 1, 1, 1) bool, one axis fewer for signals."""
+        ones = [1] * (len(shape) - 1)
+        return torch.rand(shape[0] if self.per_image else 1, *ones, generator=generator) < 0.5
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
         """Flip the images whose coin says so."""
-        return torch.where(draw, kornia.geometry.transform.hflip(images_NCHW), images_NCHW)
+        return torch.where(draw, images_NCHW.flip(-1), images_NCHW)
 
 
 class Roll:
@@ -83,9 +98,11 @@ class _Rolled(torch.autograd.Function):
 
 
 def _rolled(images_NCHW: Tensor, shift: Tensor) -> Tensor:
-    height, width = images_NCHW.shape[-2:]
+    height, width = _sides(images_NCHW.shape)
     rows = (torch.arange(height, device=images_NCHW.device) - shift[0]) % height
     columns = (torch.arange(width, device=images_NCHW.device) - shift[1]) % width
+    if height == 1:
+        return images_NCHW[..., columns]
     return images_NCHW[:, :, rows][:, :, :, columns]
 
 
@@ -103,9 +120,10 @@ class ResizedCrop:
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """(N, 4, 2) corners of each crop, clockwise from top left (of a mirrored one from top right), in
         pixels (x, y)."""
-        count, _, height, width = shape
+        count, (height, width) = shape[0], _sides(shape)
         low, high = self.scale
-        side = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
+        share = low + (high - low) * torch.rand(count, generator=generator)
+        side = share.sqrt() if min(height, width) > 1 else share
         x0 = (1 - side) * (width - 1) * torch.rand(count, generator=generator)
         y0 = (1 - side) * (height - 1) * torch.rand(count, generator=generator)
         x1, y1 = x0 + side * (width - 1), y0 + side * (height - 1)
@@ -120,33 +138,51 @@ class ResizedCrop:
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
         """Crop and resize to the full size."""
-        height, width = images_NCHW.shape[-2:]
+        height, width = _sides(images_NCHW.shape)
+        if min(height, width) == 1:
+            return _resampled(_as_maps(images_NCHW), draw).view_as(images_NCHW)
         return kornia.geometry.transform.crop_and_resize(images_NCHW, draw, (height, width))
+
+
+def _resampled(strips_NCHW: Tensor, corners_N42: Tensor) -> Tensor:
+    """Strips of one row or column between the first and the third corner, linearly, at their own size: the
+    four corners of such a crop lie on one line, which no perspective has."""
+    sides = strips_NCHW.shape[-1:-3:-1]
+    axes = []
+    for axis, side in enumerate(sides):
+        first, last = corners_N42[:, 0, axis, None], corners_N42[:, 2, axis, None]
+        at = torch.arange(side, device=strips_NCHW.device) / max(1, side - 1)
+        axes.append((first + (last - first) * at) * (2 / max(1, side - 1)) - 1)
+    x, y = axes[0][:, None, :].expand(-1, sides[1], -1), axes[1][:, :, None].expand(-1, -1, sides[0])
+    grid = torch.stack([x, y], -1).to(strips_NCHW)
+    return F.grid_sample(strips_NCHW, grid, align_corners=True, padding_mode="border")
 
 
 class RandomCrop:
     """The whole batch cropped to `size` at one random place (Sony's data generation)."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        """`size`: height and width that stay."""
+    def __init__(self, size: Sequence[int]) -> None:
+        """`size`: height and width, or length, that stay."""
         self.size = size
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """(2,) int64: first row and first column."""
-        room = [side - kept + 1 for side, kept in zip(shape[-2:], self.size, strict=True)]
+        """(2,) int64: first row and first column; of signals (1,)."""
+        room = [side - kept + 1 for side, kept in zip(shape[2:], self.size, strict=True)]
         return torch.cat([torch.randint(each, (1,), generator=generator) for each in room])
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
         """The rows and columns from there; an index, so that the place stays a tensor."""
-        rows, columns = (torch.arange(side, device=images_NCHW.device) for side in self.size)
-        return images_NCHW[:, :, rows + draw[0]][:, :, :, columns + draw[1]]
+        for axis, (side, first) in enumerate(zip(self.size, draw, strict=True), start=2):
+            kept = torch.arange(side, device=images_NCHW.device) + first
+            images_NCHW = images_NCHW[(slice(None),) * axis + (kept,)]
+        return images_NCHW
 
 
-def centre_crop(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle `size` (height, width) of the images."""
-    (height, width), (full_height, full_width) = size, images_NCHW.shape[-2:]
-    top, left = (full_height - height) // 2, (full_width - width) // 2
-    return images_NCHW[..., top : top + height, left : left + width]
+def centre_crop(images_NCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """The middle `size`, (height, width) or (length,), of the images."""
+    for axis, side in enumerate(size, start=2):
+        images_NCHW = images_NCHW.narrow(axis, (images_NCHW.shape[axis] - side) // 2, side)
+    return images_NCHW
 
 
 class Clip:
@@ -178,7 +214,10 @@ class Blur:
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
         """Blur with reflected borders."""
-        return kornia.filters.gaussian_blur2d(images_NCHW, (3, 3), (self.sigma, self.sigma))
+        height, width = _sides(images_NCHW.shape)
+        kernel = (3 if height > 1 else 1, 3 if width > 1 else 1)
+        blurred = kornia.filters.gaussian_blur2d(_as_maps(images_NCHW), kernel, (self.sigma, self.sigma))
+        return blurred.view_as(images_NCHW)
 
 
 class Halve:
@@ -190,4 +229,6 @@ class Halve:
 
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
         """Half the height and width."""
-        return F.avg_pool2d(images_NCHW, 2)
+        height, width = _sides(images_NCHW.shape)
+        halved = F.avg_pool2d(_as_maps(images_NCHW), (min(2, height), min(2, width)))
+        return halved if images_NCHW.dim() == 4 else halved[:, :, 0]

@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import channels_last
 from zsq.engine.moments import Moments, Rules, SummedGaussians
-from zsq.engine.norms import channels_last
 from zsq.engine.outputs import PerImage, in_float32, per_image
 from zsq.engine.statistics import LayerSums, layer_sums
 from zsq.engine.walk import MomentWalk, channels_second

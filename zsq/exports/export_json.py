@@ -63,8 +63,8 @@ class ExportRecord(Record):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Of one image as it lies in the files."""
-        channels, height, width = self.image.shape
-        return (channels, height, width) if self.layout == "nchw" else (height, width, channels)
+        channels, *sides = self.image.shape
+        return (channels, *sides) if self.layout == "nchw" else (*sides, channels)
 
     @property
     def stored_dtype(self) -> np.dtype:
@@ -79,7 +79,7 @@ class ExportRecord(Record):
         elif self.range == "norm":
             values = self._stored_size.pixels_to_norm(values)
         if self.layout != "nchw":
-            values = values.permute(0, 2, 3, 1)
+            values = values.movedim(1, -1)
         return np.ascontiguousarray(values.numpy(), dtype=self.stored_dtype)
 
     def decode(self, values: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ class ExportRecord(Record):
         """
         found = torch.from_numpy(values.astype(values.dtype.newbyteorder("="), copy=True))
         if self.layout != "nchw":
-            found = found.permute(0, 3, 1, 2)
+            found = found.movedim(-1, 1)
         if self.range == "uint8":
             return np.ascontiguousarray(found.numpy())
         unit = found if self.range == "unit" else self._stored_size.norm_to_unit(found)
@@ -111,16 +111,21 @@ def _levels(values: Tensor, stated: str) -> Tensor:
 
 def applied(spec: ImageSpec, layout: Layout, range: Range) -> tuple[str, ...]:
     """What `encode` does, in words."""
-    steps = {"nchw": "layout (N, C, H, W)", "nhwc": "layout (N, H, W, C)", "png": "lossless PNG per image"}
+    sides = "L" if spec.is_signal else "H, W"
+    axes = {"nchw": f"layout (N, C, {sides})", "nhwc": f"layout (N, {sides}, C)"}
+    steps = axes | {"png": "lossless PNG per image"}
     order = spec.channel_order if range == "norm" else "rgb"
     said = [steps[layout], f"channels in the order {order if spec.channels == 3 else 'as stored'}"]
     said.append(
         {"uint8": "values 0..255", "unit": "pixel / 255", "norm": "(pixel / 255 - mean) / std"}[range]
     )
     if range == "norm":
-        said.append(f"mean {list(spec.mean)} and std {list(spec.std)}, given in the order rgb")
-    size = f"not resized: {spec.size[0]}x{spec.size[1]} as stored"
-    taken = spec.input_size and f", the teacher takes {spec.input_size[0]}x{spec.input_size[1]}"
+        mean, std = spec.unit_moments
+        said.append(f"mean {list(mean)} and std {list(std)}, given in the order rgb")
+    if spec.step_line is not None:
+        said.append(spec.step_line)
+    size = f"not resized: {'x'.join(map(str, spec.size))} as stored"
+    taken = spec.input_size and f", the teacher takes {'x'.join(map(str, spec.input_size))}"
     return (*said, size + (taken or ""))
 
 

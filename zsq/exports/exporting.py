@@ -123,6 +123,8 @@ def _resolved(
         raise OptionError(f"--layout {layout}", "nchw or nhwc")
     if own == "png" and dataset.spec.channels not in (1, 3):
         raise OptionError(f"--to {to} with {dataset.spec.channels} channels", "1 or 3", "use --to npy")
+    if own == "png" and dataset.spec.is_signal:
+        raise OptionError(f"--to {to} with signals", "images", "use --to npy")
     dtype = "uint8" if range == "uint8" else "float32"
     return {"to": to, "layout": layout or own, "range": range, "dtype": dtype}
 

@@ -11,14 +11,16 @@ def shift_and_flip(standard_NCHW: Tensor, shift: int, flip: bool, generator: tor
     """Each image moved by up to `shift` pixels both ways, mirrored at even odds; same shape, channels_last.
 
     The border that moves in is 0 in standard space, the mean of natural images. Random numbers are drawn on
-    the CPU from `generator`.
+    the CPU from `generator`. A side of one pixel stays, and signals (N, C, L) are not mirrored.
     """
+    if standard_NCHW.dim() == 3:
+        return shift_and_flip(standard_NCHW[:, :, None], shift, False, generator)[:, :, 0].contiguous()
     num, _, height, width = standard_NCHW.shape
     offsets = torch.randint(2 * shift + 1, (2, num, 1), generator=generator)
     mirrored = torch.rand(num, 1, generator=generator) < (0.5 if flip else 0.0)
     columns = torch.arange(width).expand(num, width)
-    columns = torch.where(mirrored, columns.flip(1), columns) + offsets[1]
-    rows = torch.arange(height).expand(num, height) + offsets[0]
+    columns = torch.where(mirrored, columns.flip(1), columns) + (offsets[1] if width > 1 else shift)
+    rows = torch.arange(height).expand(num, height) + (offsets[0] if height > 1 else shift)
 
     device = standard_NCHW.device
     padded_NHWC = F.pad(standard_NCHW, [shift] * 4).permute(0, 2, 3, 1)

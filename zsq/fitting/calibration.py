@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import maps_channels_last
 from zsq.placement.sites import Placement, Site
 from zsq.quantizers.grids import FakeQuantizer, affine_grid, integer_range
 from zsq.quantizers.observers import Histogram, Observer
@@ -24,7 +25,7 @@ def norm_batches(
 ) -> Iterator[Tensor]:
     """What a network takes, channels_last on `device`, `batch` images at a time."""
     for pixels in pixels_NCHW.split(batch):
-        yield spec.pixels_to_norm(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+        yield maps_channels_last(spec.pixels_to_norm(pixels.to(device)))
 
 
 def check_classifier(teacher: Teacher) -> None:

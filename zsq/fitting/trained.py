@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from zsq.contract import Fit, FittedStudent, Student, Teacher
+from zsq.core.layout import channels_last
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import check_classifier
 from zsq.fitting.training import Course, Training
@@ -92,7 +92,7 @@ class TrainedStudent(Student):
             fold=False,
             slopes=self.quantizes_slopes,
         )
-        network = placement.network.to(device).to(memory_format=torch.channels_last)
+        network = channels_last(placement.network.to(device))
         self.put_quantizers(placement, fit)
         network.to(device)
         if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):

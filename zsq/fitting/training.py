@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from zsq.contract import StepLog
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import maps_channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
@@ -142,7 +143,7 @@ class Training:
 
     def _outputs(self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor) -> Outputs:
         with self.runtime.autocast():
-            images = norm_NCHW.contiguous(memory_format=torch.channels_last)
+            images = maps_channels_last(norm_NCHW)
             outputs = torch.func.functional_call(network, tensors, (images,))
         return mapped(lambda part: part.float() if part.is_floating_point() else part, outputs)
 

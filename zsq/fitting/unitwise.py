@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from zsq.contract import Fit, FittedStudent, StepLog, Student, Teacher
 from zsq.core.imagespec import SMALL_IMAGE, ImageSpec
+from zsq.core.layout import channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
@@ -158,7 +159,7 @@ class UnitwiseStudent(Student):
         if fit.first_last is None:
             fit = replace(fit, first_last=self.options.first_last)
         placement = self._placed(fit)
-        network = placement.network.to(device).to(memory_format=torch.channels_last)
+        network = channels_last(placement.network.to(device))
         network.requires_grad_(False)
         images = Images(teacher.spec, fit.pixels_NCHW, self.runtime)
         _, norm = next(images.batches())

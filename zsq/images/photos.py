@@ -158,6 +158,9 @@ def decoded(
     channels = spec.channels if spec else 3
     if channels not in (1, 3):
         raise MismatchError(f"photos for a teacher of {channels} channels", "1 or 3 channels")
+    if spec is not None and spec.is_signal:
+        found = f"photos for a teacher of signals {'x'.join(map(str, spec.shape))}"
+        raise MismatchError(found, "one array (N, C, L) as .npy, .npz, .pt or .safetensors, or shards")
 
     def load(index: int) -> np.ndarray:
         with open_image(index) as image:
@@ -183,7 +186,7 @@ def decoded(
                 pixels[index] = load(index)
 
     with named(names[0]), open_image(0) as first:
-        size = spec.size if spec else (first.height, first.width)
+        size = spec.plane if spec else (first.height, first.width)
     check_memory(names[0], len(names), (channels, *size))
     pixels, other = np.empty((len(names), channels, *size), np.uint8), np.zeros(len(names), bool)
     with ThreadPoolExecutor(num_threads) as pool:

@@ -39,6 +39,7 @@ from zsq.images.photos import (
     spread,
 )
 from zsq.images.tensors import SUFFIXES, Arrays, read_arrays
+from zsq.images.values import pixels_of_values
 from zsq.shards.manifest import holds_shards
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
@@ -252,7 +253,8 @@ def _annotated(path: Path, found: Annotated) -> ImageSet:
 def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:
     if spec is not None and tuple(shape) != spec.shape:
         found, expected = ("x".join(map(str, each)) for each in (shape, spec.shape))
-        raise MismatchError(f"{source} holds {found} images", f"{expected} as the teacher takes (CxHxW)")
+        axes = "CxL" if spec.is_signal else "CxHxW"
+        raise MismatchError(f"{source} holds {found} images", f"{expected} as the teacher takes ({axes})")
 
 
 def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
@@ -289,31 +291,36 @@ def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet
 
 def _arrays(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     found = read_arrays(path)
-    if found.images.dtype != torch.uint8:
+    as_values = spec is not None and spec.range is not None and found.images.dtype != torch.uint8
+    if found.images.dtype != torch.uint8 and not as_values:
         what = f"{path} holds {str(found.images.dtype).removeprefix('torch.')}"
         remedy = "say what the floats are: zsq import SRC --mean M --std S --out DIR, and use DIR"
         raise ImagesError(what, "uint8 pixels", remedy)
     layout = _layout(found, spec)
     images, targets = (
-        part if layout == "nchw" or part is None or part.ndim != 4 else part.permute(0, 3, 1, 2)
+        part if layout == "nchw" or part is None or part.ndim != found.images.ndim else part.movedim(-1, 1)
         for part in (found.images, found.targets)
     )
     assert images is not None
     _check_shape(str(path), images.shape[1:], spec)
+    if images.ndim == 3 and spec is None:
+        raise ImagesError(f"{path} holds signals (N, C, L)", "images of 4 axes, or a teacher of signals")
     chosen = torch.from_numpy(spread(len(images), limit))
+    pixels = images[chosen].contiguous()
     return ImageSet(
-        images[chosen].contiguous(),
+        pixels_of_values(path, pixels, spec) if spec is not None and as_values else pixels,
         torch.from_numpy(found.labels)[chosen],
         str(path),
+        notes=(spec.step_line,) if spec is not None and as_values and spec.step_line else (),
         targets=None if targets is None else targets[chosen].contiguous(),
     )
 
 
 def _layout(found: Arrays, spec: ImageSpec | None) -> str:
     """The layout that files of this kind have, unless the shape fits the other one alone."""
-    _, first, middle, last = found.images.shape
+    shape = tuple(found.images.shape[1:])
     channels = CHANNELS if spec is None else (spec.channels,)
-    shapes = {"nchw": (first, middle, last), "nhwc": (last, first, middle)}
+    shapes = {"nchw": shape, "nhwc": (shape[-1], *shape[:-1])}
     fits = {name: s[0] in channels and (spec is None or s == spec.shape) for name, s in shapes.items()}
     other = "nhwc" if found.layout == "nchw" else "nchw"
     return other if fits[other] and not fits[found.layout] else found.layout

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, first_line
 from zsq.core.files import open_regular
+from zsq.core.imagespec import MAX_LENGTH
 from zsq.images.photos import MAX_SIDE, UNREADABLE, check_bytes
 from zsq.teacher.load import read_content
 
@@ -42,7 +43,7 @@ class Arrays(NamedTuple):
     """What a file holds.
 
     Attributes:
-        images: (N, ., ., .), uint8 or floating.
+        images: (N, ., ., .), of signals (N, ., .), uint8 or floating.
         labels: int64 (N,), -1 for none.
         targets: of an .npz, uint8 images (N, ., ., .) in the same layout or masks (N, H, W); None for none.
         layout: what files of this kind have where nobody says.
@@ -66,9 +67,11 @@ def read_arrays(path: Path) -> Arrays:
         images, labels = _tensors(path)
     else:
         images, labels, targets = _numpy(path)
-    if images.ndim != 4 or 0 in images.shape or max(images.shape[1:]) > MAX_SIDE:
+    largest = {4: MAX_SIDE, 3: MAX_LENGTH}.get(images.ndim, 0)
+    if 0 in images.shape or max((1, *images.shape[1:])) > largest:
         raise ImagesError(
-            f"{path} holds images of shape {tuple(images.shape)}", f"4 axes, none empty or over {MAX_SIDE}"
+            f"{path} holds images of shape {tuple(images.shape)}",
+            f"4 axes, none empty or over {MAX_SIDE}; of signals 3",
         )
     if targets is not None and (
         targets.ndim not in (3, 4) or 0 in targets.shape or len(targets) != len(images)

@@ -5,7 +5,7 @@ uint8 is 0..255 and floats need their mean and std. Tensor suffixes: N images, C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Moments:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def spec(self, channels: int, size: tuple[int, int]) -> ImageSpec:
+    def spec(self, channels: int, size: Sequence[int]) -> ImageSpec:
         """With one value per channel.
 
         Raises:
@@ -60,7 +60,7 @@ class Moments:
                     f"--{option} with {len(given)} values", f"1, or {channels} for the channels"
                 )
         mean, std = (given if len(given) == channels else given * channels for given in (self.mean, self.std))
-        return ImageSpec(channels=channels, size=size, mean=mean, std=std)
+        return ImageSpec(channels=channels, size=tuple(size), mean=mean, std=std)
 
 
 def open_source(source: str, moments: Moments | None, layout: str | None) -> Source:
@@ -86,7 +86,7 @@ def _refuse(moments: Moments | None, layout: str | None, why: str) -> None:
 def _pixels(source: str) -> Source:
     images = load_images(source)
     channels, *size = images.pixels.shape[1:]
-    spec = Moments((0.0,), (1.0,)).spec(channels, (size[0], size[1]))
+    spec = Moments((0.0,), (1.0,)).spec(channels, size)
 
     def blocks() -> Blocks:
         for pixels, labels in zip(images.pixels.split(BLOCK), images.labels.split(BLOCK), strict=True):
@@ -109,6 +109,9 @@ def _export(folder: Path) -> Source:
 
 def _arrays(source: str, found: Arrays, moments: Moments | None, layout: str | None) -> Source:
     values, layout = found.images, layout or found.layout
+    if values.ndim == 3:
+        what = f"{source} holds an array of shape {tuple(values.shape)}"
+        raise ImagesError(what, "images, 4 axes: signals go to quantize and gap as they are, without import")
     if layout not in ("nchw", "nhwc"):
         raise OptionError(f"--layout {layout}", "nchw or nhwc")
     values = values if layout == "nchw" else values.permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from zsq.contract import FittedStudent, Teacher
 from zsq.core.boxes import Target
 from zsq.core.errors import MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import maps_channels_last
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import images_at_once
 from zsq.tasks import Scores, Truth
@@ -123,7 +124,7 @@ def outputs_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, what: str
     """
     with runtime.threads_set(), torch.inference_mode():
         standard = model.spec.pixels_to_standard(pixels_NCHW.to(runtime.device))
-        found = model.logits(standard.contiguous(memory_format=torch.channels_last))
+        found = model.logits(maps_channels_last(standard))
         outputs = mapped(lambda tensor: tensor.float().cpu(), found)
     count = len(pixels_NCHW)
     broken = torch.zeros(count, dtype=torch.bool)

@@ -50,11 +50,13 @@ class TeacherFacts:
         teacher, spec = self.teacher, self.teacher.spec
         fitted = "" if spec.input_size in (None, spec.size) else f", resized to {_by(spec.input_size)} inside"
         channels = spec.channel_order if spec.channels == 3 else spec.channels
-        moments = f"mean {_listed(spec.mean)}, std {_listed(spec.std)} of pixels 0..1, channels {channels}"
+        units = "pixels 0..1" if spec.range is None else "values"
+        moments = f"mean {_listed(spec.mean)}, std {_listed(spec.std)} of {units}, channels {channels}"
         lines = [
             f"teacher {teacher.name}: {self.num_parameters:,} parameters, "
             f"{self.num_batch_norms} batch norm layers, {self._outputs()}",
-            f"images {_by(spec.shape)}{fitted}; {moments}",
+            f"{'signals' if spec.is_signal else 'images'} {_by(spec.shape)}{fitted}; {moments}",
+            *([] if spec.step_line is None else [spec.step_line]),
             f"weights sha256 {teacher.weights_sha256[:16]}",
         ]
         lines += [] if self.noise is None else [f"noise: {self.noise}"]

@@ -19,8 +19,11 @@ MIN_EDGE, MAX_EDGE = 64, 128
 
 
 def contact_sheet(pixels_NCHW: Tensor) -> Tensor:
-    """The first images in rows of 8, uint8 (3, H, W); other than 1 or 3 channels show the first alone."""
+    """The first images in rows of 8, uint8 (3, H, W); other than 1 or 3 channels show the first alone.
+    Signals (N, C, L) are drawn as curves."""
     images = pixels_NCHW[:MAX_IMAGES]
+    if images.dim() == 3:
+        images = curves(images[:, 0])
     if images.shape[1] not in (1, 3):
         images = images[:, :1]
     edge = max(images.shape[2:])
@@ -32,6 +35,20 @@ def contact_sheet(pixels_NCHW: Tensor) -> Tensor:
         factor = -(-MIN_EDGE // edge)
         images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     return make_grid(images, nrow=PER_ROW, padding=2, pad_value=128)
+
+
+def curves(signals_NL: Tensor) -> Tensor:
+    """uint8 signals -> uint8 pictures (N, 1, 64, at most 128): black from the lowest to the highest value of
+    each column, 0 at the bottom."""
+    length = signals_NL.shape[1]
+    values = signals_NL.float()[:, None]
+    width = min(length, MAX_EDGE)
+    highest = F.adaptive_max_pool1d(values, width)
+    lowest = -F.adaptive_max_pool1d(-values, width)
+    levels = torch.linspace(255, 0, MIN_EDGE)[None, None, :, None]
+    half = 255 / (MIN_EDGE - 1) / 2
+    inside = (levels >= lowest[:, :, None] - half) & (levels <= highest[:, :, None] + half)
+    return torch.where(inside, 0, 255).to(torch.uint8)
 
 
 def sheet_png(sheet_CHW: Tensor) -> bytes:

@@ -66,7 +66,7 @@ class ShardEntry(Record):
 class ShardContent:
     """The arrays of one shard.
 
-    pixels       uint8 (N, C, H, W)
+    pixels       uint8 (N, C, H, W), of signals (N, C, L)
     labels       int64 (N,), -1 where there is none
     logits       float32 (N, K), the teacher's on the stored pixels; None for images made without a teacher
     bn_distance  float32 (N,), NaN where the teacher has no BN or there is no teacher
@@ -177,6 +177,7 @@ def check_content(content: ShardContent, spec: ImageSpec, file: str) -> None:
         raise ShardError(f"{file}: no images", "at least one")
     for name, array in content.arrays():
         dtype, ndim = ARRAYS[name]
+        ndim = 1 + len(spec.shape) if name == "pixels" else ndim
         right = name in BOX_ARRAYS or len(array) == num_images
         if array.dtype != dtype or array.ndim != ndim or not right or 0 in array.shape:
             found = f"{name} is {array.dtype} {array.shape}"
@@ -226,7 +227,7 @@ def check_boxes(boxes: Target, spec: ImageSpec, file: str) -> None:
         raise ShardError(
             f"{file}: boxes are {tuple(corners.shape)}", f"({len(labels)}, 4), one for each label"
         )
-    height, width = spec.size
+    height, width = spec.plane
     x1, y1, x2, y2 = corners.unbind(1)
     inside = (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
     if not inside.all():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zsq.contract import Facts, Fit
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import maps_channels_last
 from zsq.core.options import Options
 from zsq.fitting.losses import Reduction, distillation, imitation
 from zsq.fitting.trained import TrainedStudent, settle_ranges
@@ -82,7 +83,7 @@ class GDFQFT(TrainedStudent):
         drawn = shuffled_batches(len(pixels_NCHW), options.batch, num_batches, seed, f"{self.name} ranges")
         for batch in drawn:
             images = spec.pixels_to_norm(pixels_NCHW[batch].to(self.runtime.device))
-            network(images.contiguous(memory_format=torch.channels_last))
+            network(maps_channels_last(images))
         for module in ranges:
             module.following = False
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from zsq.contract import Facts, Fit, Teacher
 from zsq.core.errors import MismatchError
+from zsq.core.layout import channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import norm_batches, observe
@@ -113,7 +114,7 @@ class QFD(TrainedStudent):
     def _teach(self, fit: Fit) -> nn.Module:
         """The teacher with a quantized feature, trained to give its old logits: norm -> (logits, feature)."""
         teacher, search = fit.teacher, self.options.interval_init == "mse"
-        network = capture(teacher.network, teacher.example()).to(memory_format=torch.channels_last)
+        network = channels_last(capture(teacher.network, teacher.example()))
         quantize_feature(network, teacher, fit.pixels_NCHW, self.options.feature_bits, search)
         course = self._course(network, teacher.network, teacher.network)
         self._teaching.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)

@@ -84,8 +84,10 @@ def _extension(plan: Plan) -> str:
 
 def forecast_lines(job: ResolvedRun, missing: list[WorkUnit]) -> list[str]:
     """What the missing units take: time, disk and memory; for a whole run also what other efforts take and
-    what was measured of them. First, of a set that is extended, what happens to it."""
+    what was measured of them. First, of a set that is extended, what happens to it; then the step of values
+    that become pixels."""
     lines = [_extension(job.plan)] if job.plan.earlier else []
+    lines += [job.teacher.spec.step_line] if job.teacher.spec.step_line else []
     images = sum(unit.num_images for unit in missing)
     passes = job.method.teacher_passes(job.method.options, images)
     per_pass = seconds_per_image_iteration(job.teacher, job.plan.batch) if passes else 0.0

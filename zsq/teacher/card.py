@@ -88,6 +88,14 @@ class TeacherCard(Record):
         return self
 
     @model_validator(mode="after")
+    def _task_is_one_of_signals(self) -> Self:
+        if self.image.is_signal and self.task in ("image", "segment", "detect"):
+            raise ValueError(
+                f"task '{self.task}' is for images: of signals, one of classify, embed and other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_have_names(self) -> Self:
         if self.classes is None:
             return self
@@ -134,7 +142,7 @@ class TeacherCard(Record):
             return Detect(**named, num_classes=count, labels=labels).settled(outputs)
         if self.task != "image":
             return kind(**given)
-        height, width = self.image.input_size or self.image.size
+        height, width = (self.image.input_size or self.image.size)[-2:]
         scale = outputs.shape[2] // height if outputs.shape[2] * width == outputs.shape[3] * height else 1
         if scale > 1:
             own = {"border": scale} | ({"psnr_on": "y"} if outputs.shape[1] == 3 else {})

@@ -163,7 +163,7 @@ def test_valid_box_is_black_and_white(spec):
         ({"standard_std": (0.5, 0.5)}, "standard_std has 2 values"),
         ({"std": (0.1, 0.0, 0.1)}, "greater than 0"),
         ({"size": (6, 0)}, "greater than 0"),
-        ({"size": (6, 100_000)}, "less than or equal to 16384"),
+        ({"size": (6, 100_000)}, "at most 16384 px a side"),
         ({"colour": 1}, "Extra inputs"),
         ({"interpolation": "lanczos"}, "bilinear"),
         ({"channels": 1, "mean": (0.5,), "std": (0.5,), "channel_order": "bgr"}, "needs 3 channels"),
