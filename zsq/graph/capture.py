@@ -7,6 +7,7 @@ user's network, and everything else as functional ATen operations. What depends 
 from __future__ import annotations
 
 import copy
+import threading
 import traceback
 import warnings
 import weakref
@@ -22,6 +23,8 @@ from zsq.graph.lift import Lifting, overwrites_views
 from zsq.graph.norms import equal_batch_norms, with_batch_norms
 
 _CAPTURED = "captured"
+# torch.export keeps what it is doing in globals.
+_exporting = threading.RLock()
 # Network -> the state of its tensors when it was captured, and its graph.
 _graphs: weakref.WeakKeyDictionary[nn.Module, tuple[Any, fx.GraphModule]] = weakref.WeakKeyDictionary()
 
@@ -47,10 +50,11 @@ def capture(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule
         return copy.deepcopy(network).eval()  # type: ignore[return-value]
     assert example is not None, "a network that is not captured needs an example"
     state = (tuple(example.shape[1:]), *((id(t), t._version, t.device) for t in _tensors(network)))
-    known = _graphs.get(network)
-    if known is None or known[0] != state:
-        known = (state, _captured(network, example))
-        _graphs[network] = known
+    with _exporting:
+        known = _graphs.get(network)
+        if known is None or known[0] != state:
+            known = (state, _captured(network, example))
+            _graphs[network] = known
     return copy.deepcopy(known[1])
 
 
