@@ -7,10 +7,11 @@ weights are refused; those that say how to compute are dropped, since their valu
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from zsq.core.errors import UsageError, WeightsError
+from zsq.core.errors import UsageError, WeightsError, first_line
 from zsq.core.files import read_regular
 
 CONFIG_FILE = "config.json"
@@ -43,6 +44,11 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{name}: {path} holds a {type(content).__name__}", "a JSON object")
     return _data_alone(content, f"{name}: {path.name}")
+
+
+def said(error: Exception) -> str:
+    """What transformers says first of what is wrong; it can go on for pages."""
+    return textwrap.shorten(first_line(error), 200, placeholder=" ...")
 
 
 def check_is_classifier(config: dict[str, Any], name: str) -> None:

@@ -6,6 +6,7 @@ any weights file is. No code that comes with them is run.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from zsq.config import expand_variables
 from zsq.contract import Teacher
-from zsq.core.errors import MismatchError, MissingExtraError, UsageError, first_line
+from zsq.core.errors import MismatchError, MissingExtraError, UsageError
 from zsq.tasks.classify import Classify
 from zsq.teacher.heads import num_classes_in
-from zsq.teacher.hf_config import CONFIG_FILE, PREPROCESSOR_FILE, check_is_classifier, read_config
+from zsq.teacher.hf_config import CONFIG_FILE, PREPROCESSOR_FILE, check_is_classifier, read_config, said
 from zsq.teacher.hf_preprocessing import image_spec_and_fit
 from zsq.teacher.hub import WEIGHTS_FILE, check_safetensors, hub_folder
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
@@ -29,6 +31,7 @@ from zsq.teacher.outputs import settle
 
 # Buffers that a network makes itself, such as tables of positions, beside what its file holds.
 _OWN_BUFFERS = 2**24
+_MOST_MODULES = 20_000  # several times the largest classifier
 # Attention as plain products, which every network has; other ways can be code from the hub.
 _COMPUTED = {"attn_implementation": "eager", "dtype": torch.float32}
 _BELONGING = "the weights that belong to config.json"
@@ -105,7 +108,7 @@ def _config(transformers: Any, described: dict[str, Any], name: str) -> Any:
         found = (
             f"{name}: {CONFIG_FILE} is no configuration that transformers {transformers.__version__} takes"
         )
-        raise UsageError(f"{found} ({first_line(error)})") from None
+        raise UsageError(f"{found} ({said(error)})") from None
 
 
 def _loaded(empty: Any, config: Any, state: Mapping[str, Tensor], source: str) -> nn.Module:
@@ -132,7 +135,7 @@ def _loaded(empty: Any, config: Any, state: Mapping[str, Tensor], source: str) -
         )
     # Tensors of a stranger's file in code that renames, joins and splits them.
     except Exception as error:
-        raise MismatchError(f"{source}: {first_line(error)}", _BELONGING) from None
+        raise MismatchError(f"{source}: {said(error)}", _BELONGING) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[kind]:
             raise MismatchError(
@@ -151,11 +154,27 @@ def _empty(transformers: Any, config: Any, name: str) -> Any:
     """
     automatic = transformers.AutoModelForImageClassification
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _few_modules():
             return automatic.from_config(deepcopy(config), trust_remote_code=False, **_COMPUTED)
     # As above.
     except Exception as error:
-        raise UsageError(f"{name}: {first_line(error)}", "an image classifier of transformers") from None
+        raise UsageError(f"{name}: {said(error)}", "an image classifier of transformers") from None
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Stop a network that has more layers than memory and patience: they cost without tensors too."""
+    number = itertools.count(1)
+
+    def count(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        if next(number) > _MOST_MODULES:
+            raise ValueError(f"a network of more than {_MOST_MODULES} modules")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _class_names(config: Any) -> tuple[str, ...] | None:

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from zsq.core.errors import UsageError, first_line
+from zsq.core.errors import UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Interpolation, PhotoFit
 from zsq.core.records import first_fault
-from zsq.teacher.hf_config import CONFIG_FILE, PREPROCESSOR_FILE, read_config
+from zsq.teacher.hf_config import CONFIG_FILE, PREPROCESSOR_FILE, read_config, said
 
 # Of PIL's numbers; the others are smooth, as bicubic is.
 _INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 2: "bilinear"}
@@ -28,6 +28,8 @@ _INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 2: "bilinear"}
 _WIDE, _HIGH = (192, 256), (256, 192)
 _DIGITS = 6  # that single precision keeps
 _SAME_VALUE, _SAME_SIDE = 1e-4, 0.5
+# Of what a stranger's file may ask for: no photo becomes larger than LARGEST_SIDE / LEAST_CROP pixels.
+_LARGEST_SIDE, _LEAST_CROP = 2048, 0.25
 
 # A photo (H, W, 3), uint8 -> what the network takes of it (C, H, W).
 Preprocessing = Callable[[np.ndarray], np.ndarray]
@@ -60,7 +62,7 @@ def image_spec_and_fit(transformers: Any, folder: Path, config: Any, name: str) 
         raise UsageError(f"{name}: its preprocessing has {first_fault(error)}") from None
     # Values of a stranger's file in code that checks few of them.
     except Exception as error:
-        raise UsageError(f"{name}: its preprocessing fails ({first_line(error)})") from None
+        raise UsageError(f"{name}: its preprocessing fails ({said(error)})") from None
 
 
 class _UnusableError(Exception):
@@ -71,12 +73,26 @@ def _described(folder: Path, config: Any, name: str) -> dict[str, Any]:
     """The content of the folder's file; where there is none, the size of the network's configuration."""
     path = folder / PREPROCESSOR_FILE
     if path.is_file():
-        return read_config(path, name)
+        return _checked(read_config(path, name), name)
     size = getattr(config, "image_size", None)
     given = f"{size} px, " if isinstance(size, int) else "size, "
     found = f"{name} has no {PREPROCESSOR_FILE}: {given}mean and std are {config.model_type}'s usual ones"
     warnings.warn(found, stacklevel=2)
-    return {"size": {"height": size, "width": size}} if isinstance(size, int) else {}
+    return _checked({"size": {"height": size, "width": size}} if isinstance(size, int) else {}, name)
+
+
+def _checked(described: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same, if no photo would become too large for memory."""
+    sides = [described.get(key) for key in ("size", "crop_size", "pad_size")]
+    numbers = [number for side in sides for number in (side.values() if isinstance(side, dict) else [side])]
+    if any(isinstance(number, int | float) and number > _LARGEST_SIDE for number in numbers):
+        raise UsageError(
+            f"{name}: {PREPROCESSOR_FILE} has sizes over {_LARGEST_SIDE} px", "", "use a teacher card"
+        )
+    crop = described.get("crop_pct")
+    if isinstance(crop, int | float) and crop < _LEAST_CROP:
+        raise UsageError(f"{name}: {PREPROCESSOR_FILE} has crop_pct {crop}", f"{_LEAST_CROP} or more")
+    return described
 
 
 def _processor(transformers: Any, model_type: str, described: dict[str, Any]) -> Any:

@@ -142,6 +142,9 @@ def test_photos_are_fitted_as_the_preprocessing_does(vit, kind, fields, fit):
     ("fields", "said"),
     [
         ({"do_resize": False}, "makes images of no fixed size"),
+        ({"size": {"height": 10**5, "width": 10**5}}, "sizes over 2048 px"),
+        ({"size": 10**9}, "sizes over 2048 px"),
+        ({"crop_pct": 1e-9}, "crop_pct 1e-09"),
         ({"size": {"height": 40, "width": 40}}, "failed on a 3x40x40 image"),
         ({"image_mean": [123.0] * 3, "image_std": [58.0] * 3, "do_rescale": False}, None),
         ({"image_mean": [123.0] * 3, "image_std": [58.0] * 3}, "pixels 0..1"),
@@ -227,6 +230,7 @@ def test_weights_in_several_files_are_refused(vit):
         ({"hidden_size": 2**14, "num_attention_heads": 1}, "config.json describes"),
         ({"hidden_size": 24}, "mismatched keys"),
         ({"num_hidden_layers": 3}, "missing keys"),
+        ({"num_hidden_layers": 10**9}, "more than 20000 modules"),
         ({"num_hidden_layers": 1}, "unexpected keys"),
     ],
 )
