@@ -6,7 +6,9 @@ user's network, and everything else as functional ATen operations. What depends 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import threading
 import traceback
 import warnings
@@ -25,8 +27,9 @@ from zsq.graph.norms import equal_batch_norms, with_batch_norms
 _CAPTURED = "captured"
 # torch.export keeps what it is doing in globals.
 _exporting = threading.RLock()
-# Network -> the state of its tensors when it was captured, and its graph.
-_graphs: weakref.WeakKeyDictionary[nn.Module, tuple[Any, fx.GraphModule]] = weakref.WeakKeyDictionary()
+# Network -> the state of its tensors when it was captured, and its graph, or why there is none.
+_Known = tuple[Any, fx.GraphModule | str]
+_graphs: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
 def is_captured(network: nn.Module) -> bool:
@@ -53,9 +56,18 @@ def capture(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule
     with _exporting:
         known = _graphs.get(network)
         if known is None or known[0] != state:
-            known = (state, _captured(network, example))
+            known = (state, _captured_or_refused(network, example))
             _graphs[network] = known
+    if isinstance(known[1], str):
+        raise UntraceableError(known[1])
     return copy.deepcopy(known[1])
+
+
+def _captured_or_refused(network: nn.Module, example: Tensor) -> fx.GraphModule | str:
+    try:
+        return _captured(network, example)
+    except UntraceableError as error:
+        return str(error)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -92,7 +104,8 @@ def _exported(network: nn.Module, example: Tensor) -> ExportedProgram:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # Of a network that it cannot take, torch.export prints all that it has.
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
             program = export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
             return program.run_decompositions({}) if overwrites_views(program.graph) else program
     # A network may be any Python, and so may what it raises.
