@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import threading
 import traceback
 import warnings
@@ -18,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
+from torch.export import Dim, ExportedProgram, ShapesCollection, export
 
 from zsq.core.errors import UntraceableError
-from zsq.graph.lift import Lifting, overwrites_views
+from zsq.graph.lift import Lifting
 from zsq.graph.norms import equal_batch_norms, with_batch_norms
+from zsq.graph.program import overwrites_shared
 
 _CAPTURED = "captured"
 # torch.export keeps what it is doing in globals.
@@ -101,22 +103,51 @@ def _captured(network: nn.Module, example: Tensor) -> fx.GraphModule:
 
 
 def _exported(network: nn.Module, example: Tensor) -> ExportedProgram:
+    # A network may be any Python, and so may what it raises.
+    try:
+        return _export(network, example, strict=False)
+    except Exception as error:
+        refusal = _refusal(error)
+        if not _is_for_one_length(error):
+            raise refusal from None
+    # Running Python's code fixes what len(images) gives; reading it does not.
+    try:
+        return _export(network, example, strict=True)
+    except Exception:
+        raise refusal from None
+
+
+def _export(network: nn.Module, example: Tensor, strict: bool) -> ExportedProgram:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    logged = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    shapes = ShapesCollection()
+    shapes[example] = {0: Dim.DYNAMIC}
     try:
         # Of a network that it cannot take, torch.export prints all that it has.
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
-            program = export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
-            return program.run_decompositions({}) if overwrites_views(program.graph) else program
-    # A network may be any Python, and so may what it raises.
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UntraceableError(
-            f"the network cannot be captured{_place_of(error)}: {reason.strip()[:300]}",
-            "a graph without control flow on data, for any number of images",
-        ) from None
+            program = export(
+                network, (example,), dynamic_shapes=shapes.dynamic_shapes(network, (example,)), strict=strict
+            )
+            return program.run_decompositions({}) if overwrites_shared(program) else program
     finally:
+        logging.disable(logged)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _is_for_one_length(error: Exception) -> bool:
+    return "specialized it to be a constant" in str(error)
+
+
+def _refusal(error: Exception) -> UntraceableError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if _is_for_one_length(error):
+        reason = "its code holds for one number of images alone"
+    return UntraceableError(
+        f"the network cannot be captured{_place_of(error)}: {reason.strip()[:300]}",
+        "a graph without control flow on data, for any number of images",
+    )
 
 
 def _place_of(error: BaseException) -> str:

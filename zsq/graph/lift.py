@@ -4,66 +4,45 @@ from __future__ import annotations
 
 import operator
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from zsq.core.errors import UntraceableError
+from zsq.graph.attention import attention
 from zsq.graph.layers import make
+from zsq.graph.program import (
+    NOTHING,
+    arguments,
+    block_of,
+    is_count,
+    is_inplace,
+    module_of,
+    only_moves,
+    packet,
+    reads_columns,
+    same_length,
+    with_one_unknown,
+)
 from zsq.graph.vocabulary import OPERATIONS
 
 aten = torch.ops.aten
 
-# In eval mode they give what they take.
-_NOTHING = {
-    *("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "alpha_dropout_"),
-    *("feature_alpha_dropout", "feature_alpha_dropout_", "native_dropout", "alias", "detach", "detach_"),
-    *("lift_fresh_copy", "lift_fresh", "positive"),
-}
 # Checks of lengths and devices that export leaves.
 _CHECKS = {
     *("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range"),
     *("sym_constrain_range_for_size", "_functional_assert_async"),
 }
-_VIEWS = {name for name, known in OPERATIONS.items() if known.kind == "view"} | {
-    *("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "expand", "expand_as"),
-    *("diagonal", "unfold"),
-}
+# They take lengths of which one may be unknown.
+_SHAPING = {"view", "reshape", "_unsafe_view"}
 # Ending of a parameter's name -> nothing is left of it in its layer's name.
 _ROLE = re.compile(r"(\.parametrizations\.(?P<p>\w+)\.original\d*|(?P<o>weight)_(g|v|orig))$")
-_LENGTHS = {"view", "reshape", "_unsafe_view"}
-
-
-def overwrites_views(graph: fx.Graph) -> bool:
-    """Whether an operation overwrites a tensor that others see parts of: only functionalization puts that
-    right."""
-    for node in graph.nodes:
-        if not _is_inplace(node) or _packet(node) in _NOTHING:
-            continue
-        target = node.args[0]
-        functional = hasattr(aten, _packet(node)[:-1])
-        source = (
-            isinstance(target, fx.Node) and target.op == "call_function" and _packet(target) not in _VIEWS
-        )
-        seen = isinstance(target, fx.Node) and any(_packet(user) in _VIEWS for user in target.users)
-        if not functional or not source or seen:
-            return True
-    return False
-
-
-def _packet(node: fx.Node) -> str:
-    overload = node.target
-    return overload.overloadpacket.__name__ if isinstance(overload, torch._ops.OpOverload) else ""
-
-
-def _is_inplace(node: fx.Node) -> bool:
-    name = _packet(node)
-    return name.endswith("_") and not name.endswith("__") and node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
 class Lifting:
@@ -85,6 +64,7 @@ class Lifting:
         self._by_call: dict[str, fx.Node] = {}
         self._made: dict[tuple[Any, ...], str] = {}
         self._owners: dict[int, str] = {}
+        self._given_by_blocks: dict[fx.Node, Any] = {}
         # The last tensor so far whose first axis is the images.
         self._images: fx.Node | None = None
         # The user's module that the node at hand is part of.
@@ -96,9 +76,6 @@ class Lifting:
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self._take_input(node, inputs[node.name])
-            elif node.op == "get_attr":
-                self.tensors[node] = operator.attrgetter(str(node.target))(self.program.graph_module)
-                self.names[node] = str(node.target)
             elif node.op == "output":
                 self._give(node)
             else:
@@ -123,7 +100,7 @@ class Lifting:
     def _give(self, node: fx.Node) -> None:
         specs = self.program.graph_signature.output_specs
         values: Any = node.args[0]
-        flat = [each for each, spec in zip(values, specs, strict=True) if "USER" in spec.kind.name]
+        flat = [each for each, spec in zip(values, specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
         spec = self.program.call_spec.out_spec
         nested: Any = pytree.tree_unflatten([self._argument(each) for each in flat], spec)
         self.graph.output(nested)
@@ -133,26 +110,56 @@ class Lifting:
         return {name: part for name, part in self.parts.items() if name in targets}
 
     def _lift(self, node: fx.Node) -> None:
-        name = _packet(node)
+        name = packet(node)
         if name in _CHECKS or getattr(node.target, "__name__", "") in _CHECKS:
             return
-        if name in _NOTHING:
-            self._same(node, node.args[0])
+        if node.op == "get_attr":
+            self.tensors[node] = operator.attrgetter(str(node.target))(node.graph.owning_module)
+            self.names[node] = str(node.target)
             return
-        if node.target is operator.getitem and name == "" and node.args[0] in self.nodes:
-            source: fx.Node = node.args[0]  # type: ignore[assignment]
-            if _packet(source) in _SINGLE and node.args[1] == 0:
-                self._same(node, source)
-                return
+        block = block_of(node, self.tensors)
+        if block is not None:
+            self._inline(node, *block)
+            return
+        source = self._source(node)
+        if source is not None:
+            self._same(node, source)
+            return
         if self._is_constant(node):
             self._fold(node)
             return
-        self._where = _module_of(node)
+        self._where = module_of(node)
         made = self._module(node) or self._attention(node)
         self.nodes[node] = made if made is not None else self._call(node)
         self._describe(node)
-        if _is_inplace(node):
-            self.nodes[node.args[0]] = self.nodes[node]  # type: ignore[index]
+        if is_inplace(node):
+            before = self.nodes[node.args[0]]  # type: ignore[index]
+            self.nodes |= {each: self.nodes[node] for each, made in self.nodes.items() if made is before}
+
+    def _source(self, node: fx.Node) -> fx.Node | None:
+        """What the program has already that a node only hands on."""
+        given: Any = node.args[0] if node.args else None
+        if packet(node) in NOTHING:
+            return given
+        if node.target is not operator.getitem:
+            return None
+        if given in self._given_by_blocks:
+            return self._given_by_blocks[given][node.args[1]]
+        alone = given in self.nodes and packet(given) in _SINGLE and node.args[1] == 0
+        return given if alone else None
+
+    def _inline(self, node: fx.Node, block: fx.Graph, given: list[fx.Node]) -> None:
+        """The operations of a block as they are: its mode has no part in the graph."""
+        if "autocast" in node.target.name() and node.args[2]:  # type: ignore[union-attr]
+            warnings.warn("the network computes a part under autocast: here it is in float32", stacklevel=2)
+        inputs = iter(given)
+        for each in block.nodes:
+            if each.op == "placeholder":
+                self._same(each, next(inputs))
+            elif each.op == "output":
+                self._given_by_blocks[node] = each.args[0]
+            else:
+                self._lift(each)
 
     def _same(self, node: fx.Node, source: Any) -> None:
         if source in self.tensors:
@@ -179,8 +186,7 @@ class Lifting:
         self.tensors[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         self.names[node] = self.names[sources[0]] if sources else "constant"
         self._folded.add(node)
-        moved = _packet(node) in _VIEWS or node.target is operator.getitem
-        if not moved or any(source in self._computed for source in sources):
+        if not only_moves(node) or any(source in self._computed for source in sources):
             self._computed.add(node)
 
     def _tensor_node(self, node: fx.Node) -> fx.Node:
@@ -201,8 +207,8 @@ class Lifting:
     # Modules.
 
     def _module(self, node: fx.Node) -> fx.Node | None:
-        name = _ALIASES.get(_packet(node), _packet(node))
-        given = self._given(node)
+        name = _ALIASES.get(packet(node), packet(node))
+        given = arguments(node)
         if OPERATIONS.get(name, OPERATIONS["add"]).kind == "product":
             name, given = "linear", self._as_linear(name, given)
         source = given.get("input")
@@ -225,7 +231,7 @@ class Lifting:
         if name == "addmm" and given["beta"] == given["alpha"] == 1:
             bias, *operands = given["input"], given["mat1"], given["mat2"]
         elif name == "einsum":
-            operands, transposed = list(given["tensors"]), _reads_columns(given["equation"])
+            operands, transposed = list(given["tensors"]), reads_columns(given["equation"])
         elif name not in ("matmul", "mm"):
             return {}
         if len(operands) != 2 or operands[1] not in self.tensors or transposed is None:
@@ -251,22 +257,6 @@ class Lifting:
             self._computed |= {node} if matrix in self._computed else set()
             self._by_call[call] = node
         return self._by_call[call]
-
-    def _given(self, node: fx.Node) -> dict[str, Any]:
-        """Every argument by its name in the schema, defaults included."""
-        if not isinstance(node.target, torch._ops.OpOverload):
-            return {}
-        given: dict[str, Any] = {}
-        for index, argument in enumerate(node.target._schema.arguments):
-            if index < len(node.args):
-                given[argument.name] = node.args[index]
-            elif argument.name in node.kwargs:
-                given[argument.name] = node.kwargs[argument.name]
-            elif argument.has_default_value():
-                given[argument.name] = argument.default_value
-        if "self" in given:
-            given["input"] = given.pop("self")
-        return given
 
     def _placed(self, module: nn.Module, tensors: dict[str, Tensor | None], given: dict[str, Any]) -> str:
         """The module's name, with its tensors in it; one module for calls that are alike, of one weight."""
@@ -312,7 +302,7 @@ class Lifting:
         name = self.names[first]
         found = _ROLE.search(name)
         if found:
-            name = f"{name[: found.start()]}.{found['p'] or found['o']}".lstrip(".")
+            name = f"{name[: found.start()].rstrip('.')}.{found['p'] or found['o']}".lstrip(".")
         for ending in (".weight", ".running_mean", ".bias", "_weight"):
             name = name.removesuffix(ending)
         return name or "layer"
@@ -333,13 +323,15 @@ class Lifting:
         target: Any = node.target
         if isinstance(target, torch._ops.HigherOrderOperator):
             raise UntraceableError(f"the network uses {target.name()}", "a graph of plain operations")
-        if _is_inplace(node):
-            target = getattr(getattr(aten, _packet(node)[:-1]), target._overloadname)
+        if is_inplace(node):
+            target = getattr(getattr(aten, packet(node)[:-1]), target._overloadname)
         args, kwargs = node.args, node.kwargs
-        if _packet(node) in ("hardtanh", "hardtanh_", "clamp", "clamp_") and args[1:] == (0, 6):
+        if packet(node) in ("hardtanh", "hardtanh_", "clamp", "clamp_") and args[1:] == (0, 6):
             target, args = aten.relu6.default, args[:1]
-        if _packet(node) in _LENGTHS:
-            args = (args[0], _with_one_unknown(args[1]), *args[2:])
+        if packet(node) in _SHAPING and isinstance(args[1], (list, tuple)):
+            # What it reads may have another layout here than in the program.
+            target = aten.reshape.default
+            args = (args[0], with_one_unknown(args[1]), *args[2:])
         return self._emit(target, self._arguments(args), self._arguments(kwargs))
 
     def _arguments(self, value: Any) -> Any:
@@ -352,7 +344,7 @@ class Lifting:
             return (
                 self._tensor_node(value) if isinstance(self.tensors[value], Tensor) else self.tensors[value]
             )
-        if _packet(value) == "sym_size" and self._images is not None and _is_count(value):
+        if packet(value) == "sym_size" and self._images is not None and is_count(value):
             # Read where it is needed: a part of the network is then a network.
             return self._emit(aten.sym_size.int, (self._images, 0))
         return self.nodes[value]
@@ -364,7 +356,7 @@ class Lifting:
         if not isinstance(value, Tensor):
             return
         made.meta["shape"] = tuple(length if isinstance(length, int) else None for length in value.shape)
-        made.meta["images_first"] = bool(value.dim()) and _same(value.shape[0], count)
+        made.meta["images_first"] = bool(value.dim()) and same_length(value.shape[0], count)
         if made.meta["images_first"]:
             self._images = made
 
@@ -382,30 +374,16 @@ class Lifting:
         return None
 
     def _attention(self, node: fx.Node) -> fx.Node | None:
-        """scaled_dot_product_attention as two products with a softmax between them."""
-        if _packet(node) != "scaled_dot_product_attention":
+        if packet(node) != "scaled_dot_product_attention":
             return None
-        given = self._given(node)
-        if given.get("is_causal") or given.get("enable_gqa"):
-            raise UntraceableError("attention that is causal or grouped", "plain attention")
-        query, key, value = (self._argument(given[name]) for name in ("query", "key", "value"))
-        depth = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
-        scale = given["scale"] if given.get("scale") is not None else depth**-0.5
-        call = self._emit
-        scaled = call(aten.mul.Tensor, (query, scale))
-        scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (key, -2, -1))))
-        mask = given.get("attn_mask")
-        if mask is not None:
-            scores = self._masked(scores, mask)
-        weights = call(aten.softmax.int, (scores, -1))
-        return call(aten.matmul.default, (weights, value))
+        return attention(arguments(node), self._argument, self._constant, self._emit)
 
-    def _masked(self, scores: fx.Node, mask: fx.Node) -> fx.Node:
-        kind = self.tensors[mask].dtype if mask in self.tensors else mask.meta["val"].dtype
-        call, mask = self._emit, self._argument(mask)
-        if kind != torch.bool:
-            return call(aten.add.Tensor, (scores, mask))
-        return call(aten.masked_fill.Scalar, (scores, call(aten.logical_not.default, (mask,)), float("-inf")))
+    def _constant(self, name: str, value: Tensor) -> fx.Node:
+        """A constant of ours; a name has one value."""
+        made = self.graph.get_attr(name)
+        self.parts.setdefault(name, value)
+        made.meta["shape"] = tuple(value.shape)
+        return made
 
 
 _ALIASES = {
@@ -417,44 +395,5 @@ _ALIASES = {
 _SINGLE = {"_native_batch_norm_legit_no_training", "native_layer_norm", "native_dropout"}
 
 
-def _reads_columns(equation: str) -> bool | None:
-    """Of an einsum whose second operand is a matrix: whether it is indexed (input, output), or the other way
-    round; None where the product is not that of a linear layer."""
-    inputs, _, output = equation.replace(" ", "").partition("->")
-    first, _, second = inputs.partition(",")
-    if len(second) != 2 or not first or not output or "." in second:
-        return None
-    for summed, made in ((second[0], second[1]), (second[1], second[0])):
-        if first[-1] == summed and output == first[:-1] + made and made not in first:
-            return second[0] == summed
-    return None
-
-
 def _parameter(value: Tensor) -> nn.Parameter:
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
-
-
-def _module_of(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return next((str(path) for path, _ in reversed(list(stack.values()))), "")
-
-
-def _is_count(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.SymInt) and value.node.expr.is_symbol
-
-
-def _same(left: Any, right: Any) -> bool:
-    return (
-        isinstance(left, torch.SymInt)
-        and isinstance(right, torch.SymInt)
-        and left.node.expr == right.node.expr
-    )
-
-
-def _with_one_unknown(lengths: Any) -> Any:
-    """Lengths with -1 for the one that depends on the number of images, where there is one."""
-    unknown = [index for index, each in enumerate(lengths) if isinstance(each, fx.Node)]
-    if len(unknown) != 1 or -1 in lengths:
-        return lengths
-    return [-1 if index == unknown[0] else each for index, each in enumerate(lengths)]
