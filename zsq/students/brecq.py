@@ -88,7 +88,7 @@ class BRECQ(UnitwiseStudent):
         return index == 0 and not self.options.reconstruct_first
 
     def check(self, fit: Fit) -> None:
-        """Refuse `fisher` for a teacher that embeds, too.
+        """Refuse `fisher` for a teacher without classes, too.
 
         Raises:
             MismatchError: also for that.
@@ -96,5 +96,5 @@ class BRECQ(UnitwiseStudent):
         super().check(fit)
         teacher = fit.teacher
         if self.options.fisher and not teacher.task.has_classes:
-            found = f"fisher=true for teacher {teacher.name}, which embeds"
+            found = f"fisher=true for teacher {teacher.name} of task '{teacher.task.name}'"
             raise MismatchError(found, "a classifier, whose logits give the weights", "leave fisher out")

@@ -65,13 +65,14 @@ class QuantFace(TrainedStudent):
     quantizes_slopes = True
 
     def check_teacher(self, teacher: Teacher) -> None:
-        """Refuse a teacher of classes.
+        """Refuse a teacher of another task.
 
         Raises:
-            MismatchError: it classifies.
+            MismatchError: it does not embed.
         """
         if not isinstance(teacher.task, Embed):
-            raise MismatchError(f"teacher {teacher.name} classifies", "an embedding network", "use lsq-kd")
+            found = f"teacher {teacher.name} has task '{teacher.task.name}'"
+            raise MismatchError(found, "an embedding network", "use lsq-kd")
 
     def loss(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
         """See `embedding_regression`."""

@@ -362,7 +362,7 @@ def test_embedding_teachers_work_but_have_no_fisher_weights(pixels):
     embedder = make_teacher(Blocks, outputs=12, task="embed")
     for name in STUDENTS:
         assert fit(name, embedder, pixels[:16], iterations=2).task == Embed()
-    with pytest.raises(MismatchError, match=r"fisher=true .* embeds; expected a classifier"):
+    with pytest.raises(MismatchError, match=r"fisher=true .* task 'embed'; expected a classifier"):
         fit("brecq", embedder, pixels[:16], fisher=True)
 
 

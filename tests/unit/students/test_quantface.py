@@ -287,7 +287,7 @@ def test_a_saved_student_is_the_same(pixels, tmp_path):
 
 def test_a_classifier_and_other_images_are_refused_in_one_line(pixels):
     teacher = embedder()
-    with pytest.raises(MismatchError, match="classifies; expected an embedding network"):
+    with pytest.raises(MismatchError, match="has task 'classify'; expected an embedding network"):
         fit(dataclasses.replace(teacher, task=Classify()), pixels)
     with pytest.raises(MismatchError, match="images of shape"):
         fit(teacher, pixels[:, :, :8])
