@@ -45,6 +45,7 @@ threads = 1
 compile = "off"
 """
 METRICS = ["cosine", "tar@1e-3", "tar@1e-2", "auc", "eer", "accuracy"]
+RATIOS = ["sqnr", "sqnr_centred"]
 SOURCES = ("real", "dgh", "genie", "noise")
 
 
@@ -71,10 +72,11 @@ def finished(tmp_path_factory):
 
 def test_every_metric_of_every_source_and_width(finished):
     data, _, fits = finished
-    wanted = {(s, b, m) for s in SOURCES for b in ("W4A4", "W8A8") for m in METRICS}
+    wanted = {(s, b, m) for s in SOURCES for b in ("W4A4", "W8A8") for m in METRICS + RATIOS}
     assert {(row.source, row.bits, row.metric) for row in data.rows} == wanted
-    assert [row.metric for row in data.rows[:6]] == METRICS and data.rows[0].bits == "W4A4"
-    assert all(np.isfinite(row.mean) and 0 <= row.mean <= 100 for row in data.rows if row.metric != "cosine")
+    assert [row.metric for row in data.rows[:8]] == METRICS + RATIOS and data.rows[0].bits == "W4A4"
+    shares = [row.mean for row in data.rows if row.metric in METRICS and row.metric != "cosine"]
+    assert all(np.isfinite(share) and 0 <= share <= 100 for share in shares)
     assert len(fits) == 8 and all(len(fit["replicates"]["auc"]) == 40 for fit in fits)
     assert data.teacher["task"] == "embed" and data.teacher["identities"] == 5
     assert data.teacher["auc"] > 99 and data.teacher["accuracy"] > 95
@@ -85,10 +87,13 @@ def test_intervals_are_percentiles_of_paired_draws(finished):
     draws = {(f["source"], f["bits"], m): np.array(v) for f in fits for m, v in f["replicates"].items()}
     values = {(f["source"], f["bits"], m): v for f in fits for m, v in f["metrics"].items()}
     for row in data.rows:
+        if row.metric in RATIOS:  # of all images at once, without draws
+            assert row.ci95 is None
+            continue
         wanted = np.percentile(draws[row.source, row.bits, row.metric], [2.5, 97.5])
         np.testing.assert_allclose(row.ci95, wanted, atol=1e-6)
-    assert len(data.gaps) == 3 * 2 * 6
-    for gap in data.gaps:
+    assert len(data.gaps) == 3 * 2 * 8
+    for gap in (gap for gap in data.gaps if gap.metric in METRICS):
         real, own = ("real", gap.bits, gap.metric), (gap.source, gap.bits, gap.metric)
         assert gap.gap == pytest.approx(values[real] - values[own])
         np.testing.assert_allclose(gap.ci95, np.percentile(draws[real] - draws[own], [2.5, 97.5]), atol=1e-6)

@@ -26,6 +26,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import numpy_generator
 from zsq.engine.executed import FeatureTap
 from zsq.measure.confidence import Interval, percentile_interval
+from zsq.tasks.embed import Embed
 from zsq.tasks.verification import Curve, area, normalised
 
 BATCH = 128
@@ -157,7 +158,7 @@ class _Embedder:
     def __init__(self, teacher: Teacher, runtime: Runtime) -> None:
         self.teacher, self.runtime = teacher, runtime
         self.network = copy.deepcopy(teacher.network)
-        self.tap = FeatureTap(self.network, teacher) if teacher.task.has_classes else None
+        self.tap = None if isinstance(teacher.task, Embed) else FeatureTap(self.network, teacher)
 
     def spaces(self, pixels_NCHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Pixels scaled so that distances are root mean squares, and features, float64 (N, D) each."""
@@ -167,9 +168,9 @@ class _Embedder:
         return levels / np.sqrt(levels.shape[1]), normalised(torch.cat(parts).numpy())
 
     def _features(self, pixels_NCHW: Tensor) -> Tensor:
-        """Embeddings; of a classifier what enters its last layer."""
+        """Embeddings; of any other network what enters its last layer."""
         outputs = self.network(self.teacher.spec.pixels_to_norm(pixels_NCHW.to(self.runtime.device)))
-        return (outputs.flatten(1) if self.tap is None else self.tap.take()).float().cpu()
+        return (outputs if self.tap is None else self.tap.take()).flatten(1).float().cpu()
 
 
 class _Owners:

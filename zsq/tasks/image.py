@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError
+from zsq.tasks.average_precision import draw_weights
 from zsq.tasks.base import Meter, Scores, Task, Truth
 
+BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 1000, 0
 # Of 8-bit images; equal ones have no error at all.
 LARGEST_PSNR = 100.0
 # ITU-R BT.601, of R, G and B 0..255: luma 16..235, rounded as papers do that convert 8-bit images.
@@ -98,8 +100,7 @@ class _Fidelity(Meter):
     def __init__(self, task: Image) -> None:
         super().__init__()
         self.task = task
-        self.sums: dict[str, float] = {}
-        self.images = 0
+        self.values: dict[str, list[Tensor]] = {}
 
     def _add(self, student: Tensor, teacher: Tensor, truth: Truth | None, rows: slice) -> None:
         task = self.task
@@ -110,11 +111,17 @@ class _Fidelity(Meter):
             wanted = task.measured(target)
             found = {"psnr": psnr(own, wanted), "ssim": 100 * ssim(own, wanted)} | found
         for name, values_N in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + values_N.sum().item()
-        self.images += len(student)
+            self.values.setdefault(name, []).append(values_N)
 
     def _scores(self) -> Scores:
-        return Scores({name: total / self.images for name, total in self.sums.items()})
+        """Means over images, and over those of every bootstrap draw."""
+        values = {name: torch.cat(parts).numpy() for name, parts in self.values.items()}
+        count = len(next(iter(values.values())))
+        shares_RN = draw_weights(count, BOOTSTRAP_DRAWS, BOOTSTRAP_SEED) / count
+        return Scores(
+            {name: float(values_N.mean()) for name, values_N in values.items()},
+            {name: (shares_RN @ values_N).round(4).tolist() for name, values_N in values.items()},
+        )
 
 
 def _target(targets_NCHW: Tensor, outputs_NCHW: Tensor) -> Tensor:

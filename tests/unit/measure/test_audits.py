@@ -7,13 +7,15 @@ import pytest
 import torch
 from commands import call
 from sklearn.metrics import roc_auc_score
-from toys import make_teacher
+from toys import image_spec, make_teacher
 
 import zsq
+from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.measure import audits
 from zsq.measure.audits import audit_images, audit_json, membership
+from zsq.tasks.other import Other
 from zsq.teacher.digits import load_digits_images
 
 PLANTED = {3: 11, 20: 2, 31: 40, 44: 0, 60: 55}  # place in the synthetic set -> training image
@@ -207,3 +209,22 @@ def test_spec_of_another_teacher_is_one_line(capsys, tmp_path):
         *("--train", "embedded:digits", "--holdout", "embedded:digits:test", "--out", tmp_path / "a.json"),
     )
     assert outcome.status == 2 and "1x8x20" in outcome.complaint()
+
+
+def test_networks_of_any_outputs_have_the_features_of_their_last_layer():
+    class Maps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = torch.nn.Conv2d(3, 6, 3), torch.nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            maps = self.last(self.conv(x).relu())
+            return {"maps": [maps, maps[..., ::2]]}
+
+    teacher = Teacher("maps", Maps(), image_spec(), None, "0" * 64, task=Other())
+    random = torch.Generator().manual_seed(0)
+    own, train, holdout = (
+        torch.randint(0, 256, (8, *teacher.spec.shape), generator=random, dtype=torch.uint8) for _ in range(3)
+    )
+    found = audit_images(teacher, own, train, holdout, Runtime())
+    assert found.num_synthetic == 8

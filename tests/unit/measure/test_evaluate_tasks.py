@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet, load_images
 from zsq.measure import evaluate
-from zsq.measure.evaluate import score_student, score_teacher
+from zsq.measure.evaluate import all_scores, score_student, score_teacher
 from zsq.tasks import TASKS
 from zsq.tasks.classify import Classify
 from zsq.tasks.image import Image
@@ -73,6 +74,9 @@ def test_an_image_network_is_scored_against_targets_and_teacher():
     found = score_student(student_of(teacher), reference)
     assert list(found) == ["psnr", "ssim", "psnr_teacher", "sqnr", "sqnr_centred"]
     assert found["psnr"] == found["psnr_teacher"] < 60 and found["ssim"] < 100
+    replicates = all_scores(student_of(teacher), reference).replicates
+    assert set(replicates) == {"psnr", "ssim", "psnr_teacher"} and len(replicates["psnr"]) == 1000
+    assert np.mean(replicates["psnr"]) == pytest.approx(found["psnr"], abs=0.1)
     stated = dataclasses.replace(teacher, expected_accuracy=90.0)
     with pytest.raises(TeacherAccuracyError, match=r"measures 100\.00 dB on 7 images; expected 90\.00"):
         score_teacher(stated, images(targets), CPU)
