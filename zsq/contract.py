@@ -333,7 +333,7 @@ class Student(ABC):
             origin: where the images come from, for the record in `FittedStudent.made` alone.
 
         Raises:
-            UntraceableError: the network's graph cannot be traced or holds an operation we cannot place.
+            UntraceableError: the network's graph cannot be captured or holds an operation we cannot place.
             MismatchError: images of another shape than the teacher's, or a teacher that the student cannot
                 learn from.
         """

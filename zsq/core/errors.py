@@ -56,7 +56,7 @@ class NoBatchNormError(UsageError):
 
 
 class UntraceableError(UsageError):
-    """A network whose graph cannot be traced, or an operation that no quantizer handles."""
+    """A network whose graph cannot be captured, or an operation that no quantizer handles."""
 
 
 class RunFolderError(UsageError):

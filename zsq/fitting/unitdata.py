@@ -66,7 +66,7 @@ def gather(
     """Run both networks once on all images.
 
     Args:
-        full, student: traced networks with the same nodes; the student's later units are still float.
+        full, student: captured graphs with the same nodes; the student's later units are still float.
         sees_student: keep the student's input too, if it is another one.
         weighted: keep importances too.
     """

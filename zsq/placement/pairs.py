@@ -1,4 +1,4 @@
-"""Pairs of layers in a traced network with nothing between them but operations that commute with a positive
+"""Pairs of layers in a captured graph with nothing between them but operations that commute with a positive
 factor per channel, each read by the next one alone."""
 
 from __future__ import annotations

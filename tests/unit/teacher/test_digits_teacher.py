@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from zsq.core.errors import ImagesError
+from zsq.graph import capture
 from zsq.teacher import load_teacher
 from zsq.teacher.digits import WEIGHTS_PATH, load_digits_images
 
@@ -98,7 +99,7 @@ def test_shipped_batch_norm_statistics_are_those_of_the_train_split():
         assert values.var((0, 2, 3)) == pytest.approx(norm.running_var.numpy(), rel=0.05, abs=1e-3)
 
 
-def test_traceable():
+def test_the_captured_graph_computes_the_same():
     network = load_teacher("embedded:digits").network
     images = torch.randn(2, 1, 32, 32)
-    assert torch.equal(torch.fx.symbolic_trace(network)(images), network(images))
+    assert torch.equal(capture(network, images)(images), network(images))
