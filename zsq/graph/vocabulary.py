@@ -106,7 +106,7 @@ OPERATIONS: dict[str, Operation] = {
     **_each("leaky_relu prelu", Operation("activation", "elementwise", "passes")),
     **_each(
         "sigmoid tanh silu gelu hardswish hardsigmoid hardtanh elu celu selu softplus mish log_sigmoid "
-        "softsign hardshrink softshrink tanhshrink threshold rrelu",
+        "hardshrink softshrink threshold rrelu",
         Operation("activation", "elementwise"),
     ),
     "glu": Operation("activation"),
@@ -129,10 +129,10 @@ OPERATIONS: dict[str, Operation] = {
         "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
         Operation("pooling", None, "passes", shifts=True),
     ),
-    **_each("max_pool2d_with_indices max_pool3d_with_indices lp_pool2d", Operation("pooling")),
+    **_each("max_pool2d_with_indices max_pool3d_with_indices", Operation("pooling")),
     **_each("batch_norm", Operation("normalisation", "affine")),
     **_each(
-        "layer_norm group_norm instance_norm rms_norm local_response_norm softmax log_softmax",
+        "layer_norm group_norm instance_norm rms_norm softmax log_softmax",
         Operation("normalisation"),
     ),
     **_each("sym_size sym_numel sym_stride", Operation("size")),
