@@ -25,9 +25,12 @@ def during(action):
     action()
     return list(seen)
 
+def teacher_of(method):
+    return "embedded:digits-detector" if METHODS[method].facts.needs_boxes else "embedded:digits"
+
 def generate(method):
     synthesize.generate(
-        GenerateConfig(teacher="embedded:digits", method=method, count=4, batch=2, shard_size=4,
+        GenerateConfig(teacher=teacher_of(method), method=method, count=4, batch=2, shard_size=4,
                        iterations=2, runtime=RuntimeConfig(threads=1, compile="off")),
         Path(method),
     )

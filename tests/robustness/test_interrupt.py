@@ -52,7 +52,7 @@ def test_interrupt_of_a_running_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("where", ["zsq.teacher.load_teacher", "zsq.core.files.os.fsync"])
 def test_interrupt_anywhere_is_one_line(where, tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zsq.synthesis.resolved.load_teacher" if "teacher" in where else where, interrupt)
@@ -91,7 +91,7 @@ def started(code, *arguments):
 def test_an_interrupt_that_became_another_error_is_one_line(tmp_path, monkeypatch, capsys):
     """As numpy's import and some callbacks do."""
 
-    def load(*_):
+    def load(*_, **__):
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)

@@ -48,7 +48,7 @@ def test_the_command_says_what_suits_and_how_long_it_takes(capsys):
     assert {"noise", "zeroq", "dgh", "genie"} <= suits and "qimera" not in suits
     assert any(line.startswith("    not") and "qimera" in line for line in lines[methods:students])
     suits = {line.split()[0] for line in lines[students + 1 :] if not line.startswith("    not")}
-    assert {"ptq", "quantface"} <= suits and "kd" not in suits
+    assert {"ptq", "quantface"} <= suits and "gdfq-ft" not in suits
     assert any(line.startswith("accuracy ") for line in lines)
 
 

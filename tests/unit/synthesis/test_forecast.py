@@ -12,6 +12,7 @@ from zsq.generators import available_methods
 from zsq.synthesis import forecast, synthesize
 from zsq.synthesis.forecast import Memory
 from zsq.synthesis.resolved import resolve
+from zsq.teacher import load_teacher
 
 VALUES = 2 * (8 * 8 * 8 + 12 * 4 * 4) + 8 * 8 * 8 + 12 * 4 * 4 + 12 + 12 + 5  # of the toy's leaves at 16 px
 
@@ -38,8 +39,8 @@ def test_training_counts_weights_with_gradient_and_moments():
     assert training_bytes(network, [torch.zeros(2, 3)], 5) == STEP_BYTES_PER_VALUE * 5 * 7 + 16 * 28
 
 
-def memory(tmp_path, **changes):
-    return Memory.of(resolve(config(**changes), tmp_path, make_teacher())).host
+def memory(tmp_path, teacher=None, **changes):
+    return Memory.of(resolve(config(**changes), tmp_path, teacher or make_teacher())).host
 
 
 def test_what_decides_the_memory(tmp_path):
@@ -56,7 +57,9 @@ def test_what_decides_the_memory(tmp_path):
     "name", [name for name, cls in available_methods().items() if not cls.facts.needs_real]
 )
 def test_every_method_has_an_estimate(name, tmp_path):
-    assert memory(tmp_path, method=name, iterations=None) > 0
+    boxes = available_methods()[name].facts.needs_boxes
+    teacher = load_teacher("embedded:digits-detector") if boxes else None
+    assert memory(tmp_path, teacher, method=name, iterations=None) > 0
 
 
 def run(tmp_path, free, monkeypatch, **changes):
