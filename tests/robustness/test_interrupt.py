@@ -124,3 +124,23 @@ with one_line_at_interrupt():
         process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=10)[1] == f"{LINE}\n"
     assert process.returncode == INTERRUPTED
+
+
+def test_an_interrupt_that_is_swallowed_ends_the_process_after_a_while():
+    code = """
+import time
+from zsq.core import interrupt
+interrupt.PATIENCE_SECONDS = 0.5
+with interrupt.one_line_at_interrupt():
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        pass
+    time.sleep(30)
+"""
+    process = started(code)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1].splitlines()
+    assert (process.returncode, said) == (INTERRUPTED, [LINE])

@@ -15,16 +15,17 @@ import traceback
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection, export
 
 from zsq.core.errors import UntraceableError
-from zsq.graph.lift import Lifting
 from zsq.graph.norms import equal_batch_norms, with_batch_norms
-from zsq.graph.program import overwrites_shared
+
+# torch.export takes a while to import, and many commands capture nothing.
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 _CAPTURED = "captured"
 # torch.export keeps what it is doing in globals.
@@ -78,6 +79,8 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def _captured(network: nn.Module, example: Tensor) -> fx.GraphModule:
+    from zsq.graph.lift import Lifting
+
     modes = [(module, module.training) for module in network.modules()]
     like = next(iter(_tensors(network)), example)
     example = example.to(like.device)
@@ -118,6 +121,10 @@ def _exported(network: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def _export(network: nn.Module, example: Tensor, strict: bool) -> ExportedProgram:
+    from torch.export import Dim, ShapesCollection, export
+
+    from zsq.graph.program import overwrites_shared
+
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     logged = logging.root.manager.disable
