@@ -1,7 +1,7 @@
 """Peak memory, kept in benchmarks/results/memory.json.
 
-`python benchmarks/memory.py images`: of writing many images. `python benchmarks/memory.py network`: of capturing
-a network and of fitting genie-m to it.
+`python benchmarks/memory.py images`: of writing many images. `python benchmarks/memory.py network`: of
+capturing a network and of fitting genie-m to it.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def main(
     budget_hours: BudgetHours = None,
     threads: Threads = 1,
     count: Annotated[int, typer.Option(help="Images of each source.")] = 360,
-    passes: Annotated[int, typer.Option(help="Teacher passes per image of a method.")] = 100,
+    passes: Annotated[int, typer.Option(help="Teacher passes per image of a method.")] = 10,
     steps: Annotated[int, typer.Option(help="Steps of a unit of genie-m.")] = 100,
     out: Annotated[Path, typer.Option(help="Images.")] = Path("outputs/super-resolution"),
 ) -> None:
@@ -83,14 +83,15 @@ def main(
     results.write(
         teacher={name: round(reference.teacher_scores.metrics[name], 2) for name in ("psnr", "ssim")}
     )
-    for student, bits in FITS:
-        for source in SOURCES:
+    for source in SOURCES:
+        for student, bits in FITS:
             facts = {"source": source, "student": student, "bits": bits, "count": count}
             facts |= {} if student == "ptq" else {"steps": steps}
+            facts |= {} if source in (REAL, NOISE) else {"passes": passes}
             if results.has(facts) or budget.spent():
                 continue
             images = images_of(source, teacher, out, count, passes, threads or 1)
-            results.add(facts | {"passes": passes} | one_fit(reference, images, student, bits, steps))
+            results.add(facts | one_fit(reference, images, student, bits, steps))
 
 
 if __name__ == "__main__":
