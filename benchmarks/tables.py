@@ -311,6 +311,9 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-second": second,
     "methods-224px": partial(gaps_of, "methods-224px", ("bits", "source", "accuracy", "gap", "agreement"), 2),
     "methods-224px-sets": partial(sets_of, "methods-224px"),
+    "digits-detector": partial(
+        gaps_of, "digits-detector", ("student", "source", "agreement_ap", "gap", "95 %", "map"), 2
+    ),
     "rounding": rounding,
     "students-headline": students_headline,
     "students-screen": students_screen,
