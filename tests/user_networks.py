@@ -160,3 +160,42 @@ class Volume(nn.Module):
 
     def forward(self, x):
         return self.head(self.features(x.unsqueeze(1)).mean((2, 3, 4)))
+
+
+class Transposed(nn.Module):
+    """A classifier that first reduces the image, then enlarges it again by a transposed convolution."""
+
+    def __init__(self, channels=3, outputs=5, groups=1):
+        super().__init__()
+        self.down, self.up = block(channels, 8, 2), nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=groups)
+        self.mix, self.head = nn.Conv2d(12, 8, 3, padding=1, groups=4), nn.Linear(8, outputs)
+
+    def forward(self, x):
+        return self.head(F.relu(self.mix(F.relu(self.up(self.down(x))))).mean((2, 3)))
+
+
+class SelfAttention(nn.Module):
+    """Two heads over the positions of a small map; positions see those before them."""
+
+    def __init__(self, channels=3, outputs=5, side=4):
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 16, 4, 4)
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, outputs)
+        mask = torch.full((side * side, side * side), float("-inf")).triu(1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(tokens, tokens, tokens, attn_mask=self.mask)[0].mean(1))
+
+
+class Pair(nn.Module):
+    """A dict of a list of maps, and of a tuple."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.network, self.head = Normed(channels), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        features = self.network.features[0](x)
+        return {"maps": [self.head(features), features], 1: (self.network(x), x.mean())}

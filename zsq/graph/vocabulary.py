@@ -140,12 +140,14 @@ OPERATIONS: dict[str, Operation] = {
     **_each(
         "prod amax amin max min maximum minimum argmax argmin var var_mean std std_mean norm "
         "linalg_vector_norm cumprod topk sort any all logsumexp where eq ne lt le gt ge logical_not "
-        "logical_and logical_or bitwise_not bitwise_and bitwise_or zeros ones full empty arange linspace eye "
+        "logical_and logical_or bitwise_not bitwise_and bitwise_or zeros ones full fill arange linspace eye "
         "zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor fmod remainder "
         "floor_divide lerp addcmul addcdiv scatter index_put copy slice_scatter select_scatter embedding "
         "one_hot outer cross masked_fill isnan nan_to_num",
         Operation("other"),
     ),
+    # What it holds is what the memory held before.
+    "empty": Operation("other", saved=False),
 }
 
 # Arithmetic on lengths, and parts of what gives several tensors.

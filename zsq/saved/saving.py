@@ -283,6 +283,8 @@ def _quantizer(grid: GridRecord, tensors: dict[str, Tensor]) -> Quantizer:
         raise ValueError(f"'{grid.path}' has no {error}") from None
     except ValueError as error:
         raise ValueError(f"'{grid.path}' has {error}") from None
+    if grid.kind == "activation" and grid.num_scales != 1:
+        raise ValueError(f"'{grid.path}' has {grid.num_scales} steps for a tensor of activations")
     if quantizer.num_scales != grid.num_scales:
         raise ValueError(f"'{grid.path}' has {quantizer.num_scales} steps instead of {grid.num_scales}")
     return quantizer
