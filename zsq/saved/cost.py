@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import FittedStudent
 from zsq.graph.vocabulary import calls_module, image_nodes, is_layer, operands
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Quantizer
+from zsq.saved.dry_run import without_numbers
 from zsq.widths import FLOAT_BITS
 
 IMAGE_BITS = 8
@@ -193,12 +193,11 @@ class _Counting(fx.Interpreter):
         return value
 
 
-@torch.no_grad()
 def _macs(network: fx.GraphModule, image: Tensor) -> dict[fx.Node, int]:
     """Multiply-adds on one image, which need no numbers."""
     counting = _Counting(network)
     device = next(network.parameters()).device
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with without_numbers(network) as mode:
         counting.run(mode.from_tensor(image).to(device))
     return counting.macs
 

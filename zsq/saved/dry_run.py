@@ -6,6 +6,8 @@ any size, and so may a part of an operation that shows nowhere in the graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zsq.core.memory import available_bytes
+from zsq.quantizers.grids import Quantizer
 
 MAX_BYTES = 16 * 2**30
 
@@ -45,7 +48,23 @@ class _Allocations(TorchDispatchMode):
             raise ValueError(f"one image takes more than {self.most / 2**30:.1f} GiB of memory")
 
 
-@torch.no_grad()
+@contextmanager
+def without_numbers(network: nn.Module) -> Iterator[FakeTensorMode]:
+    """Within the block `network` takes the fake tensors of the mode and gives such; its own stay as they are.
+
+    Quantizers are passed over: what they give has the shape of what they take.
+    """
+    quantizers = [module for module in network.modules() if isinstance(module, Quantizer)]
+    for quantizer in quantizers:
+        quantizer.forward = Tensor.float
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        for quantizer in quantizers:
+            del quantizer.forward
+
+
 def dry_run(network: nn.Module, example: Tensor) -> None:
     """Run `network` on `example` without numbers.
 
@@ -54,7 +73,5 @@ def dry_run(network: nn.Module, example: Tensor) -> None:
         RuntimeError and others: it does not compute, or a length in it depends on values.
     """
     most = min(MAX_BYTES, available_bytes())
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = mode.from_tensor(example)
-        with _Allocations(most):
-            network(fake)
+    with without_numbers(network) as mode, _Allocations(most):
+        network(mode.from_tensor(example))
