@@ -93,7 +93,7 @@ def main(
 
 
 def all_names() -> list[str]:
-    """torchvision's 81 classifiers, then timm's networks as teachers are called."""
+    """torchvision's classifiers, then timm's networks as teachers are called."""
     return [*torchvision_names(), *(f"timm:{name}" for name in TIMM_NAMES.read_text().split())]
 
 
