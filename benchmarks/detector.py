@@ -69,7 +69,7 @@ def images_of(
 def one_fit(
     reference: Reference, images: ImageSet, student: str, bits: str, steps: int, reporter: Reporter
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a student measures after `steps`, of each unit or of its training, and the draws of what is paired."""
+    """What a student measures after `steps` (of each unit, or of training), and the draws that are paired."""
     teacher, runtime = reference.teacher, reference.runtime
     fitter = create(student, teacher.spec, {} if student == "ptq" else {"iterations": steps}, runtime)
     start = time.perf_counter()
