@@ -299,7 +299,61 @@ def speed() -> Grid:
     return Grid(("network", "zsq", "model-compression-toolkit", "plain loop"), tuple(lines), 1)
 
 
+def super_resolution() -> Grid:
+    """CARN-M's students by source."""
+    columns = ("psnr", "ssim", "sqnr", "sqnr_centred")
+    rows = sorted(
+        Results("super-resolution").rows(), key=lambda row: (row["student"] != "ptq", row["bits"] != "W8A8")
+    )
+    lines = (
+        (row["student"], row["bits"], row["source"], *(number(row[name]) for name in columns)) for row in rows
+    )
+    return Grid(("student", "bits", "source", *columns), tuple(lines), 3)
+
+
+def detector() -> Grid:
+    """FastestDet's students by source, with what agreement is less than on real photos."""
+    found = Results("detector").read()
+    against_real = {
+        (each["source"], each["student"], each["bits"]): each
+        for each in found["contrasts"]
+        if each["less"] == REAL
+    }
+    lines = []
+    for row in found["rows"]:
+        less = against_real.get((row["source"], row["student"], row["bits"]))
+        interval = DASH if less is None else "[{}, {}]".format(*map(number, less["agreement_ap_ci95"]))
+        figures = (
+            number(row["agreement_ap"]),
+            DASH if less is None else number(less["agreement_ap"]),
+            interval,
+        )
+        lines.append((row["student"], row["bits"], row["source"], *figures, number(row["map"])))
+    header = ("student", "bits", "source", "agreement_ap", "less real", "95 %", "map")
+    return Grid(header, tuple(lines), 3)
+
+
+def zoo() -> Grid:
+    """How many networks got how far."""
+    steps = ("captured", "placed", "fitted", "saved")
+    rows = Results("zoo").rows()
+    groups = {
+        "torchvision": [row for row in rows if not row["network"].startswith("timm:")],
+        "timm": [row for row in rows if row["network"].startswith("timm:")],
+    }
+    lines = []
+    for library, own in groups.items():
+        tried = [row for row in own if row["student"] == "ptq"]
+        close = sum(row.get("sqnr", -math.inf) >= 15 for row in tried)
+        counts = (sum(step in row for row in tried) for step in steps)
+        lines.append((library, str(len(tried)), *map(str, counts), str(close)))
+    return Grid(("library", "tried", *steps, "15 dB or more"), tuple(lines), 1)
+
+
 TABLES: dict[str, Callable[[], Grid]] = {
+    "super-resolution": super_resolution,
+    "detector": detector,
+    "zoo": zoo,
     "methods-screen": partial(gaps_of, "methods-screen", ALL[1:], 1),
     "methods-screen-sets": partial(sets_of, "methods-screen"),
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
