@@ -16,6 +16,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 SHAPES = ((2, 3), (2,), (), (2, 3, 2))  # positions that a layer may want: of images, signals, rows, volumes
 EPSILONS = (1e-5, 0.0, 1e-3, 1e-6)  # of layers that do not say which
+# In place of 0, which torch refuses before 2.11: it changes no variance that is not 0 itself.
+SMALLEST_EPSILON = torch.finfo(torch.float32).tiny
 TOLERANCE = 1e-5  # a layer that works in float32 is off by 1e-7, other arithmetic by far more
 
 
@@ -77,6 +79,7 @@ def _stored(module: nn.Module) -> dict[str, Tensor] | None:
 def _batch_norm(stored: dict[str, Tensor], epsilon: float) -> _BatchNorm:
     mean = stored["running_mean"]
     # The one kind that takes rows, signals, images and volumes; nothing here is distributed.
+    epsilon = max(epsilon, SMALLEST_EPSILON)
     norm = nn.SyncBatchNorm(len(mean), epsilon, device=mean.device, dtype=mean.dtype)
     norm.load_state_dict(norm.state_dict() | {name: value.clone() for name, value in stored.items()})
     return norm.eval().requires_grad_(False)
