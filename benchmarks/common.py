@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +20,13 @@ from zsq.contract import Teacher
 from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.sources import ImageSet, images_for, load_images
+from zsq.measure.evaluate import Reference, all_scores
+from zsq.measure.protocol import NOISE, REAL
+from zsq.students import create
+from zsq.tasks import Scores
 from zsq.teacher import load_teacher
+from zsq.widths import Bits
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -62,6 +68,48 @@ def synthetic(method: str, out: Path, *, count: int, iterations: int, threads: i
         runtime=RuntimeConfig(threads=threads),
         reporter=Reporter(),
     )
+
+
+def images_of(
+    source: str,
+    teacher: Teacher,
+    real: Path,
+    out: Path,
+    *,
+    count: int,
+    passes: int,
+    threads: int | None,
+    batch: int | None = None,
+) -> ImageSet:
+    """The images of `real`, or those of a method, made or continued in a folder of `out`."""
+    if source == REAL:
+        return images_for(teacher, real, limit=count)
+    folder = zsq.generate(
+        teacher.name,
+        source,
+        count=count,
+        batch=batch,
+        iterations=None if source == NOISE else passes,
+        out=out / f"{source}-{passes}",
+        resume=True,
+        runtime=RuntimeConfig(threads=threads),
+        reporter=Reporter(),
+    )
+    return images_for(teacher, folder)
+
+
+def scored_fit(
+    reference: Reference, images: ImageSet, student: str, bits: str, steps: int
+) -> tuple[Scores, int]:
+    """What a student measures, and the seconds of its fit; `steps` are those of each unit or of training."""
+    teacher, runtime = reference.teacher, reference.runtime
+    fitter = create(student, teacher.spec, {} if student == "ptq" else {"iterations": steps}, runtime)
+    start = time.perf_counter()
+    work = round(fitter.images_trained(teacher, len(images))) or len(images)
+    with Reporter().job(f"{student} {bits} on {images.source}", work) as log, runtime.threads_set():
+        fitted = fitter.fit(teacher, images.pixels, Bits.parse(bits), log=log)
+    seconds = round(time.perf_counter() - start)
+    return all_scores(fitted, reference), seconds
 
 
 class Results:

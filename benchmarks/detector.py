@@ -8,30 +8,24 @@ what is finished in benchmarks/results/detector.json. Images, and what the boots
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import BudgetHours, Results, Threads
+from common import BudgetHours, Results, Threads, images_of, scored_fit
 
-import zsq
 from zsq.bench import Budget
-from zsq.config import RuntimeConfig
-from zsq.contract import Teacher
-from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
-from zsq.images.sources import ImageSet, images_for
+from zsq.images.sources import images_for
 from zsq.measure.confidence import paired_interval
-from zsq.measure.evaluate import Reference, all_scores, score_teacher
-from zsq.students import create
+from zsq.measure.evaluate import score_teacher
+from zsq.measure.protocol import NOISE, REAL
 from zsq.teacher import load_teacher
-from zsq.widths import Bits
 
 DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "detector"
 CARD = f"file:{DATA / 'fastestdet.toml'}"
-REAL, NOISE = "real", "noise"
+REAL_IMAGES = DATA / "calibration80.zip"
 SOURCES = (REAL, NOISE, "dgh", "zeroq", "tsz")
 BATCH = 16
 # Student, bits.
@@ -44,43 +38,6 @@ FITS = (
 )
 METRICS = ("agreement_ap", "agreement_ap25", "map", "map50", "sqnr", "sqnr_centred")
 PAIRED = ("agreement_ap", "map")
-
-
-def images_of(
-    source: str, teacher: Teacher, out: Path, count: int, passes: int, threads: int | None
-) -> ImageSet:
-    """Real photos, or a method's images, made or continued."""
-    if source == REAL:
-        return images_for(teacher, DATA / "calibration80.zip", limit=count)
-    folder = zsq.generate(
-        CARD,
-        source,
-        count=count,
-        batch=BATCH,
-        iterations=None if source == NOISE else passes,
-        out=out / f"{source}-{passes}",
-        resume=True,
-        runtime=RuntimeConfig(threads=threads),
-        reporter=Reporter(),
-    )
-    return images_for(teacher, folder)
-
-
-def one_fit(
-    reference: Reference, images: ImageSet, student: str, bits: str, steps: int, reporter: Reporter
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a student measures after `steps` (of each unit, or of training), and the draws that are paired."""
-    teacher, runtime = reference.teacher, reference.runtime
-    fitter = create(student, teacher.spec, {} if student == "ptq" else {"iterations": steps}, runtime)
-    start = time.perf_counter()
-    work = round(fitter.images_trained(teacher, len(images))) or len(images)
-    with reporter.job(f"{student} {bits} on {images.source}", work) as log, runtime.threads_set():
-        fitted = fitter.fit(teacher, images.pixels, Bits.parse(bits), log=log)
-    seconds = time.perf_counter() - start
-    scores = all_scores(fitted, reference)
-    found = {name: round(scores.metrics[name], 2) for name in METRICS}
-    draws = {name: np.array(scores.replicates[name], np.float32) for name in PAIRED}
-    return found | {"seconds": round(seconds)}, draws
 
 
 def contrasts(rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
@@ -121,8 +78,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Images and draws.")] = Path("outputs/detector"),
 ) -> None:
     """Measure what is missing and keep it."""
-    budget, reporter = Budget(budget_hours), Reporter()
-    runtime = Runtime.resolve(threads=threads)
+    budget, runtime = Budget(budget_hours), Runtime.resolve(threads=threads)
     teacher = load_teacher(CARD)
     reference = score_teacher(teacher, images_for(teacher, DATA / "eval77.zip", labelled=True), runtime)
     results = Results("detector", "python benchmarks/detector.py")
@@ -136,10 +92,21 @@ def main(
             facts = {"source": source, "student": student, "bits": bits, "steps": steps, "count": count}
             if results.has(facts) or budget.spent():
                 continue
-            images = images_of(source, teacher, out, count, passes, threads)
-            found, draws = one_fit(reference, images, student, bits, steps, reporter)
+            images = images_of(
+                source,
+                teacher,
+                REAL_IMAGES,
+                out,
+                count=count,
+                passes=passes,
+                threads=threads,
+                batch=BATCH,
+            )
+            scores, seconds = scored_fit(reference, images, student, bits, steps)
+            draws = {name: np.array(scores.replicates[name], np.float32) for name in PAIRED}
             np.savez(_draws_path(out, facts), **draws)  # type: ignore[arg-type]
-            results.add(facts | {"passes": passes} | found)
+            found = {name: round(scores.metrics[name], 2) for name in METRICS}
+            results.add(facts | {"passes": passes} | found | {"seconds": seconds})
             results.write(contrasts=contrasts(results.rows(), out))
 
 

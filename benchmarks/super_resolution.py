@@ -8,61 +8,25 @@ evaluation set. Keeps what is finished in benchmarks/results/super-resolution.js
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from common import BudgetHours, Results, Threads
+from common import BudgetHours, Results, Threads, images_of, scored_fit
 
-import zsq
 from zsq.bench import Budget
-from zsq.config import RuntimeConfig
-from zsq.contract import Teacher
-from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
-from zsq.images.sources import ImageSet, images_for
-from zsq.measure.evaluate import Reference, all_scores, score_teacher
-from zsq.students import create
+from zsq.images.sources import images_for
+from zsq.measure.evaluate import score_teacher
+from zsq.measure.protocol import NOISE, REAL
 from zsq.teacher import load_teacher
-from zsq.widths import Bits
 
 DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "sr"
 CARD = f"file:{DATA / 'carn_m_x4.toml'}"
-REAL, NOISE = "real", "noise"
+REAL_IMAGES = DATA / "bsd100_lr48_train.npz"
 SOURCES = (REAL, NOISE, "gzsq", "gzsq_moment")
 FITS = (("ptq", "W8A8"), ("ptq", "W4A8"), ("genie-m", "W4A4"))
 METRICS = ("psnr", "ssim", "psnr_teacher", "sqnr", "sqnr_centred")
-
-
-def images_of(source: str, teacher: Teacher, out: Path, count: int, passes: int, threads: int) -> ImageSet:
-    """Real patches, or a method's images, made or continued."""
-    if source == REAL:
-        return images_for(teacher, DATA / "bsd100_lr48_train.npz", limit=count)
-    folder = zsq.generate(
-        CARD,
-        source,
-        count=count,
-        iterations=None if source == NOISE else passes,
-        out=out / f"{source}-{passes}",
-        resume=True,
-        runtime=RuntimeConfig(threads=threads),
-        reporter=Reporter(),
-    )
-    return images_for(teacher, folder)
-
-
-def one_fit(reference: Reference, images: ImageSet, student: str, bits: str, steps: int) -> dict[str, Any]:
-    """What a student measures; `steps` are those of each unit, where there are units."""
-    teacher, runtime = reference.teacher, reference.runtime
-    fitter = create(student, teacher.spec, {} if student == "ptq" else {"iterations": steps}, runtime)
-    start = time.perf_counter()
-    work = round(fitter.images_trained(teacher, len(images))) or len(images)
-    with Reporter().job(f"{student} {bits} on {images.source}", work) as log, runtime.threads_set():
-        fitted = fitter.fit(teacher, images.pixels, Bits.parse(bits), log=log)
-    seconds = round(time.perf_counter() - start)
-    scores = all_scores(fitted, reference).metrics
-    return {name: round(scores[name], 2) for name in METRICS} | {"seconds": seconds}
 
 
 def main(
@@ -90,8 +54,10 @@ def main(
             facts |= {} if source in (REAL, NOISE) else {"passes": passes}
             if results.has(facts) or budget.spent():
                 continue
-            images = images_of(source, teacher, out, count, passes, threads or 1)
-            results.add(facts | one_fit(reference, images, student, bits, steps))
+            images = images_of(source, teacher, REAL_IMAGES, out, count=count, passes=passes, threads=threads)
+            scores, seconds = scored_fit(reference, images, student, bits, steps)
+            found = {name: round(scores.metrics[name], 2) for name in METRICS}
+            results.add(facts | found | {"seconds": seconds})
 
 
 if __name__ == "__main__":

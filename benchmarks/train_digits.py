@@ -55,7 +55,7 @@ def fit(network: DigitsNet, norm_NCHW: Tensor, labels_N: Tensor, generator: torc
             schedule.step()
 
 
-def measure_statistics(network: DigitsNet, norm_NCHW: Tensor) -> None:
+def measure_statistics(network: torch.nn.Module, norm_NCHW: Tensor) -> None:
     """Set the BN statistics to those of the undistorted images, all in one batch.
 
     The moving averages describe distorted images under changing weights; methods that invert BN need the

@@ -17,6 +17,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
+from train_digits import measure_statistics
 
 from zsq.core.seeding import torch_generator
 from zsq.tasks.average_precision import average_precision, match
@@ -96,17 +97,6 @@ def fit(network: DigitsDetector, generator: torch.Generator, seed: int) -> None:
             schedule.step()
             total += value.item()
         typer.echo(f"epoch {epoch + 1} of {EPOCHS}: loss {total * BATCH / NUM_IMAGES:.3f}")
-
-
-def measure_statistics(network: DigitsDetector, norm_NCHW: Tensor) -> None:
-    """Set the BN statistics to those of the final weights, all images in one batch."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    network.train()
-    with torch.no_grad():
-        network(norm_NCHW)
-    network.eval()
 
 
 def mean_average_precision(network: DigitsDetector, split: Split) -> float:

@@ -42,10 +42,7 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
 
 def stores_any(network: nn.Module, spec: ImageSpec) -> bool:
     """Whether the network normalises by running statistics anywhere."""
-    layers = (
-        stores_statistics(module) or equal_batch_norm(module) is not None for module in network.modules()
-    )
-    return any(layers) or calls_batch_norm(network, spec)
+    return bool(batch_norms(network)) or calls_batch_norm(network, spec)
 
 
 def private_copy(network: nn.Module, spec: ImageSpec) -> nn.Module:

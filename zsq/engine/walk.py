@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from zsq.core.errors import MismatchError
 from zsq.engine.moments import Moments, Rules, Window, channel_moments, per_axis, spread
+from zsq.graph.layers import channel_axis
 from zsq.graph.vocabulary import MomentRule, is_layer, name_of, operation
 
 
@@ -217,8 +218,8 @@ class MomentWalk(fx.Interpreter):
 
 
 def channels_second(layer: nn.Module, values: Tensor) -> Tensor:
-    """What a layer puts out with its channels on the second axis: a linear layer has them on the last."""
-    return values.movedim(-1, 1) if isinstance(layer, nn.Linear) else values
+    """What a layer puts out with its channels on the second axis."""
+    return values.movedim(channel_axis(layer), 1)
 
 
 def _has_moments(values: Any) -> bool:

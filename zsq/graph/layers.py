@@ -78,10 +78,15 @@ def outputs_first(weight: Tensor, groups: int) -> Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
+def channel_axis(layer: nn.Module) -> int:
+    """Where the channels of a layer's output are: 1, or -1 behind a linear layer, which may see tokens."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
 class CappedReLU(nn.Module):
     """min(max(x, 0), cap) with a cap per channel: what ReLU6 becomes where its channels are scaled.
 
-    `axis` is that of the channels: 1, or -1 behind a linear layer.
+    `axis` is that of the channels, see `channel_axis`.
     """
 
     cap: Tensor

@@ -65,6 +65,8 @@ class Lifting:
         self._made: dict[tuple[Any, ...], str] = {}
         self._owners: dict[int, str] = {}
         self._given_by_blocks: dict[fx.Node, Any] = {}
+        # The number of images, unknown.
+        self._count: Any = None
         # The last tensor so far whose first axis is the images.
         self._images: fx.Node | None = None
         # The user's module that the node at hand is part of.
@@ -90,6 +92,7 @@ class Lifting:
     def _take_input(self, node: fx.Node, spec: Any) -> None:
         if spec.kind == InputKind.USER_INPUT:
             self.nodes[node] = self.graph.placeholder(node.name)
+            self._count = node.meta["val"].shape[0]
             self._describe(node)
             return
         name = str(spec.target)
@@ -265,7 +268,7 @@ class Lifting:
         if key in self._made:
             return self._made[key]
         sources = {key: node for key in held if isinstance(node := given.get(key), fx.Node)}
-        name = self._free_module(self._owner_name(held) or self._name_after(sources))
+        name = self._free_name(self._owner_name(held) or self._name_after(sources), module)
         for part, value in held.items():
             parameter = part not in ("running_mean", "running_var")
             if parameter:
@@ -290,12 +293,6 @@ class Lifting:
         module: Any = self._submodules.get(self._where)
         own = module is not None and all(getattr(module, key, None) is value for key, value in held.items())
         return self._where if own else None
-
-    def _free_module(self, name: str) -> str:
-        wanted, number = name, 1
-        while wanted in self.parts:
-            wanted, number = f"{name}_{number}", number + 1
-        return wanted
 
     def _name_after(self, sources: dict[str, fx.Node]) -> str:
         first = next(sources[key] for key in ("weight", "running_mean", "bias") if key in sources)
@@ -352,11 +349,11 @@ class Lifting:
     def _describe(self, node: fx.Node) -> None:
         """Note the shape of what a node gives, None for lengths that depend on the number of images, and
         whether the first one is that number."""
-        value, count, made = node.meta.get("val"), self._count(), self.nodes[node]
+        value, made = node.meta.get("val"), self.nodes[node]
         if not isinstance(value, Tensor):
             return
         made.meta["shape"] = tuple(length if isinstance(length, int) else None for length in value.shape)
-        made.meta["images_first"] = bool(value.dim()) and same_length(value.shape[0], count)
+        made.meta["images_first"] = bool(value.dim()) and same_length(value.shape[0], self._count)
         if made.meta["images_first"]:
             self._images = made
 
@@ -366,12 +363,6 @@ class Lifting:
         node = self.graph.create_node("call_function", target, args, kwargs or {}, name)
         node.meta["module"] = self._where
         return node
-
-    def _count(self) -> Any:
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node in self.nodes:
-                return node.meta["val"].shape[0]
-        return None
 
     def _attention(self, node: fx.Node) -> fx.Node | None:
         if packet(node) != "scaled_dot_product_attention":

@@ -234,6 +234,11 @@ def operands(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return [each for each in given if isinstance(each, fx.Node)]
 
 
+def multiplied(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The tensors that a layer or a product reads: one, or its operands; none of other nodes."""
+    return node.all_input_nodes[:1] if is_layer(network, node) else operands(network, node)
+
+
 def calls_module(network: fx.GraphModule, node: fx.Node, kinds: type | tuple[type, ...]) -> bool:
     """Whether a node calls a module of `kinds`."""
     return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kinds)

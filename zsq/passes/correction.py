@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsq.graph.fold import Gaussian
+from zsq.graph.layers import channel_axis
 from zsq.graph.norms import stores_statistics
 from zsq.graph.vocabulary import LAYER_CLASSES
 
@@ -62,7 +63,7 @@ def moments(batches: Batches, axis: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _output_moments(layer: nn.Module, inputs: Batches) -> tuple[Tensor, Tensor]:
-    return moments([layer(batch) for batch in inputs], -1 if isinstance(layer, nn.Linear) else 1)
+    return moments([layer(batch) for batch in inputs], channel_axis(layer))
 
 
 def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, norm_batches: Sequence[Tensor]) -> None:

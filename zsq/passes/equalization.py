@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsq.graph.fold import Gaussian
-from zsq.graph.layers import CappedReLU
+from zsq.graph.layers import CappedReLU, channel_axis
 from zsq.graph.vocabulary import calls_module, name_of, operation
 from zsq.placement.pairs import Pair, flattens, pairs_of
 
@@ -137,7 +137,7 @@ def _capped(network: fx.GraphModule, pair: Pair) -> list[CappedReLU]:
     for node in pair.between:
         if name_of(network, node) == "relu6":
             path = f"{node.name}_capped"
-            capped = CappedReLU(len(first.weight), -1 if isinstance(first, nn.Linear) else 1)
+            capped = CappedReLU(len(first.weight), channel_axis(first))
             network.add_submodule(path, capped.to(first.weight))
             node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
     nodes = (node for node in pair.between if calls_module(network, node, CappedReLU))

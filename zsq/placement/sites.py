@@ -20,7 +20,7 @@ from zsq.contract import QuantizedTensor
 from zsq.core.errors import UntraceableError
 from zsq.graph import capture
 from zsq.graph.fold import fold_batch_norms
-from zsq.graph.vocabulary import calls_module, is_layer, name_of, operands, operation
+from zsq.graph.vocabulary import calls_module, is_layer, multiplied, name_of, operands, operation
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
 from zsq.widths import FLOAT_BITS, Bits, check_first_last
@@ -182,7 +182,7 @@ def _activation_sites(
     readers: dict[fx.Node, list[Read]] = {}
     for node in module.graph.nodes:
         if node in after:
-            for argument in _arguments(module, node):
+            for argument in multiplied(module, node):
                 readers.setdefault(source_of(module, argument), []).append((node, argument))
     taken: Counter[str] = Counter()
     names = _product_names(module)
@@ -199,10 +199,6 @@ def _activation_sites(
         module.add_submodule(path, nn.Identity())
         _insert(module, path, reads)
         yield Site(name, "activation", path, width)
-
-
-def _arguments(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    return node.all_input_nodes[:1] if is_layer(module, node) else operands(module, node)
 
 
 def _product_names(module: fx.GraphModule) -> dict[fx.Node, str]:

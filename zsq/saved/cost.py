@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import FittedStudent
-from zsq.graph.vocabulary import calls_module, image_nodes, is_layer, operands
+from zsq.graph.vocabulary import calls_module, image_nodes, multiplied
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.dry_run import without_numbers
@@ -158,11 +158,12 @@ def _operand_bits(
     computed: set[fx.Node] = set()
     widths: dict[fx.Node, list[int]] = {}
     for node in network.graph.nodes:
-        read = node.all_input_nodes[:1] if is_layer(network, node) else operands(network, node)
+        read = multiplied(network, node)
         if read:
-            raw = images - computed
+            raw = [source in images and source not in computed for source in read]
             widths[node] = [
-                _width(network, source, bits, image_bits if source in raw else FLOAT_BITS) for source in read
+                _width(network, source, bits, image_bits if is_raw else FLOAT_BITS)
+                for source, is_raw in zip(read, raw, strict=True)
             ]
         if read or any(source in computed for source in node.all_input_nodes):
             computed.add(node)
@@ -184,7 +185,7 @@ class _Counting(fx.Interpreter):
         self.macs: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if not is_layer(self.network, n) and not operands(self.network, n):
+        if not multiplied(self.network, n):
             return super().run_node(n)
         with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
             value = super().run_node(n)

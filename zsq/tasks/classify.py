@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.core.errors import ImagesError, MismatchError
-from zsq.tasks.base import Meter, Scores, Task, Truth
+from zsq.core.errors import MismatchError
+from zsq.tasks.base import Meter, Scores, Truth
+from zsq.tasks.labelled import Labelled
 
 
 def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
@@ -23,7 +24,7 @@ def agreement(student_NK: Tensor, teacher_NK: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Classify(Task):
+class Classify(Labelled):
     """(N, K) logits; the label of an image is its class, 0..K-1."""
 
     name: ClassVar[str] = "classify"
@@ -31,29 +32,17 @@ class Classify(Task):
     lead: ClassVar[str] = "accuracy"
     size_key: ClassVar[str | None] = "num_classes"
     counted: ClassVar[str] = "classes"
-    quality: ClassVar[str | None] = "accuracy"
     has_classes: ClassVar[bool] = True
-    stores_logits: ClassVar[bool] = True
-    trains: ClassVar[bool] = True
-
-    def suits(self, outputs: Tensor) -> bool:
-        """One matrix."""
-        return isinstance(outputs, Tensor) and outputs.dim() == 2
+    labels_are: ClassVar[str] = "class labels"
+    labelled_by: ClassVar[str] = "class folders"
 
     def meter(self) -> Meter:
         """Accuracy where there are labels, and agreement with the teacher."""
         return _Counts()
 
-    def has_truth(self, images: Truth) -> bool:
-        """An image has a label."""
-        return bool((images.labels >= 0).any())
-
     def check_truth(self, images: Truth, num_outputs: int | None) -> None:
         """Labels are 0..K-1."""
-        missing = int((images.labels < 0).sum())
-        if missing:
-            found = f"{missing} of {len(images.labels)} evaluation images have no label"
-            raise ImagesError(found, "class labels", "evaluate on class folders or on an .npz with 'labels'")
+        super().check_truth(images, num_outputs)
         highest = int(images.labels.max())
         if num_outputs is not None and highest >= num_outputs:
             expected = f"0..{num_outputs - 1}, the teacher's {num_outputs} classes"

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.core.errors import ImagesError
-from zsq.tasks.base import Meter, Scores, Task, Truth
+from zsq.tasks.base import Meter, Scores, Truth
+from zsq.tasks.labelled import Labelled
 
 
 @dataclass(frozen=True)
-class Embed(Task):
+class Embed(Labelled):
     """(N, D) embeddings; the label of an image is its identity, any integer from 0."""
 
     name: ClassVar[str] = "embed"
@@ -22,30 +22,18 @@ class Embed(Task):
     lead: ClassVar[str] = "cosine"
     size_key: ClassVar[str | None] = "embedding_size"
     counted: ClassVar[str] = "numbers of an embedding"
-    quality: ClassVar[str | None] = "accuracy"
-    stores_logits: ClassVar[bool] = True
-    trains: ClassVar[bool] = True
-
-    def suits(self, outputs: Tensor) -> bool:
-        """One matrix."""
-        return isinstance(outputs, Tensor) and outputs.dim() == 2
+    labels_are: ClassVar[str] = "identities"
+    labelled_by: ClassVar[str] = "identity folders"
 
     def meter(self) -> Meter:
         """Cosine to the teacher, and where there are identities the figures of verification."""
         return _Embeddings()
 
-    def has_truth(self, images: Truth) -> bool:
-        """An image has an identity."""
-        return bool((images.labels >= 0).any())
-
     def check_truth(self, images: Truth, num_outputs: int | None) -> None:
         """There are enough identities to make pairs of."""
         from zsq.tasks.verification import make_pairs
 
-        missing = int((images.labels < 0).sum())
-        if missing:
-            found = f"{missing} of {len(images.labels)} evaluation images have no label"
-            raise ImagesError(found, "identities", "evaluate on identity folders or on an .npz with 'labels'")
+        super().check_truth(images, num_outputs)
         make_pairs(images.labels.numpy())
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,12 +2,10 @@
 that would take all memory."""
 
 import operator
-import shutil
 
 import pytest
 import torch
 from test_saving import complaint, forge
-from tiny_students import fit
 
 import zsq
 from zsq.graph.vocabulary import OPERATIONS, PYTHON_FUNCTIONS
@@ -15,18 +13,6 @@ from zsq.saved import dry_run
 from zsq.saved.operations import called, name_in_file
 
 aten = torch.ops.aten
-
-
-@pytest.fixture(scope="module")
-def original(digits, images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("original")
-    zsq.save_student(fit("ptq", digits, images[:8]), digits, folder)
-    return folder
-
-
-@pytest.fixture
-def saved(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "saved")
 
 
 def test_the_names_of_calls_and_back():

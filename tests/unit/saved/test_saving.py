@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -209,18 +208,6 @@ def test_from_the_command_line(capsys, tmp_path, images):
     (tmp_path / "file").touch()
     blocked = call(capsys, *called, tmp_path / "file")
     assert blocked.status == 2 and "is a file; expected a folder" in blocked.complaint()
-
-
-@pytest.fixture(scope="module")
-def original(digits, images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("original")
-    zsq.save_student(fit("ptq", digits, images[:8]), digits, folder)
-    return folder
-
-
-@pytest.fixture
-def saved(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "saved")
 
 
 def forge(folder, edit_record=None, edit_tensors=None):
