@@ -182,7 +182,7 @@ def rounding() -> Grid:
 
 def tuning() -> Grid:
     """Agreement by learning rate; bold is the best of a line."""
-    rows = Results("tuning").rows()
+    rows = [row for row in Results("tuning").rows() if "learning_rate" in row]
     rates = sorted({row["learning_rate"] for row in rows}, reverse=True)
     means = {
         (row["student"], row["bits"], row["source"], row["learning_rate"]): f"{row['mean']:.1f}"

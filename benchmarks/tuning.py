@@ -1,6 +1,7 @@
-"""Learning rates of trained students on training images: `python benchmarks/tuning.py [--budget-hours H]`.
+"""Learning rates and views of trained students, measured on training images alone:
+`python benchmarks/tuning.py [--budget-hours H]`.
 
-On the CIFAR-10 ResNet-20 of ZSQ_DATA: students of 512 training images, or of as many from DSG, by their
+On the CIFAR-10 ResNet-20 of ZSQ_DATA: students of training images, or of as many synthetic ones, by their
 agreement with the teacher on 4000 other training images. No test image is read. Keeps what is finished in
 benchmarks/results/tuning.json.
 """
@@ -18,7 +19,7 @@ from common import BudgetHours, Results, Threads, load_resnet20, synthetic, trai
 from torch import Tensor
 
 from zsq.bench import Budget
-from zsq.core.imagespec import ImageSpec
+from zsq.contract import Teacher
 from zsq.core.runtime import Runtime
 from zsq.images.sources import load_images
 from zsq.measure.evaluate import logits_of
@@ -27,11 +28,23 @@ from zsq.tasks.classify import agreement
 from zsq.widths import Bits
 
 FIRST_LAST = 8
-COUNT, HELD_OUT, SETS, PASSES = 512, 4000, 2, 250
+HELD_OUT, SETS = 4000, 2
+# Of learning rates: images per set, and passes of DSG for them.
+COUNT, PASSES = 512, 250
 RATES = {
     ("lsq-kd", "W4A4"): (1e-3, 5e-4, 2.5e-4),
     ("lsq-kd", "W2A4"): (1e-3, 5e-4),
     ("kd", "W4A4"): (1e-3, 5e-4),
+}
+# Of views: images per set, and passes of dgh for them.
+VIEWS_COUNT, VIEWS_PASSES = 2048, 100
+VIEWS_OPTIONS = {"learning_rate": 1e-3, "iterations": 640}
+VIEWS: dict[str, dict[str, float]] = {
+    "none": {},
+    "mixup": {"mixup": 1.0},
+    "gain": {"gain": 0.2},
+    "cutmix": {"cutmix": 1.0},
+    "mixup and gain": {"mixup": 1.0, "gain": 0.2},
 }
 
 
@@ -42,33 +55,64 @@ def main(
     """Measure the trials that are missing."""
     budget = Budget(budget_hours)
     results = Results("tuning", "python benchmarks/tuning.py")
-    missing = [asked for asked in trials() if not results.has(asked)]
+    missing = [asked for asked in (*rate_trials(), *view_trials()) if not results.has(asked)]
     if not missing:
         return
     teacher = load_resnet20()
     pixels = training_images(teacher.spec).pixels
     shuffled = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
-    held_out, real = shuffled[-HELD_OUT:], shuffled[: SETS * COUNT].split(COUNT)
     runtime = Runtime.resolve(threads=threads, compile="on")
-    sets = {"real": real}
-    if any(asked["source"] == "dsg" for asked in missing):
-        sets["dsg"] = dsg_sets(teacher.spec, threads)
     with runtime.threads_set():
-        expected = logits_of(teacher, held_out, runtime)
+        bench = Bench(teacher, shuffled, runtime)
         for asked in missing:
             if budget.spent():
                 break
-            options = {"learning_rate": asked["learning_rate"]}
-            student = create(asked["student"], teacher.spec, options, runtime)
-            bits, found = Bits.parse(asked["bits"]), []
-            for seed, images in enumerate(sets[asked["source"]]):
-                fitted = student.fit(teacher, images, bits, first_last=FIRST_LAST, seed=seed)
-                found.append(agreement(logits_of(fitted, held_out, runtime), expected))
-            results.add(asked | {"agreement": found, "mean": statistics.mean(found)})
+            results.add(asked | bench.measured(asked))
 
 
-def trials() -> list[dict[str, Any]]:
-    """What is fitted, in order."""
+class Bench:
+    """The images that students are fitted and measured on."""
+
+    def __init__(self, teacher: Teacher, shuffled_NCHW: Tensor, runtime: Runtime) -> None:
+        """The last of the shuffled training images are held out."""
+        self.teacher, self.runtime = teacher, runtime
+        self.real, self.held_out = shuffled_NCHW[:-HELD_OUT], shuffled_NCHW[-HELD_OUT:]
+        self.expected = logits_of(teacher, self.held_out, runtime)
+
+    def measured(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Agreement of one fit where a seed is asked for, else of all sets and their mean."""
+        if "seed" in asked:
+            images = self.images(asked["source"], asked["seed"], VIEWS_COUNT, VIEWS_PASSES)
+            return {"agreement": self.agreement(asked, images, VIEWS_OPTIONS | VIEWS[asked["views"]])}
+        rate = {"learning_rate": asked["learning_rate"]}
+        sets = (self.images(asked["source"], index, COUNT, PASSES) for index in range(SETS))
+        found = [self.agreement(asked | {"seed": seed}, images, rate) for seed, images in enumerate(sets)]
+        return {"agreement": found, "mean": statistics.mean(found)}
+
+    def agreement(self, asked: dict[str, Any], images_NCHW: Tensor, options: dict[str, Any]) -> float:
+        """In points, of one fit."""
+        student = create(asked["student"], self.teacher.spec, options, self.runtime)
+        bits, seed = Bits.parse(asked["bits"]), asked["seed"]
+        fitted = student.fit(self.teacher, images_NCHW, bits, first_last=FIRST_LAST, seed=seed)
+        return agreement(logits_of(fitted, self.held_out, self.runtime), self.expected)
+
+    def images(self, source: str, index: int, count: int, passes: int) -> Tensor:
+        """Set `index` of `count` images; those of a method are kept in outputs/."""
+        chosen = slice(index * count, (index + 1) * count)
+        if source == "real":
+            return self.real[chosen]
+        folder = synthetic(
+            source,
+            Path("outputs") / f"tuning-{source}",
+            count=SETS * count,
+            iterations=passes,
+            threads=self.runtime.threads,
+        )
+        return load_images(str(folder), self.teacher.spec).pixels[chosen]
+
+
+def rate_trials() -> Sequence[dict[str, Any]]:
+    """Learning rates, in order; each on all sets."""
     return [
         {"student": name, "bits": bits, "source": source, "learning_rate": rate}
         for source in ("real", "dsg")
@@ -77,11 +121,22 @@ def trials() -> list[dict[str, Any]]:
     ]
 
 
-def dsg_sets(spec: ImageSpec, threads: int | None) -> Sequence[Tensor]:
-    """Images of DSG, kept in outputs/."""
-    out = Path("outputs") / "tuning-dsg"
-    folder = synthetic("dsg", out, count=SETS * COUNT, iterations=PASSES, threads=threads)
-    return load_images(str(folder), spec).pixels.split(COUNT)
+def view_trials() -> Sequence[dict[str, Any]]:
+    """Views, in order; a call that is stopped leaves all of them on as many sets as it can."""
+    return [
+        {
+            "student": "lsq-kd",
+            "bits": "W2A4",
+            "source": source,
+            "images": VIEWS_COUNT,
+            "iterations": VIEWS_OPTIONS["iterations"],
+            "views": views,
+            "seed": seed,
+        }
+        for source in ("real", "dgh")
+        for seed in range(SETS)
+        for views in VIEWS
+    ]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from zsq.core.layout import maps_channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
-from zsq.fitting.augmentation import shift_and_flip
+from zsq.fitting.augmentation import cutmix, mixup, random_gain, shift_and_flip
 from zsq.tasks.nesting import Outputs, mapped
 
 LOG_EVERY = 20
@@ -52,6 +52,10 @@ class TrainingOptions(Options):
     batch_norm: Literal["frozen", "train"] = "frozen"
     shift: int = Field(3, ge=0)
     flip: bool = True
+    # Further views, 0 for none: of `zsq.fitting.augmentation`, in this order.
+    gain: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0, le=100)
+    cutmix: float = Field(0.0, ge=0, le=100)
 
     def steps(self, num_images: int) -> int:
         """Optimiser steps of a fit on so many images."""
@@ -136,10 +140,17 @@ class Training:
         network.eval().requires_grad_(False)
 
     def _view(self, spec: ImageSpec, pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
+        options = self.options
         standard = spec.pixels_to_standard(pixels_NCHW.to(self.runtime.device))
-        return spec.standard_to_norm(
-            shift_and_flip(standard, self.options.shift, self.options.flip, generator)
-        )
+        view = shift_and_flip(standard, options.shift, options.flip, generator)
+        for change, strength in (
+            (random_gain, options.gain),
+            (mixup, options.mixup),
+            (cutmix, options.cutmix),
+        ):
+            if strength:
+                view = change(view, strength, generator)
+        return spec.standard_to_norm(view)
 
     def _outputs(self, network: nn.Module, tensors: dict[str, Tensor], norm_NCHW: Tensor) -> Outputs:
         with self.runtime.autocast():

@@ -127,3 +127,40 @@ def test_batches_are_whole_passes_one_after_the_other():
     for part in batches.flatten().split(10):
         assert sorted(part.tolist()) == list(range(10))
     assert not torch.equal(batches, shuffled_batches(10, 4, 5, 0, "other"))
+
+
+class Shown(nn.Module):
+    """Returns its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def views_of(pixels, **options):
+    """What the network and its target see in one step."""
+    seen = []
+
+    def loss(output, target):
+        seen.append((output.detach().clone(), target))
+        return F.mse_loss(output, target)
+
+    network = Shown()
+    training = Training("toy", TrainingOptions(iterations=1, batch=16, **options), Runtime(), loss)
+    course = Course(network, Shown().requires_grad_(False), [{"params": [network.factor]}], "toy")
+    training.run(course, SPEC, pixels, 0, Log())
+    (pair,) = seen
+    return pair
+
+
+@pytest.mark.parametrize("view", ["mixup", "gain", "cutmix"])
+def test_network_and_target_see_the_same_view(pixels, view):
+    plain, _ = views_of(pixels)
+    off, _ = views_of(pixels, **{view: 0.0})
+    network, target = views_of(pixels, **{view: 0.5})
+    assert torch.equal(network, target) and torch.equal(off, plain)
+    changed = (network != plain).flatten(1).any(1)
+    assert changed.float().mean() > 0.5
