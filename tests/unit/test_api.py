@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import zsq
-from zsq import api, bench
+from zsq import bench
+from zsq.api.given import plain_name
 from zsq.config import RuntimeConfig
 from zsq.core.errors import OptionError, RunFolderError
 from zsq.teacher.digits import load_digits_images
@@ -48,7 +49,7 @@ def elsewhere(tmp_path, monkeypatch):
     ],
 )
 def test_default_folders_are_called_after_the_card_or_recipe(name, plain):
-    assert api._plain_name(name) == plain
+    assert plain_name(name) == plain
 
 
 @pytest.fixture

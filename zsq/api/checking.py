@@ -1,0 +1,109 @@
+"""Is an export the run it was made from, and what does a set reveal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsq.api.given import images_given, path_of
+from zsq.config import (
+    AUDIT_RUNTIME,
+    IMAGES,
+    OFFLINE,
+    VERIFY,
+    ImagesConfig,
+    RuntimeConfig,
+    validated,
+)
+from zsq.core.files import output_path
+from zsq.core.progress import Reporter
+from zsq.core.runtime import Runtime
+from zsq.images.sources import fitted_of, images_for, said
+from zsq.teacher import load_teacher
+
+if TYPE_CHECKING:
+    from zsq.exports.exporting import Comparison
+    from zsq.measure.audits import Audit
+
+
+def verify_export(
+    folder: str | Path,
+    export: str | Path,
+    *,
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    tolerance: float = VERIFY.tolerance,
+    offline: bool = OFFLINE,
+) -> Comparison:
+    """Check that an export shows the pixels and labels of a run, whatever its layout and range.
+
+    Args:
+        teacher: compare its logits on the exported images with the stored ones too, within `tolerance`.
+
+    Raises:
+        ZsqError: the first difference, or one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> record = zsq.export(folder, "npy", "arrays")
+        >>> zsq.verify_export(folder, "arrays").num_images
+        8
+    """
+    from zsq.exports.exporting import verify_export as run
+
+    loaded = None if teacher is None else load_teacher(teacher, path_of(weights), offline=offline)
+    return run(Path(folder), Path(export), loaded, tolerance)
+
+
+def audit(
+    teacher: str,
+    shards: str | Path,
+    train: str,
+    holdout: str,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path | None = None,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
+    offline: bool = OFFLINE,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> Audit:
+    """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
+
+    Args:
+        train: images the teacher was trained on. holdout: images of the same kind that it was not. Labels of
+            an embedding teacher's images are identities, which intervals are then over.
+        fit, class_names: as in `quantize`.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> folder = zsq.generate("embedded:digits", "noise", count=8, out="noise")
+        >>> train, test = "embedded:digits:train", "embedded:digits:test"
+        >>> found = zsq.audit("embedded:digits", folder, train, test, "audit.json")
+        >>> found.num_synthetic, found.named
+        (8, [])
+    """
+    import json
+
+    from zsq.core.files import atomic_write_text
+    from zsq.measure.audits import audit_images, audit_json
+    from zsq.tasks.embed import Embed
+
+    target = None if out is None else output_path(out)
+    resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
+    loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
+    asked = validated(ImagesConfig, images_given(fit, class_names), "audit")
+    own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
+    for line in said(own, seen, unseen):
+        (reporter or Reporter(quiet=True)).say(line)
+    labelled = isinstance(loaded.task, Embed) and all(bool((s.labels >= 0).all()) for s in (seen, unseen))
+    identities = (seen.labels, unseen.labels) if labelled else None
+    found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
+    if target is not None:
+        sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": train}
+        sources |= {"holdout": holdout, **fitted_of(shards=own, train=seen, holdout=unseen)}
+        atomic_write_text(target, json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
+    return found

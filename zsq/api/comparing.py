@@ -1,0 +1,135 @@
+"""Comparisons that end in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsq.api.given import folder_of, images_given, plain_name, text_of
+from zsq.config import (
+    GAP,
+    IMAGES,
+    OFFLINE,
+    RUNTIME,
+    GapConfig,
+    ImagesConfig,
+    RuntimeConfig,
+    load_recipe,
+    validated,
+)
+from zsq.core.files import output_path
+from zsq.core.progress import Reporter
+
+if TYPE_CHECKING:
+    from zsq.report.data import ReportData
+
+
+def measure_gap(
+    teacher: str,
+    shards: Sequence[str | Path],
+    real: str,
+    eval: str,
+    students: Sequence[str],
+    bits: Sequence[str],
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    seeds: int = GAP.seeds,
+    count: int | None = GAP.count,
+    first_last: int | None = GAP.first_last,
+    passes: Sequence[str] = GAP.passes,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
+    set: Mapping[str, Any] | None = None,
+    show_real: bool = GAP.show_real,
+    resume: bool = False,
+    offline: bool = OFFLINE,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> ReportData:
+    """Fit every student on real images and on every shard set, and report the gap in `out`.
+
+    Shard sets of one source are replicates. `set` has keys STUDENT.OPTION; `passes` surround every student;
+    `fit` and `class_names` are as in `quantize`.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> shards = zsq.generate("embedded:digits", "noise", count=64, out="noise")
+        >>> train, test = "embedded:digits:train", "embedded:digits:test"
+        >>> data = zsq.measure_gap(
+        ...     "embedded:digits", [shards], real=train, eval=test, students=["ptq"], bits=["W8A8"], out="gap"
+        ... )
+        >>> sorted({row.source for row in data.rows})
+        ['noise', 'real']
+    """
+    from zsq.workflow import run_gap
+
+    values = {
+        "teacher": teacher,
+        "shards": tuple(str(folder) for folder in shards),
+        "real": real,
+        "eval": eval,
+        "students": tuple(students),
+        "bits": tuple(bits),
+        "weights": text_of(weights),
+        "seeds": seeds,
+        "count": count,
+        "first_last": first_last,
+        "passes": tuple(passes),
+        **images_given(fit, class_names),
+        "set": dict(set or {}),
+        "show_real": show_real,
+        "offline": offline,
+        "runtime": runtime or RUNTIME,
+    }
+    return run_gap(validated(GapConfig, values, "gap"), output_path(out), resume=resume, reporter=reporter)
+
+
+def run(
+    recipe: str,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    budget_hours: float | None = None,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
+    offline: bool = OFFLINE,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[ReportData, Path]:
+    """Run a recipe by its name or path; the report's data and the run's folder.
+
+    `fit` and `class_names` are as in `quantize`, in place of the recipe's own.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> written = Path("small.toml").write_text('''
+        ... title = "Noise against real images"
+        ... real = "embedded:digits:train"
+        ... eval = "embedded:digits:test"
+        ... teacher = { name = "embedded:digits" }
+        ... generate = { count = 64 }
+        ... sources = [{ method = "noise" }]
+        ... students = [{ name = "ptq", bits = ["W4A4"] }]
+        ... ''')
+        >>> data, folder = zsq.run("small.toml", out="small")
+        >>> (folder / "report.html").exists()
+        True
+    """
+    from zsq.workflow import run_recipe
+
+    asked = validated(ImagesConfig, images_given(fit, class_names), "run")
+    loaded = load_recipe(recipe).reading_images(asked)
+    if offline:
+        loaded = loaded.model_copy(update={"offline": True})
+    if runtime is not None:
+        given = runtime.model_dump(exclude_defaults=True)
+        loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
+    folder = folder_of(out, plain_name(recipe), resume)
+    return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder

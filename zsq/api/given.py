@@ -1,0 +1,40 @@
+"""What callers give, as the configuration models take it; and where a run goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zsq.core.files import output_path
+from zsq.runfolder import latest_folder, next_folder
+
+OUTPUTS = Path("outputs")
+
+
+def text_of(path: str | Path | None) -> str | None:
+    """A path as a configuration holds it."""
+    return None if path is None else str(path)
+
+
+def path_of(path: str | Path | None) -> Path | None:
+    """A path to read from."""
+    return None if path is None else Path(path)
+
+
+def images_given(fit: str | None, class_names: str | Path | None) -> dict[str, Any]:
+    """The fields of ImagesConfig."""
+    return {"fit": fit, "class_names": text_of(class_names)}
+
+
+def folder_of(out: str | Path | None, name: str, resume: bool) -> Path:
+    """`out`, or a folder called `name` below `OUTPUTS`: the last of them to resume, else a new one."""
+    if out is not None:
+        return output_path(out)
+    base = OUTPUTS / name
+    return latest_folder(base) if resume else next_folder(base)
+
+
+def plain_name(name: str) -> str:
+    """A teacher or recipe as a folder is called after it: of a file its name without folders and ending."""
+    path = Path(name.removeprefix("file:"))
+    return (path.stem if path.suffix == ".toml" else path.name).replace(":", "-")

@@ -1,0 +1,90 @@
+"""One student from a teacher and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zsq.api.given import images_given, text_of
+from zsq.config import (
+    IMAGES,
+    OFFLINE,
+    QUANTIZE,
+    RUNTIME,
+    QuantizeConfig,
+    RuntimeConfig,
+    validated,
+)
+from zsq.core.files import output_path
+from zsq.core.progress import Reporter
+from zsq.measure.quantize import Quantized, quantize_images
+
+
+def quantize(
+    teacher: str,
+    images: str | Path,
+    student: str,
+    bits: str,
+    *,
+    weights: str | Path | None = None,
+    first_last: int | None = QUANTIZE.first_last,
+    seed: int = QUANTIZE.seed,
+    eval: str | None = QUANTIZE.eval,
+    count: int | None = QUANTIZE.count,
+    out: str | Path | None = None,
+    onnx: str | Path | None = None,
+    passes: Sequence[str] = QUANTIZE.passes,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
+    set: Mapping[str, Any] | None = None,
+    offline: bool = OFFLINE,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> Quantized:
+    """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
+
+    Args:
+        passes: analytic passes around the fit, in order, such as `["fold", "equalize", "correct-bias"]`.
+        out: write the student there for `load_student`: NAME.safetensors, or a folder.
+        onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
+        fit: how photos of another size are brought to the teacher's: `crop`, `stretch` or `refuse`; None: as
+            its own preprocessing does.
+        class_names: where class folders are named otherwise than the teacher's classes: a file with their
+            names in order, one a line, or `by-order`.
+        offline: as in `generate`.
+
+    Raises:
+        ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> train, test = "embedded:digits:train", "embedded:digits:test"
+        >>> result = zsq.quantize("embedded:digits", train, "ptq", "W8A8", count=64, eval=test)
+        >>> result.metrics["accuracy"] > 98
+        True
+        >>> result.cost.summary()
+        '2,310,624 multiply-adds, ... weight bytes (float 186,048)'
+    """
+    values = {
+        "teacher": teacher,
+        "images": str(images),
+        "student": student,
+        "bits": bits,
+        "weights": text_of(weights),
+        "first_last": first_last,
+        "seed": seed,
+        "eval": eval,
+        "count": count,
+        "passes": tuple(passes),
+        **images_given(fit, class_names),
+        "set": dict(set or {}),
+        "offline": offline,
+        "runtime": runtime or RUNTIME,
+    }
+    config = validated(QuantizeConfig, values, "quantize")
+    return quantize_images(
+        config,
+        None if out is None else output_path(out),
+        None if onnx is None else output_path(onnx, "--onnx"),
+        reporter or Reporter(quiet=True),
+    )

@@ -1,0 +1,79 @@
+"""`zsq verify` and `zsq audit`: is a set whole, and what does it reveal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zsq.cli.options import (
+    ClassNames,
+    Device,
+    FitPhotos,
+    Offline,
+    RunFolder,
+    Teacher,
+    Threads,
+    Weights,
+    asked,
+)
+from zsq.config import AUDIT_RUNTIME, IMAGES, OFFLINE, VERIFY
+
+
+def verify(
+    folder: RunFolder,
+    against: Annotated[
+        str | None, typer.Option(metavar="EXPORT", help="Also check that this export has the same images.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="With --against: also compare this teacher's logits with the stored ones."),
+    ] = None,
+    weights: Weights = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of a logit that is allowed.")
+    ] = VERIFY.tolerance,
+    offline: Offline = OFFLINE,
+) -> None:
+    """Check every file against its hash and every array against the schema; and an export against both."""
+    from zsq.core.errors import OptionError
+    from zsq.shards.verify import verify_run
+
+    if teacher is not None and against is None:
+        raise OptionError("--teacher without --against", "--against EXPORT", "name the export to compare")
+    result = verify_run(folder)
+    typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
+    if against is not None:
+        from zsq import api
+
+        same = api.verify_export(
+            folder, against, teacher=teacher, weights=weights, tolerance=tolerance, offline=offline
+        )
+        logits = "" if teacher is None else f", logits within {same.logit_difference:.2g}"
+        typer.echo(f"{against} ({same.to}): the same {same.num_images} images and labels{logits}")
+
+
+def audit(
+    context: typer.Context,
+    teacher: Teacher,
+    shards: Annotated[str, typer.Option(metavar="DIR", help="Folder of the synthetic images.")],
+    train: Annotated[str, typer.Option(metavar="SRC", help="Your images that the teacher was trained on.")],
+    holdout: Annotated[
+        str, typer.Option(metavar="SRC", help="Your images of the same kind that it was not trained on.")
+    ],
+    out: Annotated[str, typer.Option(metavar="PATH", help="JSON file for the results. No image is written.")],
+    weights: Weights = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
+    offline: Offline = OFFLINE,
+    threads: Threads = AUDIT_RUNTIME.threads,
+    device: Device = AUDIT_RUNTIME.device,
+) -> None:
+    """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
+    from zsq import api
+    from zsq.measure.audits import audit_lines
+
+    found = api.audit(**asked(context))
+    for line in audit_lines(found):
+        typer.echo(line)
+    typer.echo(out)

@@ -1,0 +1,62 @@
+"""`zsq generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zsq.cli.options import Compile, Device, Offline, Precision, Seed, Set, Teacher, Threads, Weights, asked
+from zsq.config import GENERATE, OFFLINE, RUNTIME
+
+
+def generate(
+    context: typer.Context,
+    teacher: Teacher,
+    method: Annotated[
+        str, typer.Option(help="How to make the images. Try dgh first; see `zsq list methods`.")
+    ],
+    weights: Weights = GENERATE.weights,
+    count: Annotated[
+        int | None,
+        typer.Option(help="Number of images. Without it, 1024, or as many as the resumed run has."),
+    ] = GENERATE.count,
+    batch: Annotated[
+        int | None, typer.Option(help="How many images are made together. Without it, the method decides.")
+    ] = GENERATE.batch,
+    shard_size: Annotated[
+        int, typer.Option(help="Largest number of images in one file.")
+    ] = GENERATE.shard_size,
+    seed: Seed = GENERATE.seed,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Folder for the run. Without it, outputs/TEACHER-METHOD."),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(help="Number of optimisation steps. Schedules are scaled to it. Overrides --effort."),
+    ] = GENERATE.iterations,
+    effort: Annotated[
+        str | None,
+        typer.Option(help="How long: quick, standard (the default at 64 px and more) or published."),
+    ] = GENERATE.effort,
+    real: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Real images. Only a method that reads some takes them.")
+    ] = GENERATE.real,
+    set_: Set = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run that is in the folder. A larger --count adds images."
+        ),
+    ] = False,
+    offline: Offline = OFFLINE,
+    precision: Precision = RUNTIME.precision,
+    compile: Compile = RUNTIME.compile,
+    threads: Threads = RUNTIME.threads,
+    device: Device = RUNTIME.device,
+) -> None:
+    """Make calibration images from a teacher and write them as HDF5 shards."""
+    from zsq import api
+
+    typer.echo(api.generate(**asked(context)))

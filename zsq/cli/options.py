@@ -1,0 +1,81 @@
+"""Options that several commands have, each stated once, and how what was typed reaches the API.
+
+Paths are text here: as Path, an empty one would be the current folder.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+Teacher = Annotated[
+    str,
+    typer.Option(help="A name of `zsq list teachers`, hf:FOLDER, or file:CARD.toml for your own network."),
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The weights: a safetensors file or a state dict.")
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="Download nothing: refuse a teacher whose weights are not on this machine."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one option of the method or student. Can be given again."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="The seed of all random numbers.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
+Precision = Annotated[str, typer.Option(help="Number format: auto, fp32 or bf16.")]
+Compile = Annotated[str, typer.Option(help="Compile with torch: auto, on or off. Pays in long runs.")]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads per process.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")]
+FirstLast = Annotated[
+    int | None, typer.Option(help="Bits of the first and last layer. Without it, the student decides.")
+]
+Passes = Annotated[
+    str | None,
+    typer.Option(metavar="P,P", help="Analytic changes before and after the fit; see `zsq list passes`."),
+]
+FitPhotos = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        help="Photos of another size: refuse, crop or stretch. Without it, as the teacher does.",
+    ),
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|by-order",
+        help="A file with one class name per line, to map class folders; or by-order.",
+    ),
+]
+# Required where it stands without a default.
+Evaluation = Annotated[
+    str | None, typer.Option(metavar="SRC", help="Labelled images to measure accuracy with.")
+]
+RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a run.")]
+
+
+def asked(context: typer.Context, *left_out: str) -> dict[str, Any]:
+    """A command's options as the API function of its name takes them: those of the runtime as one, pairs and
+    lists parsed; without those `left_out`, which the API does not know."""
+    from zsq.config import AuditRuntime, RuntimeConfig, parse_set, validated
+    from zsq.core.progress import Reporter
+
+    values = {name.rstrip("_"): value for name, value in context.params.items() if name not in left_out}
+    computing = {name: values.pop(name) for name in RuntimeConfig.model_fields if name in values}
+    if computing:
+        # Only the audit fixes what the others let one choose.
+        model = RuntimeConfig if "precision" in computing else AuditRuntime
+        values["runtime"] = validated(model, computing, "runtime")
+    if "set" in values:
+        values["set"] = parse_set(values["set"] or [])
+    if "passes" in values:
+        values["passes"] = [name.strip() for name in (values["passes"] or "").split(",") if name.strip()]
+    return {**values, "reporter": Reporter()}

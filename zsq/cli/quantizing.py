@@ -1,0 +1,72 @@
+"""`zsq quantize`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zsq.cli.options import (
+    ClassNames,
+    Compile,
+    Device,
+    Evaluation,
+    FirstLast,
+    FitPhotos,
+    Offline,
+    Passes,
+    Precision,
+    Seed,
+    Set,
+    Teacher,
+    Threads,
+    Weights,
+    asked,
+)
+from zsq.config import IMAGES, OFFLINE, QUANTIZE, RUNTIME
+
+
+def quantize(
+    context: typer.Context,
+    teacher: Teacher,
+    images: Annotated[str, typer.Option(metavar="SRC", help="The images to calibrate or train with.")],
+    student: Annotated[str, typer.Option(help="How to quantize; see `zsq list students`.")],
+    bits: Annotated[str, typer.Option(help="Bits of weights and activations, as in W4A4.")],
+    weights: Weights = QUANTIZE.weights,
+    first_last: FirstLast = QUANTIZE.first_last,
+    seed: Seed = QUANTIZE.seed,
+    eval: Evaluation = QUANTIZE.eval,
+    count: Annotated[int | None, typer.Option(help="Use only this many of the images.")] = QUANTIZE.count,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Save the student here: a folder, or NAME.safetensors (NAME.json comes with it).",
+        ),
+    ] = None,
+    onnx: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the student as ONNX (W8A8 or W4A8 only).")
+    ] = None,
+    passes: Passes = None,
+    fit: FitPhotos = IMAGES.fit,
+    class_names: ClassNames = IMAGES.class_names,
+    set_: Set = None,
+    offline: Offline = OFFLINE,
+    precision: Precision = RUNTIME.precision,
+    compile: Compile = RUNTIME.compile,
+    threads: Threads = RUNTIME.threads,
+    device: Device = RUNTIME.device,
+) -> None:
+    """Fit one student on images of any source and say how well it does."""
+    from zsq import api
+
+    result = api.quantize(**asked(context))
+    fitted = result.fitted
+    for tensor in fitted.tensors:
+        scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"
+        typer.echo(f"{tensor.name}: {tensor.kind}, {tensor.bits} bits, {scales}")
+    typer.echo(result.cost.summary())
+    for path in result.files:
+        typer.echo(path)
+    for line in result.lines():
+        typer.echo(line)
