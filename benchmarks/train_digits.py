@@ -70,7 +70,7 @@ def measure_statistics(network: torch.nn.Module, norm_NCHW: Tensor) -> None:
     network.eval()
 
 
-def accuracy(network: DigitsNet, split: Split) -> float:
+def accuracy(network: torch.nn.Module, split: Split) -> float:
     """Percent of the split that the network in eval mode names correctly."""
     pixels_NCHW, labels_N = load_digits_images(split)
     with torch.no_grad():

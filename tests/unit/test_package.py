@@ -45,12 +45,13 @@ def test_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
         modules |= {f"zsq/{folder}/{path.name}" for path in files}
     data = {"zsq/teacher/digits.safetensors", "zsq/report/report.html.j2"}
     data |= {"zsq/teacher/digits-detector.safetensors", "zsq/images/imagenet_wordnet_ids.txt"}
+    data |= {"zsq/teacher/digits-vit.safetensors"}
     assert set(names) == modules | data
     assert {"zsq/generators/dsg.py", "zsq/recipes/digits.toml"} <= set(names)
 
 
 def test_wheel_is_small_and_carries_its_licence(wheel):
-    assert wheel.stat().st_size < 900_000
+    assert wheel.stat().st_size < 1_100_000
     assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
 

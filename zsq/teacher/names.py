@@ -23,6 +23,7 @@ _EMBEDDED = (
     ("embedded:digits", "small residual network for 32-px digits, weights included"),
     ("embedded:digits-features", "the same without its last layer: 48-d embeddings"),
     ("embedded:digits-detector", "small detector of digits on 96-px canvases, weights included"),
+    ("embedded:digits-vit", "small vision transformer for 32-px digits, weights included"),
 )
 
 
@@ -100,6 +101,10 @@ def _load_embedded(name: str) -> Teacher:
         from zsq.teacher.digits_detector import load_digits_detector
 
         return load_digits_detector()
+    if name == "embedded:digits-vit":
+        from zsq.teacher.digits_vit import load_digits_vit
+
+        return load_digits_vit()
     from zsq.teacher.digits import load_digits_embedder, load_digits_teacher
 
     return load_digits_teacher() if name == "embedded:digits" else load_digits_embedder()
