@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zsq.core.boxes import Target
+from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.photofit import OWN_SIZE, PhotoFit
@@ -189,6 +190,14 @@ class Generator(ABC):
         """Make the group's images; `log` advances in image-iterations."""
 
 
+# How a file holds a quantizer. affine: s (q - z). interval: levels between two learned ends, at a scale of
+# their own.
+Form = Literal["affine", "interval"]
+
+# Joins the names of students of which each starts from the result of the one before: a chain.
+THEN = ","
+
+
 @dataclass(frozen=True)
 class QuantizedTensor:
     """One row of a student's table of quantized tensors; `num_scales` is 1 for per-tensor."""
@@ -213,9 +222,10 @@ class ImagesOrigin:
 class Made:
     """How a student was fitted: what one needs, beside the teacher and the widths, to fit it again.
 
-    `options` are all of the student's own, JSON-ready. `images_sha256` is of the uint8 pixels, contiguous
-    (N, C, H, W). `origin` is None where nothing says how the images were made; `photo_fit` says how photos of
-    another size were fitted to the teacher, None where there were none.
+    `options` are all of the student's own, JSON-ready; of a chain they are named `student.option`.
+    `images_sha256` is of the uint8 pixels, contiguous (N, C, H, W). `origin` is None where nothing says how
+    the images were made; `photo_fit` says how photos of another size were fitted to the teacher, None where
+    there were none.
     """
 
     options: Mapping[str, Any]
@@ -257,7 +267,7 @@ class FittedStudent:
 
 @dataclass(frozen=True)
 class Fit:
-    """One fit as asked for: see `Student.fit`."""
+    """One fit as asked for: see `Student.fit`. `start` is the student that this one starts from."""
 
     teacher: Teacher
     pixels_NCHW: Tensor
@@ -266,17 +276,24 @@ class Fit:
     seed: int
     log: StepLog
     origin: ImagesOrigin | None = None
+    start: FittedStudent | None = None
 
 
 class Student(ABC):
-    """A recipe that fits a quantized copy of a teacher on images, whatever their source."""
+    """A recipe that fits a quantized copy of a teacher on images, whatever their source.
+
+    `form` is that of its grids. `starts_from`: forms of grids that it can take over from another student;
+    none where it starts from the teacher alone. `start_options` have no effect behind another student, and
+    must be at their defaults.
+    """
 
     name: ClassVar[str]
     facts: ClassVar[Facts]
     options_class: ClassVar[type[Options]] = Options
     folds_batch_norm: ClassVar[bool] = False
-    # Whether each of its grids has one scale, as QuantizeLinear of ONNX has.
-    has_onnx_form: ClassVar[bool] = True
+    form: ClassVar[Form] = "affine"
+    starts_from: ClassVar[frozenset[Form]] = frozenset()
+    start_options: ClassVar[tuple[str, ...]] = ()
     # Analytic pass -> why the student cannot take it.
     refused_passes: ClassVar[Mapping[str, str]] = {}
 
@@ -291,8 +308,12 @@ class Student(ABC):
         return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)
 
     def check(self, fit: Fit) -> None:
-        """Refuse images that are not the teacher's, or a teacher that the student cannot learn from."""
+        """Refuse images that are not the teacher's, a teacher that the student cannot learn from, or a start
+        that it cannot take."""
         fit.teacher.spec.check_pixels(fit.pixels_NCHW)
+        if fit.start is not None and not self.starts_from:
+            found = f"student {self.name} cannot start from the result of {fit.start.student}"
+            raise OptionError(found, "one that trains on its grids, such as lsq-kd")
 
     @abstractmethod
     def run(self, fit: Fit) -> FittedStudent:
@@ -323,20 +344,26 @@ class Student(ABC):
         seed: int = 0,
         log: StepLog | None = None,
         origin: ImagesOrigin | None = None,
+        start: FittedStudent | None = None,
     ) -> FittedStudent:
         """Fit on uint8 images of the teacher's spec, unlabelled; the teacher is left as it was.
 
         Args:
             first_last: bits of the first convolution and of the last layer; None: the student's own policy,
-                as `bits` where it has none.
+                as `bits` where it has none; with a start, the start's.
             seed: of every random draw of the fit.
             origin: where the images come from, for the record in `FittedStudent.made` alone.
+            start: begin with this student's network, weights and grids, of the same bits and teacher, instead
+                of the teacher's; it is left as it was.
 
         Raises:
             UntraceableError: the network's graph cannot be captured or holds an operation we cannot place.
-            MismatchError: images of another shape than the teacher's, or a teacher that the student cannot
-                learn from.
+            MismatchError: images of another shape than the teacher's, a teacher that the student cannot
+                learn from, or a start of other bits.
+            OptionError: a student that cannot start from this one.
         """
-        asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent(), origin)
+        if start is not None and first_last is None:
+            first_last = start.first_last
+        asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent(), origin, start)
         self.check(asked)
         return self.run(asked)

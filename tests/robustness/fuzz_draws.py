@@ -428,20 +428,23 @@ def _method(rng: random.Random, chosen: dict[str, str | None]) -> list[tuple[str
 
 
 def _student(rng: random.Random) -> list[tuple[str, str | None]]:
-    from zsq.students import STUDENTS
+    from zsq.students import STUDENTS, student_class
 
-    name = rng.choice(["ptq", "ptq", "ptq", *STUDENTS])
-    fields = {key: field.default for key, field in STUDENTS[name].options_class.model_fields.items()}
-    words: list[tuple[str, str | None]] = [("--student", name)]
-    if "iterations" in fields:
-        words.append(("--set", "iterations=1"))
-    return words + _setting(rng, fields, "")
+    name = rng.choice(["ptq", "ptq", "ptq", *STUDENTS, "ptq,kd", "genie-m,lsq-kd"])
+    defaults = student_class(name).options_class().model_dump(mode="json")
+    steps = [("--set", f"{key}=1") for key in defaults if _counts_steps(key)]
+    return [("--student", name), *steps, *_setting(rng, defaults, "")]
+
+
+def _counts_steps(key: str) -> bool:
+    """Of a student alone, or of one in a chain."""
+    return key.rpartition(".")[2] == "iterations"
 
 
 def _setting(rng: random.Random, defaults: dict[str, Any], prefix: str) -> list[tuple[str, str | None]]:
     """Now and then one option at its default."""
     plain = {
-        key: v for key, v in defaults.items() if key != "iterations" and isinstance(v, int | float | str)
+        key: v for key, v in defaults.items() if not _counts_steps(key) and isinstance(v, int | float | str)
     }
     if not plain or rng.random() < 0.7:
         return []

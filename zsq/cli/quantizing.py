@@ -30,7 +30,10 @@ def quantize(
     context: typer.Context,
     teacher: Teacher,
     images: Annotated[str, typer.Option(metavar="SRC", help="The images to calibrate or train with.")],
-    student: Annotated[str, typer.Option(help="How to quantize; see `zsq list students`.")],
+    student: Annotated[
+        str,
+        typer.Option(help="How to quantize; see `zsq list students`. A,B: B starts from the result of A."),
+    ],
     bits: Annotated[str, typer.Option(help="Bits of weights and activations, as in W4A4.")],
     weights: Weights = QUANTIZE.weights,
     first_last: FirstLast = QUANTIZE.first_last,

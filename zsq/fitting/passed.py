@@ -37,6 +37,13 @@ class Passed(Student):
         """The same number as for the student alone."""
         return self.student.images_trained(teacher, num_images)
 
+    def check(self, fit: Fit) -> None:
+        """See `Student.check`; it starts from what the passes make of the teacher, and from nothing else."""
+        if fit.start is not None:
+            found = f"student {self.student.name} between passes, from the result of {fit.start.student}"
+            raise OptionError(found, "passes around the whole chain")
+        super().check(fit)
+
     def run(self, fit: Fit) -> FittedStudent:
         """Apply the passes on the float network, fit the student, apply the passes on the student.
 

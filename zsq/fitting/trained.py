@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from zsq.contract import Fit, FittedStudent, Student, Teacher
 from zsq.core.layout import channels_last
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import check_classifier
+from zsq.fitting.starts import as_chain, check_start
 from zsq.fitting.training import Course, Training
-from zsq.placement.sites import Placement, place
+from zsq.placement.sites import Placement, place, placement_of
+from zsq.placement.subgraphs import structure
+from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.running import CurrentMinMax, RunningRange
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
@@ -21,6 +26,8 @@ from zsq.widths import FLOAT_BITS, Bits
 
 class TrainedStudent(Student):
     """A student that the training loop trains; a subclass says with which quantizers and which loss.
+
+    One that can start from another student says what becomes of its quantizers, in `taken_over`.
 
     `trains_floats`: the student trains at W32A32 too. `quantizes_slopes`: slopes of PReLU layers are weights.
     `takes_tasks`: for teachers without classes, the loss is that of their task.
@@ -44,6 +51,8 @@ class TrainedStudent(Student):
         """See `Student.check`; a classifier, unless a subclass learns from something else."""
         super().check(fit)
         self.check_teacher(fit.teacher)
+        if fit.start is not None:
+            check_start(self, fit, fit.start)
 
     def check_teacher(self, teacher: Teacher) -> None:
         """Refuse a teacher that there is nothing to learn from.
@@ -59,8 +68,8 @@ class TrainedStudent(Student):
             return self._task.loss(student, teacher)
         return self.loss(student, teacher)
 
-    def start(self, fit: Fit) -> nn.Module:
-        """The float network that becomes the student."""
+    def float_network(self, fit: Fit) -> nn.Module:
+        """The network that becomes the student, where it does not start from another."""
         return fit.teacher.network
 
     @abstractmethod
@@ -70,6 +79,10 @@ class TrainedStudent(Student):
     @abstractmethod
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """Quantizers as they are before the first step; the network is on the runtime's device."""
+
+    def taken_over(self, quantizer: Quantizer) -> nn.Module:
+        """What stands in place of a quantizer of the student that this one starts from."""
+        raise NotImplementedError
 
     def course(self, placement: Placement, fit: Fit) -> Course:
         """What is trained and what it follows: all parameters, and the teacher's outputs."""
@@ -82,25 +95,49 @@ class TrainedStudent(Student):
 
     def run(self, fit: Fit) -> FittedStudent:
         """Without quantizers the network stays the teacher's, unless the student trains floats."""
-        teacher, device = fit.teacher, self.runtime.device
+        teacher = fit.teacher
         self._task = teacher.task
+        placement = self._placed(fit) if fit.start is None else self._continued(fit.start)
+        network = placement.network
+        if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):
+            course = self.course(placement, fit)
+            if fit.start is not None:
+                # Another start may have batch norms folded, or other grids at the same places.
+                course = replace(course, structure=structure(network))
+            self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+        network.eval().requires_grad_(False)
+        self.settle(placement)
+        fitted = self.result(fit, network, placement.table())
+        return fitted if fit.start is None else as_chain(fit.start, fitted)
+
+    def _placed(self, fit: Fit) -> Placement:
         placement = place(
-            self.start(fit),
-            teacher.example(),
+            self.float_network(fit),
+            fit.teacher.example(),
             fit.bits,
             first_last=fit.first_last,
             fold=False,
             slopes=self.quantizes_slopes,
         )
-        network = channels_last(placement.network.to(device))
+        network = channels_last(placement.network.to(self.runtime.device))
         self.put_quantizers(placement, fit)
-        network.to(device)
-        if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):
-            course = self.course(placement, fit)
-            self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
-        network.eval().requires_grad_(False)
-        self.settle(placement)
-        return self.result(fit, network, placement.table())
+        network.to(self.runtime.device)
+        return placement
+
+    @torch.no_grad()
+    def _continued(self, start: FittedStudent) -> Placement:
+        """Network and places as the student before left them, so also with batch norms folded."""
+        placement = placement_of(start)
+        for site in placement.sites:
+            quantizer = placement.get(site)
+            assert isinstance(quantizer, Quantizer)
+            placement.put(site, self.taken_over(quantizer))
+        for site in placement.of_kind("weight"):
+            # On the last level, divided by its step, it can come out beyond it, where there is no gradient.
+            weight = placement.weight(site)
+            weight.copy_(torch.nextafter(weight, torch.zeros_like(weight)))
+        channels_last(placement.network.to(self.runtime.device))
+        return placement
 
 
 def settle_ranges(placement: Placement) -> None:

@@ -11,11 +11,11 @@ from pydantic import FiniteFloat, ValidationError
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from zsq.contract import Student, Teacher
-from zsq.core.errors import OptionError
+from zsq.core.errors import OptionError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
-from zsq.students import STUDENTS, create
+from zsq.students import create, student_class
 from zsq.widths import Bits
 
 REAL, NOISE = "real", "noise"
@@ -201,11 +201,10 @@ def fit_key(record: RunRecord) -> str:
     Options that a student has got since a record was made count as their defaults: that is what was done.
     """
     named = {key: value for key, value in record.items() if key not in MEASURED}
-    student = STUDENTS.get(record["student"].partition("+")[0])
     try:
-        if student is not None:
-            options = student.options_class(**record["options"])
-            named["options"] = options.model_dump(mode="json")
-    except ValidationError:
-        pass  # options of another version of the student: its fits are not those of today
+        student = student_class(record["student"].partition("+")[0])
+        options = student.options_class(**record["options"])
+        named["options"] = options.model_dump(mode="json")
+    except (UsageError, ValidationError):
+        pass  # a student or options of another version: such fits are not those of today
     return json.dumps(named, sort_keys=True, default=str)

@@ -10,13 +10,14 @@ operations.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from zsq.contract import QuantizedTensor
+from zsq.contract import FittedStudent, QuantizedTensor
 from zsq.core.errors import UntraceableError
 from zsq.graph import capture
 from zsq.graph.fold import fold_batch_norms
@@ -121,6 +122,15 @@ def place(
     module.graph.lint()
     module.recompile()
     return Placement(module, tuple(sites))
+
+
+def placement_of(fitted: FittedStudent) -> Placement:
+    """The sites of a fitted student, in a copy of its network with the quantizers in place."""
+    network = copy.deepcopy(fitted.network)
+    assert isinstance(network, fx.GraphModule)
+    paths = {row_name(path): path for path, part in network.named_modules() if isinstance(part, Quantizer)}
+    sites = (Site(row.name, row.kind, paths[row.name], row.bits) for row in fitted.tensors)
+    return Placement(network, tuple(sites))
 
 
 def _refuse_unknown(module: fx.GraphModule) -> None:

@@ -12,13 +12,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from zsq.contract import Form
+
 # Only to divide by: far below real scales, for activations of an untrained MobileNet are already at 1e-9.
 SMALLEST_STEP = 1e-30
 
 Kind = Literal["weight", "activation"]
-# How a file holds a quantizer. affine: s (q - z). interval: levels between two learned ends, at a scale of
-# their own.
-Form = Literal["affine", "interval"]
 # What a parameter of a quantizer is for.
 Role = Literal["rounding", "weight step", "activation step"]
 
@@ -208,6 +207,10 @@ class FakeQuantizer(Quantizer):
         if not whole or int(zero_point.min()) < lo or int(zero_point.max()) > hi:
             raise ValueError(f"a zero point off the levels {lo}..{hi}")
         return cls(step, zero_point, lo, hi, kind)
+
+    def as_learned(self, learned: bool) -> FakeQuantizer:
+        """A copy whose step is a parameter, or is none."""
+        return FakeQuantizer(self.step, self.zero_point, self.lo, self.hi, self.kind, learned)
 
     def gradient_scale(self, x: Tensor) -> float:
         """LSQ's 1 / sqrt(N Qp): N weights of the layer, or N features of one image."""

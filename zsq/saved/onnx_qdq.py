@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from zsq.contract import FittedStudent, Teacher
+from zsq.contract import THEN, FittedStudent, Teacher
 from zsq.core.errors import ExportError, MissingExtraError, OptionError, first_line
 from zsq.core.files import atomic_write_bytes
 from zsq.core.imagespec import ImageSpec
@@ -83,7 +83,8 @@ def check_exportable(student: str, bits: Bits, first_last: int | None) -> None:
     Raises:
         OptionError: other widths or grids. MissingExtraError: a package is not there.
     """
-    if student in STUDENTS and not STUDENTS[student].has_onnx_form:
+    last = student.rpartition(THEN)[2]
+    if last in STUDENTS and STUDENTS[last].form != "affine":
         _refuse_grids(student)
     if bits not in WIDTHS or first_last not in (None, 8):
         ends = "" if first_last is None else f" --first-last {first_last}"

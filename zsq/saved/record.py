@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from zsq.contract import ImagesOrigin, Made, QuantizedTensor
+from zsq.contract import Form, ImagesOrigin, Made, QuantizedTensor
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Sha256, StrictRecord, first_fault
 from zsq.placement.sites import row_name
-from zsq.quantizers.grids import Form, Kind
+from zsq.quantizers.grids import Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
 from zsq.tasks import TASKS, Task, TaskName
 from zsq.widths import Bits, Width, check_first_last

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from zsq.quantizers.grids import FakeQuantizer, Form, Kind, Quantizer
+from zsq.contract import Form
+from zsq.quantizers.grids import FakeQuantizer, Kind, Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalWeight
 
 CLASSES: dict[tuple[Form, Kind], type[Quantizer]] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zsq.contract import Student
-from zsq.core.errors import UnknownNameError
+from zsq.contract import THEN, Student
+from zsq.core.errors import OptionError, UnknownNameError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
+from zsq.fitting.chain import chain_of
 from zsq.fitting.passed import Passed
 from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
@@ -39,6 +40,21 @@ STUDENTS: dict[str, type[Student]] = {
 }
 
 
+def student_class(name: str) -> type[Student]:
+    """The student `name`; of several names with commas between them, their chain.
+
+    Raises:
+        UnknownNameError: no such student. OptionError: one twice in a chain.
+    """
+    names = name.split(THEN)
+    for each in names:
+        if each not in STUDENTS:
+            raise UnknownNameError("student", each, STUDENTS)
+        if names.count(each) > 1:
+            raise OptionError(f"student {each} twice in {name}", "each student of a chain once")
+    return STUDENTS[name] if len(names) == 1 else chain_of(tuple(STUDENTS[each] for each in names))
+
+
 def create(
     name: str,
     spec: ImageSpec,
@@ -50,15 +66,15 @@ def create(
     """The student `name` with `options` over its defaults for images of `spec`.
 
     Args:
+        name: of a student, or of a chain: `genie-m,lsq-kd`, whose options are named `genie-m.iterations`.
         passes: names of `zsq.passes.PASSES`, in order.
 
     Raises:
         UnknownNameError: no such student.
-        OptionError: an option or pass that it does not have or take, or a wrong value.
+        OptionError: an option or pass that it does not have or take, or a wrong value; a chain in which one
+            cannot start from the result of the one before.
     """
-    if name not in STUDENTS:
-        raise UnknownNameError("student", name, STUDENTS)
-    student = STUDENTS[name]
+    student = student_class(name)
     resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
     created = student(resolved, runtime)
     return Passed(created, passes) if passes else created

@@ -19,6 +19,7 @@ from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import TrainingOptions
 from zsq.placement.sites import Placement
+from zsq.quantizers.grids import FakeQuantizer, Quantizer
 
 
 class KDOptions(TrainingOptions):
@@ -51,6 +52,8 @@ class KD(TrainedStudent):
     options: KDOptions
     takes_tasks = True
     trains_floats = True
+    starts_from = frozenset({"affine"})
+    start_options = ("start",)
 
     def __init__(self, options: KDOptions, runtime: Runtime) -> None:
         """Prepare the training.
@@ -62,7 +65,7 @@ class KD(TrainedStudent):
             raise OptionError("start=random with batch_norm=frozen", "batch_norm=train")
         super().__init__(options, runtime)
 
-    def start(self, fit: Fit) -> nn.Module:
+    def float_network(self, fit: Fit) -> nn.Module:
         """The teacher's network, or a fresh one."""
         network = fit.teacher.network
         return network if self.options.start == "teacher" else _fresh(network, fit.seed)
@@ -74,6 +77,11 @@ class KD(TrainedStudent):
             placement.put(site, searched_activation(histogram, site.bits))
         for site in placement.of_kind("weight"):
             placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=True))
+
+    def taken_over(self, quantizer: Quantizer) -> nn.Module:
+        """The same grid, which stays."""
+        assert isinstance(quantizer, FakeQuantizer)
+        return quantizer.as_learned(False)
 
     def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
         """`zsq.fitting.losses.distillation` and `imitation`, weighted."""

@@ -17,7 +17,7 @@ from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range, keep_positive
+from zsq.quantizers.grids import FakeQuantizer, Kind, Quantizer, integer_range, keep_positive
 from zsq.quantizers.ranges import lp_symmetric
 
 
@@ -59,6 +59,8 @@ class LSQKD(TrainedStudent):
     options_class: ClassVar[type[Options]] = LSQKDOptions
     options: LSQKDOptions
     takes_tasks = True
+    starts_from = frozenset({"affine"})
+    start_options = ("granularity", "step_init")
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """First steps: of activations from the float network on the images, of weights from the weights."""
@@ -82,6 +84,11 @@ class LSQKD(TrainedStudent):
             return lp_symmetric(values_CM, *grid, counts_M)
         counts = torch.ones_like(values_CM[0]) if counts_M is None else counts_M
         return 2 * (values_CM.abs() * counts).sum(dim=1) / counts.sum() / grid[1] ** 0.5
+
+    def taken_over(self, quantizer: Quantizer) -> nn.Module:
+        """The same grid, whose step is learned; zero points stay."""
+        assert isinstance(quantizer, FakeQuantizer)
+        return quantizer.as_learned(True)
 
     def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
         """`zsq.fitting.losses.distillation`, and `imitation` where it has a weight."""

@@ -70,7 +70,7 @@ class QFD(TrainedStudent):
         ),
     )
     options_class: ClassVar[type[Options]] = QFDOptions
-    has_onnx_form = False
+    form = "interval"
     options: QFDOptions
 
     def __init__(self, options: QFDOptions, runtime: Runtime) -> None:
