@@ -17,6 +17,7 @@ from zsq.generators.clusterq import ClusterQ
 from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dgh import DGH, DGHOptions
 from zsq.generators.dsg import DSG
+from zsq.generators.dsg_generative import DSGGenerative
 from zsq.generators.fdda import FDDA
 from zsq.generators.gdfq import GDFQ
 from zsq.generators.genie import Genie
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Generator]] = {
     "zeroq": ZeroQ,
     "deepinversion": DeepInversion,
     "dsg": DSG,
+    "dsg_generative": DSGGenerative,
     "dgh": DGH,
     "clusterq": ClusterQ,
     "intraq": IntraQ,

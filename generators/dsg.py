@@ -1,4 +1,8 @@
-"""DSG, Diverse Sample Generation (Zhang, Qin, Ding, Gong, Yan, Tao, Li, Yu, Liu; CVPR 2021)."""
+"""DSG, Diverse Sample Generation (Zhang, Qin, Ding, Gong, Yan, Tao, Li, Yu, Liu; CVPR 2021).
+
+Sample correlation inhibition is of the journal version (Qin, Ding, Zhang, Wang, Liu, Lu; IEEE TPAMI 2023,
+arXiv 2109.00212), whose generator network is `dsg_generative`.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,29 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from zsq.contract import Curve, Facts, StepLog
-from zsq.core.errors import NonFiniteError
+from zsq.contract import Curve, Facts, StepLog, SyntheticBatch
 from zsq.core.imagespec import ImageSpec
+from zsq.core.options import later
 from zsq.core.seeding import torch_generator
-from zsq.engine.executed import images_at_once
-from zsq.engine.invert import Inversion, InversionMethod, Stage
+from zsq.engine.invert import Inversion, InversionMethod, Stage, warn_of_idle_terms
+from zsq.engine.joint import JointInversion, WithInput
 from zsq.engine.objectives import (
     Term,
     bn_alignment,
     cross_entropy,
+    gram_eigenvalues,
     input_alignment,
     mean_image_norm,
+    sample_correlation,
     total_variation_l2,
 )
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
 from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
-from zsq.engine.statistics import Alignment, LayerSums, TappedTeacher, joined
+from zsq.engine.slack import gaussian_layers, slacks
+from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.plan import Group
 
@@ -38,6 +45,10 @@ class DSGOptions(PlateauOptions):
 
     The code also adds CE to random labels (2.0), TV (0.01) and L2 (0.01), starts from U[0, 1)
     (`init=uniform`) and squares its doubled gap (`enhancement=4`): set them to follow it.
+
+    `inhibition` is the weight of sample correlation inhibition, of the journal version: 1e-4 in the public
+    code. `scope="set"` is our own variant: the slack is around the statistics of all images together. It has
+    neither sample enhancement nor labels.
     """
 
     iterations: Iterations = 500
@@ -50,26 +61,16 @@ class DSGOptions(PlateauOptions):
     tv_weight: float = Field(0.0, ge=0)
     l2_weight: float = Field(0.0, ge=0)
     init: Literal["gaussian", "uniform"] = "gaussian"
+    inhibition: float = later(0.0, ge=0)
+    scope: Literal["sample", "set"] = later("sample")
 
-
-def slacks(layers: Sequence[LayerSums], epsilon: float) -> tuple[Tensor, Tensor]:
-    """Slack alignment's margins (L,), (L,): the epsilon-percentile of |gap| over samples and channels, for
-    the mean and for the std.
-
-    Raises:
-        NonFiniteError: a layer's statistics are not finite.
-    """
-    plain = Alignment("sample", unbiased=True)
-    gaps = [plain.gaps(sums) for sums in layers]
-    mean_L = torch.stack([mean.abs().flatten().quantile(epsilon) for mean, _ in gaps])
-    spread_L = torch.stack([spread.abs().flatten().quantile(epsilon) for _, spread in gaps])
-    if not bool((mean_L + spread_L).isfinite().all()):
-        raise NonFiniteError(
-            "dsg's slack is NaN or infinite: the teacher overflows on Gaussian images",
-            "finite statistics of every layer",
-            "check the teacher's weights, mean and std, or use another method",
-        )
-    return mean_L, spread_L
+    @model_validator(mode="after")
+    def _with_effect(self) -> DSGOptions:
+        if self.scope == "set" and self.ce_weight:
+            raise ValueError("ce_weight has no effect with scope=set, whose images have no labels")
+        if self.scope == "set" and self.enhancement != type(self).model_fields["enhancement"].default:
+            raise ValueError("enhancement has no effect with scope=set: it is of single images")
+        return self
 
 
 def enhancement_weights(batch: int, num_layers: int, weight: float, device: str) -> Tensor:
@@ -77,6 +78,11 @@ def enhancement_weights(batch: int, num_layers: int, weight: float, device: str)
     return torch.ones(batch, num_layers, device=device) + (weight - 1) * torch.eye(
         batch, num_layers, device=device
     )
+
+
+def gaussian_eigenvalues(shape: Sequence[int], seed: int) -> Tensor:
+    """Eigenvalues (N,) of the correlation of Gaussian images, the same for all batches of a size."""
+    return gram_eigenvalues(gaussian(shape, torch_generator(seed, shape[0], "dsg inhibition")))
 
 
 class DSG(InversionMethod):
@@ -99,6 +105,9 @@ class DSG(InversionMethod):
             "statistics are tapped at BN inputs, not at the outputs of the first convolutions in order",
             "batch 64 as in the public README; the paper's batch is the number of layers",
             "the statistics of the images themselves are matched too, without slack, as in the public code",
+            "option inhibition (Qin et al., TPAMI 2023) follows the public code, without its term on "
+            "eigenvectors, whose signs are arbitrary; its Gaussian images are drawn once",
+            "option scope=set is our own: statistics of all images together, and no sample enhancement",
         ),
     )
 
@@ -107,15 +116,19 @@ class DSG(InversionMethod):
         """64, as in the public README."""
         return 64
 
+    @classmethod
+    def grouping(cls, options: DSGOptions) -> int | None:
+        """The whole set where its statistics are matched."""
+        return None if options.scope == "set" else cls.batches_per_group
+
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
         """Measure the slacks on one batch of Gaussian images, the same for all groups."""
         self.tapped = TappedTeacher(self.teacher, self.name)
-        shape = (self.default_batch(self.teacher.spec), *self.teacher.spec.shape)
-        images = gaussian(shape, torch_generator(seed, 0, "dsg slack"))
-        at_once = images_at_once(self.tapped.network, self.teacher.spec, len(images))
-        with torch.no_grad():
-            chunks = [self.tapped(chunk.to(self.runtime.device))[1] for chunk in images.split(at_once)]
-        self.mean_slack_L, self.spread_slack_L = slacks(joined(chunks), self.options.epsilon)
+        self.seed = seed
+        batch = self.default_batch(self.teacher.spec)
+        generator = torch_generator(seed, 0, "dsg slack")
+        layers = gaussian_layers(self.tapped, batch, generator, self.runtime.device)
+        self.mean_slack_L, self.spread_slack_L = slacks(layers, self.options.epsilon, self.options.scope)
 
     def labels(self, group: Group) -> Tensor | None:
         """Random classes for the code's CE term; the paper uses none."""
@@ -123,36 +136,68 @@ class DSG(InversionMethod):
             return None
         return uniform_labels(group, class_count(self.teacher, self.name))
 
+    def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
+        """Batch after batch, or the whole set together."""
+        if self.options.scope == "sample":
+            return super().synthesize(group, log)
+        batches, history = self.joint_inversion(group.batch_sizes).run(
+            group.batch_sizes, group.generator("synthesis"), log
+        )
+        warn_of_idle_terms(self.name, history)
+        return SyntheticBatch(torch.cat([batch.cpu() for batch in batches]), None, history.last())
+
     def inversion(self, batch: int) -> Inversion:
         """The paper's objective on pixels, with the code's further terms where the options weigh them."""
         o = self.options
-        num_layers = len(self.tapped.names)
-        alignment = Alignment(
-            "sample",
-            distance="slack",
-            unbiased=True,
-            over_channels="sum",
-            sample_weights_NL=enhancement_weights(batch, num_layers, o.enhancement, self.runtime.device),
-            mean_slack_L=self.mean_slack_L,
-            spread_slack_L=self.spread_slack_L,
-        )
-        pixels = Pixels(
-            self.teacher.spec,
-            batch,
-            self.runtime.device,
-            o.learning_rate,
-            STARTS[o.init],
-            schedule=o.schedule,
-        )
+        weights_NL = enhancement_weights(batch, len(self.tapped.names), o.enhancement, self.runtime.device)
         terms = [
-            Term("bn", 1.0, bn_alignment(alignment)),
+            Term("bn", 1.0, bn_alignment(self._slack_alignment(sample_weights_NL=weights_NL))),
             Term(
                 "input",
                 o.input_weight,
                 input_alignment(Alignment("sample", unbiased=True, over_channels="sum")),
             ),
             Term("ce", o.ce_weight, cross_entropy),
-            Term("tv", o.tv_weight, total_variation_l2),
-            Term("l2", o.l2_weight, mean_image_norm),
+            *self._image_terms([batch]),
         ]
-        return Inversion(self.tapped, pixels, terms, [Stage(o.iterations)], self.runtime)
+        return Inversion(self.tapped, self._pixels(batch), terms, [Stage(o.iterations)], self.runtime)
+
+    def joint_inversion(self, batch_sizes: Sequence[int]) -> JointInversion:
+        """Our variant: the same slack around the statistics of the whole set."""
+        o = self.options
+        own = Alignment("set", unbiased=True, over_channels="sum")
+        alignment = self._slack_alignment()
+        terms = [
+            Term("bn", 1.0, lambda forward: alignment(forward.layers[1:], (forward.others or ())[1:])),
+            Term("input", o.input_weight, lambda forward: own(forward.layers[:1], forward.others)),
+            *self._image_terms(batch_sizes),
+        ]
+        tapped = WithInput(self.tapped)
+        return JointInversion(tapped, self._pixels, terms, (), o.iterations, self.runtime)
+
+    def _slack_alignment(self, sample_weights_NL: Tensor | None = None) -> Alignment:
+        return Alignment(
+            self.options.scope,
+            distance="slack",
+            unbiased=True,
+            over_channels="sum",
+            sample_weights_NL=sample_weights_NL,
+            mean_slack_L=self.mean_slack_L,
+            spread_slack_L=self.spread_slack_L,
+        )
+
+    def _pixels(self, batch: int) -> Pixels:
+        o, device = self.options, self.runtime.device
+        start = STARTS[o.init]
+        return Pixels(self.teacher.spec, batch, device, o.learning_rate, start, schedule=o.schedule)
+
+    def _image_terms(self, batch_sizes: Sequence[int]) -> list[Term]:
+        """Terms of the images alone; inhibition is divided by the number of layers, as in the public code."""
+        o = self.options
+        terms = [Term("tv", o.tv_weight, total_variation_l2), Term("l2", o.l2_weight, mean_image_norm)]
+        if not o.inhibition:
+            return terms
+        shape, device = self.teacher.spec.shape, self.runtime.device
+        expected = {size: gaussian_eigenvalues((size, *shape), self.seed).to(device) for size in batch_sizes}
+        weight = o.inhibition / len(self.tapped.names)
+        return [*terms, Term("inhibition", weight, sample_correlation(expected))]

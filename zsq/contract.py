@@ -160,6 +160,11 @@ class Generator(ABC):
         return 128
 
     @classmethod
+    def grouping(cls, options: Any) -> int | None:
+        """Batches per group with these options; None: the whole set is one group."""
+        return cls.batches_per_group
+
+    @classmethod
     def teacher_passes(cls, options: Any, count: int) -> int:
         """Teacher passes (forward and backward of one image) that `count` images take in all."""
         return getattr(options, "iterations", 0) * count

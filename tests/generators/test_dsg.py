@@ -1,4 +1,4 @@
-"""DSG: slack alignment and layerwise sample enhancement."""
+"""DSG: slack alignment, layerwise sample enhancement, sample correlation inhibition, and the set's scope."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,16 @@ from torch import nn
 from toys import NETWORKS, conv_bn, head, image_spec, make_teacher
 
 from zsq.contract import Silent
-from zsq.core.errors import NonFiniteError
+from zsq.core.errors import NonFiniteError, OptionError
 from zsq.core.seeding import torch_generator
 from zsq.engine import executed
-from zsq.engine.objectives import TeacherPass, bn_alignment
+from zsq.engine.joint import WithInput
+from zsq.engine.objectives import TeacherPass, bn_alignment, gram_eigenvalues
 from zsq.engine.parameterise import gaussian
-from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.engine.slack import slacks
+from zsq.engine.statistics import Alignment, SetSums, TappedTeacher
 from zsq.generators import create
-from zsq.generators.dsg import DSGOptions, enhancement_weights, slacks
+from zsq.generators.dsg import DSGOptions, enhancement_weights, gaussian_eigenvalues
 from zsq.plan import Plan
 
 
@@ -197,3 +199,100 @@ def test_published_constants_and_scaling():
     assert (options.epsilon, options.enhancement, options.init) == (0.9, 2.0, "gaussian")
     assert (options.ce_weight, options.tv_weight, options.l2_weight) == (0, 0, 0)
     assert DSGOptions.resolve("dsg", image_spec(), {}, 50).patience == 26
+
+
+def test_inhibition_against_numpy(tmp_path):
+    """The public code's share of it: the weight over the number of layers."""
+    teacher = make_teacher(NETWORKS["downsample"])
+    method = prepared(teacher, tmp_path, {"inhibition": 6.0}, seed=3)
+    (term,) = (term for term in method.inversion(5).terms if term.name == "inhibition")
+    assert term.weight == pytest.approx(6.0 / len(method.tapped.names))
+    images = torch.rand(5, *teacher.spec.shape, generator=torch.Generator().manual_seed(1)) + 1
+    gaussians = gaussian((5, *teacher.spec.shape), torch_generator(3, 5, "dsg inhibition"))
+    spectra = []
+    for each in (images, gaussians):
+        rows = each.numpy().reshape(5, -1).astype(np.float64)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        spectra.append(np.linalg.eigvalsh(rows @ rows.T))
+    wanted = np.square(spectra[0] - spectra[1]).mean()
+    found = term.function(TeacherPass(images, torch.empty(0), [], None))
+    assert found.item() == pytest.approx(wanted, rel=1e-3) and wanted > 1
+
+
+def test_inhibition_takes_equal_images_apart(tmp_path, tiny_teacher):
+    """Its gradient is finite where all images are the same but for a thousandth."""
+    method = prepared(tiny_teacher, tmp_path, {"inhibition": 1.0})
+    (term,) = (term for term in method.inversion(4).terms if term.name == "inhibition")
+    shape, rng = tiny_teacher.spec.shape, torch.Generator().manual_seed(0)
+    start = torch.randn(1, *shape, generator=rng) + 1e-3 * torch.randn(4, *shape, generator=rng)
+    images = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([images], 0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        term.function(TeacherPass(images, torch.empty(0), [], None)).backward()
+        assert images.grad.isfinite().all()
+        optimizer.step()
+    assert gram_eigenvalues(start)[-1] > 3.9 and gram_eigenvalues(images.detach())[-1] < 2
+    assert gaussian_eigenvalues((4, *shape), 0).sum().item() == pytest.approx(4)
+
+
+def test_later_options_are_stated_where_they_are_set():
+    """Runs without them say what they said before there were any."""
+    stated = DSGOptions.resolve("dsg", image_spec(), {}).model_dump()
+    assert "inhibition" not in stated and "scope" not in stated
+    options = DSGOptions.resolve("dsg", image_spec(), {"inhibition": 1e-4, "scope": "set"}, 10)
+    assert {"inhibition": 1e-4, "scope": "set"}.items() <= options.model_dump(mode="json").items()
+
+
+@pytest.mark.parametrize("option", [{"ce_weight": 2.0}, {"enhancement": 4.0}])
+def test_what_has_no_effect_on_a_set_is_refused(option):
+    with pytest.raises(OptionError, match="no effect with scope=set"):
+        DSGOptions.resolve("dsg", image_spec(), {"scope": "set", **option})
+
+
+def test_the_sets_objective_against_numpy(tmp_path):
+    """Slack around the statistics of this batch and of the others; of the images themselves there is none."""
+    teacher = make_teacher(NETWORKS["downsample"])
+    method = prepared(teacher, tmp_path, {"scope": "set", "epsilon": 0.4, "input_weight": 3.0})
+    inversion = method.joint_inversion((5, 3))
+    images = gaussian((8, *teacher.spec.shape), torch.Generator().manual_seed(1))
+    layers = [inversion.tapped(part)[1] for part in images.split((5, 3))]
+    others = [SetSums(sums.s1_NC.sum(0), sums.s2_NC.sum(0), 3) for sums in layers[1]]
+    forward = TeacherPass(images[:5], torch.empty(0), layers[0], None, others=others)
+    found = {term.name: (term.weight, term.function(forward).item()) for term in inversion.terms}
+    own, *whole = (
+        [values.numpy() for values in Alignment("batch", unbiased=True).gaps(sums)]
+        for sums in WithInput(method.tapped)(images)[1]
+    )
+    wanted = 0.0
+    for index, gaps in enumerate(whole):
+        for values, slack_L in zip(gaps, (method.mean_slack_L, method.spread_slack_L), strict=True):
+            wanted += np.square(np.maximum(np.abs(values) - slack_L[index].item(), 0)).sum()
+    assert found["bn"] == (1.0, pytest.approx(wanted, rel=1e-4)) and wanted > 0
+    assert found["input"] == (3.0, pytest.approx(sum(np.square(values).sum() for values in own), rel=1e-4))
+
+
+def test_a_sets_slack_is_that_of_gaussian_sets(layers):
+    found = slacks(layers, 0.9, "set")
+    for index, sums in enumerate(layers):
+        gaps = Alignment("batch", unbiased=True).gaps(sums)
+        wanted = [np.percentile(np.abs(values.numpy()), 90) for values in gaps]
+        np.testing.assert_allclose([slack_L[index] for slack_L in found], wanted, rtol=1e-9)
+
+
+def test_a_set_is_one_group_and_ends_within_its_slack(tmp_path, tiny_teacher):
+    method = prepared(tiny_teacher, tmp_path, {"scope": "set", "epsilon": 0.2}, iterations=150)
+    assert (method.grouping(method.options), create("dsg", tiny_teacher).grouping(DSGOptions())) == (None, 1)
+    (group,) = Plan(count=8, batch=4, shard_size=8, seed=0, batches_per_group=None).groups
+    made = method.synthesize(group, Silent())
+    assert made.standard_NCHW.shape == (8, *tiny_teacher.spec.shape) and made.targets_NK is None
+    alignment = Alignment(
+        "set",
+        distance="slack",
+        unbiased=True,
+        mean_slack_L=method.mean_slack_L,
+        spread_slack_L=method.spread_slack_L,
+    )
+    noise = create("noise", tiny_teacher).synthesize(group, Silent()).standard_NCHW
+    values = [alignment(method.tapped(images)[1]) for images in (made.standard_NCHW, noise)]
+    assert values[0] < values[1] / 5

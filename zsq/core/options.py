@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_serializer
 
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
@@ -24,12 +24,27 @@ def follows_batch(default: int, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"batch": True}, **constraints)
 
 
+def later(default: Any, **constraints: Any) -> Any:
+    """Field of an option that came after the first runs: it is stated where it is not its default, so that
+    all other runs say what they said before."""
+    return Field(default, json_schema_extra={"later": True}, **constraints)
+
+
 class Options(Record):
     """Options of one method or student: its constants, with published values as defaults.
 
     `iterations`, where a subclass has it, is the published length; fields made by `scales_with_iterations`
     are tied to it, fields made by `follows_batch` to the run's batch.
     """
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = dump(self)
+        fields_of = type(self).model_fields
+        for name in self._marked("later"):
+            if name in fields and getattr(self, name) == fields_of[name].default:
+                del fields[name]
+        return fields
 
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:

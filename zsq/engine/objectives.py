@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,6 +132,28 @@ def mean_image_norm(forward: TeacherPass) -> Tensor:
 def batch_norm_l2(forward: TeacherPass) -> Tensor:
     """||x||_2 of the whole batch (DeepInversion's CIFAR L2 term)."""
     return _norm(forward.viewed_NCHW, forward.viewed_NCHW.dim())
+
+
+def gram_eigenvalues(images_NCHW: Tensor) -> Tensor:
+    """Eigenvalues (N,) of the cosine similarities between the images, rising; they add up to N, and are all 1
+    where no two images correlate."""
+    rows = F.normalize(images_NCHW.flatten(1), dim=1)
+    return torch.linalg.eigvalsh(rows @ rows.T)
+
+
+def sample_correlation(gaussian_eigenvalues: Mapping[int, Tensor]) -> Callable[[TeacherPass], Tensor]:
+    """Mean squared difference between the images' `gram_eigenvalues` and those of as many Gaussian images:
+    sample correlation inhibition as in DSG's public code (Qin et al., TPAMI 2023), without its eigenvectors.
+
+    Args:
+        gaussian_eigenvalues: batch size -> (N,), rising.
+    """
+
+    def loss(forward: TeacherPass) -> Tensor:
+        images = forward.viewed_NCHW
+        return (gram_eigenvalues(images) - gaussian_eigenvalues[len(images)]).square().mean()
+
+    return loss
 
 
 def _norm(x: Tensor, num_dims: int = 1) -> Tensor:

@@ -158,7 +158,7 @@ def resolve(
         batch=batch,
         shard_size=config.shard_size,
         seed=config.seed,
-        batches_per_group=cls.batches_per_group,
+        batches_per_group=cls.grouping(options),
         earlier=counts[:-1],
     )
     method = cls(teacher.to(runtime.device), options, runtime)
