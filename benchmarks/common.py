@@ -20,9 +20,10 @@ from zsq.contract import Teacher
 from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter
+from zsq.generators import method_class
 from zsq.images.sources import ImageSet, images_for, load_images
 from zsq.measure.evaluate import Reference, all_scores
-from zsq.measure.protocol import NOISE, REAL
+from zsq.measure.protocol import REAL
 from zsq.students import create
 from zsq.tasks import Scores
 from zsq.teacher import load_teacher
@@ -70,6 +71,11 @@ def synthetic(method: str, out: Path, *, count: int, iterations: int, threads: i
     )
 
 
+def takes_passes(method: str) -> bool:
+    """Whether a method has teacher passes at all."""
+    return "iterations" in method_class(method).options_class.model_fields
+
+
 def images_of(
     source: str,
     teacher: Teacher,
@@ -89,7 +95,7 @@ def images_of(
         source,
         count=count,
         batch=batch,
-        iterations=None if source == NOISE else passes,
+        iterations=passes if takes_passes(source) else None,
         out=out / f"{source}-{passes}",
         resume=True,
         runtime=RuntimeConfig(threads=threads),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from common import BudgetHours, Results, Threads, images_of, scored_fit
+from common import BudgetHours, Results, Threads, images_of, scored_fit, takes_passes
 
 from zsq.bench import Budget
 from zsq.core.runtime import Runtime
@@ -24,7 +24,7 @@ from zsq.teacher import load_teacher
 DATA = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "sr"
 CARD = f"file:{DATA / 'carn_m_x4.toml'}"
 REAL_IMAGES = DATA / "bsd100_lr48_train.npz"
-SOURCES = (REAL, NOISE, "gzsq", "gzsq_moment")
+SOURCES = (REAL, NOISE, "leaves", "gzsq", "gzsq_moment")
 FITS = (("ptq", "W8A8"), ("ptq", "W4A8"), ("genie-m", "W4A4"))
 METRICS = ("psnr", "ssim", "psnr_teacher", "sqnr", "sqnr_centred")
 
@@ -51,7 +51,7 @@ def main(
         for student, bits in FITS:
             facts = {"source": source, "student": student, "bits": bits, "count": count}
             facts |= {} if student == "ptq" else {"steps": steps}
-            facts |= {} if source in (REAL, NOISE) else {"passes": passes}
+            facts |= {"passes": passes} if source != REAL and takes_passes(source) else {}
             if results.has(facts) or budget.spent():
                 continue
             images = images_of(source, teacher, REAL_IMAGES, out, count=count, passes=passes, threads=threads)

@@ -23,6 +23,7 @@ from zsq.generators.gdfq import GDFQ
 from zsq.generators.genie import Genie
 from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.intraq import IntraQ
+from zsq.generators.leaves import Leaves
 from zsq.generators.noise import Noise
 from zsq.generators.qimera import Qimera
 from zsq.generators.tsz import TSZ
@@ -34,6 +35,7 @@ EFFORT_SIZE = 64
 
 METHODS: dict[str, type[Generator]] = {
     "noise": Noise,
+    "leaves": Leaves,
     "zeroq": ZeroQ,
     "deepinversion": DeepInversion,
     "dsg": DSG,

@@ -261,14 +261,18 @@ def config(tmp_path):
 
 @pytest.mark.parametrize("name", BN_METHODS)
 def test_networks_without_bn_are_refused_before_anything_is_written(name, config, tmp_path):
-    with pytest.raises(NoBatchNormError, match=f"which {name} matches; .* suits noise, gzsq, gzsq_moment$"):
+    with pytest.raises(
+        NoBatchNormError, match=f"which {name} matches; .* suits noise, leaves, gzsq, gzsq_moment$"
+    ):
         synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(without_bn))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", LABEL_METHODS)
 def test_networks_without_classes_are_refused_before_anything_is_written(name, config, tmp_path):
-    with pytest.raises(MismatchError, match=f"since {name} asks for classes; .* suits noise, zeroq, dsg"):
+    with pytest.raises(
+        MismatchError, match=f"since {name} asks for classes; .* suits noise, leaves, zeroq, dsg"
+    ):
         synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(task="embed"))
     assert not (tmp_path / "run").exists()
 

@@ -33,10 +33,10 @@ class OddArguments(nn.Module):
 
 
 @pytest.mark.parametrize("build", [LayerNormed, OddArguments])
-def test_where_nothing_follows_from_the_weights_noise_alone_is_named(build):
+def test_where_nothing_follows_from_the_weights_what_asks_nothing_is_named(build):
     teacher = make_teacher(build)
     for name in ("dsg", "gzsq", "gzsq_moment"):
-        with pytest.raises((NoBatchNormError, MismatchError), match=r"nothing but noise suits this teacher$"):
+        with pytest.raises((NoBatchNormError, MismatchError), match=r"this teacher suits noise, leaves$"):
             require(name, teacher)
     require("noise", teacher)
 

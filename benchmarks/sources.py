@@ -1,0 +1,208 @@
+"""Which images a network's student needs: `python benchmarks/sources.py NAME [--budget-hours H]`.
+
+Each experiment is one network, one student and a list of sources. A student is scored by its agreement with
+the network on training images that no set uses; no test image is read. Set i has images and a student of
+seed i.
+Keeps what is finished in benchmarks/results/sources.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from common import RESNET20, TRAIN, WEIGHTS, BudgetHours, Results, Threads
+from torch import Tensor
+
+from zsq.bench import Budget
+from zsq.contract import Silent, Teacher
+from zsq.core.runtime import Runtime
+from zsq.generators import create as create_method
+from zsq.graph import capture
+from zsq.graph.fold import fold_batch_norms
+from zsq.images.sources import load_images
+from zsq.measure.evaluate import logits_of
+from zsq.measure.protocol import REAL
+from zsq.plan import Plan
+from zsq.students import create
+from zsq.tasks.classify import agreement
+from zsq.teacher import load_teacher
+from zsq.widths import Bits
+
+FASHION = Path(os.environ.get("ZSQ_DATA", "../shared/data")) / "fashion_vit"
+FIRST_LAST, HELD_OUT = 8, 2000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of a method; `with_norm`: made for the same network before its batch norm was folded."""
+
+    method: str
+    passes: int = 0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    with_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network, its real images, a student and the sources; `folded`: batch norm is folded beforehand."""
+
+    load: Callable[[], Teacher]
+    real: str
+    student: str
+    bits: str
+    steps: int
+    sources: tuple[Source, ...]
+    folded: bool = False
+    sets: int = 2
+    count: int = 256
+    held_out: int = HELD_OUT
+
+
+def dsg(passes: int) -> tuple[Source, ...]:
+    """DSG and its parts, and what they stand beside."""
+    of_set = tuple(Source("dsg", passes, {"scope": "set", "epsilon": e}) for e in (0.9, 0.5, 0.1, 0.0))
+    return (
+        Source(REAL),
+        Source("noise"),
+        Source("dsg", passes),
+        Source("dsg", passes, {"inhibition": 1e-4}),
+        Source("dsg", passes, {"inhibition": 100.0}),
+        *of_set,
+        Source("dgh", passes),
+        Source("dsg", passes, {"scope": "set", "epsilon": 0.1, "inhibition": 100.0}),
+        Source("dsg_generative", passes),
+        Source("gdfq", passes),
+        Source("leaves"),
+    )
+
+
+def without_norm(passes: int) -> tuple[Source, ...]:
+    """What needs no batch norm."""
+    plain = {"texture": 0.0}
+    return (
+        Source(REAL),
+        Source("noise"),
+        Source("leaves"),
+        Source("leaves", options=plain),
+        Source("leaves", options={"leaves": 0}),
+        Source("leaves", options={"leaves": 0, "exponents": [1.0, 1.0]}),
+        Source("gzsq", passes),
+        Source("gzsq_moment", passes),
+        Source("dgh", passes, with_norm=True),
+    )
+
+
+EXPERIMENTS = {
+    "dsg-digits": Experiment(
+        lambda: load_teacher("embedded:digits"),
+        "embedded:digits:train",
+        "lsq-kd",
+        "W2A4",
+        200,
+        dsg(100),
+        held_out=500,
+    ),
+    "dsg-resnet20": Experiment(
+        lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, dsg(50), sets=1
+    ),
+    "folded-resnet20": Experiment(
+        lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, without_norm(50), folded=True
+    ),
+    "fashion-vit": Experiment(
+        lambda: load_teacher(f"file:{FASHION / 'fashion_vit.toml'}"),
+        str(FASHION / "train5000.zip"),
+        "genie-m",
+        "W4A4",
+        100,
+        (Source(REAL), Source("noise"), Source("leaves")),
+    ),
+}
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="Experiment.")],
+    budget_hours: BudgetHours = None,
+    threads: Threads = 1,
+) -> None:
+    """Measure what is missing and keep it."""
+    if name not in EXPERIMENTS:
+        raise typer.BadParameter(f"one of {', '.join(EXPERIMENTS)}")
+    asked, budget, runtime = EXPERIMENTS[name], Budget(budget_hours), Runtime.resolve(threads=threads)
+    original = asked.load()
+    teacher = folded(original) if asked.folded else original
+    pixels = load_images(asked.real, teacher.spec).pixels
+    pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
+    held_out = pixels[-asked.held_out :]
+    results = Results("sources", "python benchmarks/sources.py NAME")
+    with runtime.threads_set():
+        expected = logits_of(teacher, held_out, runtime)
+        for index in range(asked.sets):
+            real = pixels[index * asked.count :][: asked.count]
+            assert (index + 1) * asked.count <= len(pixels) - asked.held_out, (
+                "sets and held-out images overlap"
+            )
+            for source in asked.sources:
+                row = facts(name, asked, source, index)
+                if results.has(row) or budget.spent():
+                    continue
+                images = (
+                    real
+                    if source.method == REAL
+                    else made(source, original, teacher, asked.count, index, runtime)
+                )
+                options = {"iterations": asked.steps}
+                fitter = create(asked.student, teacher.spec, options, runtime)
+                fitted = fitter.fit(
+                    teacher, images, Bits.parse(asked.bits), first_last=FIRST_LAST, seed=index
+                )
+                found = agreement(logits_of(fitted, held_out, runtime), expected)
+                results.add(row | {"agreement": round(found, 2)}, order=lambda row: row["experiment"])
+
+
+def facts(name: str, asked: Experiment, source: Source, index: int) -> dict[str, Any]:
+    """What tells a fit from all others."""
+    return {
+        "experiment": name,
+        "source": source.method,
+        "options": dict(source.options),
+        "passes": source.passes,
+        "count": asked.count,
+        "student": asked.student,
+        "bits": asked.bits,
+        "steps": asked.steps,
+        "set": index,
+    }
+
+
+def folded(teacher: Teacher) -> Teacher:
+    """The same network without batch norm."""
+    network = capture(teacher.network, teacher.example())
+    fold_batch_norms(network)
+    return dataclasses.replace(teacher, name=f"{teacher.name}-folded", network=network)
+
+
+def made(
+    source: Source, original: Teacher, teacher: Teacher, count: int, seed: int, runtime: Runtime
+) -> Tensor:
+    """uint8 images of a method; one that trains a network gets as many teacher passes in all."""
+    wanted = original if source.with_norm else teacher
+    batch = min(count, 128)
+    method = create_method(source.method, wanted, source.options, source.passes or None, runtime, batch)
+    if method.facts.trains_network:
+        steps = source.passes * count // method.options.training_batch
+        method = create_method(source.method, wanted, source.options, steps, runtime, batch)
+    plan = Plan(count, batch, count, seed, method.grouping(method.options))
+    method.prepare(seed, Path("outputs") / "sources" / wanted.name.replace(":", "-"), Silent())
+    images = [method.synthesize(group, Silent()).standard_NCHW for group in plan.groups]
+    return wanted.spec.standard_to_pixels(torch.cat(images))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""Textured dead leaves: random images that look natural to a network. No network is asked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, field_validator
+
+from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
+from zsq.core.options import Options
+from zsq.engine.textures import dead_leaves
+from zsq.plan import Group
+
+Exponent = Annotated[float, Field(ge=0, le=8)]
+
+
+class LeavesOptions(Options):
+    """Constants of our own: benchmarks/sources.py measures them."""
+
+    leaves: int = Field(60, ge=0, le=10_000)
+    exponents: tuple[Exponent, Exponent] = (0.5, 2.5)
+    texture: float = Field(0.7, ge=0, le=1)
+
+    @field_validator("exponents")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the first is at most the second")
+        return value
+
+
+class Leaves(Generator):
+    """Discs of random size and colour, one upon the other, with power-law textures; nothing is optimised."""
+
+    name = "leaves"
+    options_class = LeavesOptions
+    facts = Facts(
+        paper="our own; dead leaves: Lee, Mumford, Huang, IJCV 2001; as training images: Baradad et al., "
+        "Learning to See by Looking at Noise, NeurIPS 2021",
+        summary="textured dead leaves: edges, surfaces and spectra of natural images; no network is asked",
+        deviations=("our own combination: leaves have power-law textures, and images are for calibration",),
+    )
+
+    def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
+        """Draw the group's images one after another."""
+        o, shape, rng = self.options, self.teacher.spec.shape, group.generator("synthesis")
+        images = []
+        for _ in range(group.num_images):
+            images.append(dead_leaves(shape, o.leaves, o.exponents, o.texture, rng))
+            log.advance(1)
+        return SyntheticBatch(torch.stack(images))
