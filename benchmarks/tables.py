@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from common import DOCS, Results
+from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from throughput import NETWORKS
 
@@ -368,6 +369,8 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "digits-detector": partial(
         gaps_of, "digits-detector", ("student", "source", "agreement_ap", "gap", "95 %", "map"), 2
     ),
+    "defaults": defaults_grid,
+    "one-command": calls_grid,
     "rounding": rounding,
     "students-headline": students_headline,
     "students-screen": students_screen,

@@ -102,14 +102,28 @@ class FitConfig(ImagesConfig, OfflineConfig):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
-class QuantizeConfig(FitConfig):
-    """`zsq quantize`: one student on `images`, scored on `eval`."""
+class OneFitConfig(FitConfig):
+    """What one fit takes, whatever chose its images and student; `eval` are images to score on."""
 
-    images: str
-    student: str
     bits: str
     seed: Seed = 0
     eval: str | None = None
+
+
+class RequestConfig(OneFitConfig):
+    """`zsq quantize` as asked. `student` None is chosen for the teacher and the bits. Without `images` they
+    are made: `count` of them, by `method` for as long as `effort` says, each chosen too where it is None."""
+
+    images: str | None = None
+    student: str | None = None
+    method: str | None = None
+    effort: Effort | None = None
+
+
+class QuantizeConfig(OneFitConfig):
+    """A fit with everything chosen."""
+
+    student: str
 
 
 class GapConfig(FitConfig):
@@ -150,7 +164,7 @@ class ImportConfig(Record):
 
 # Their defaults; what a command must be given is not set.
 GENERATE = GenerateConfig.model_construct()
-QUANTIZE = QuantizeConfig.model_construct()
+QUANTIZE = RequestConfig.model_construct()
 GAP = GapConfig.model_construct()
 VERIFY = VerifyConfig.model_construct()
 EXPORT = ExportConfig.model_construct()

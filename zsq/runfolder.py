@@ -20,8 +20,16 @@ from zsq.core.files import (
     temporary_sibling,
 )
 
+# Where runs go that nobody gave a place.
+OUTPUTS = Path("outputs")
 RUN_FILE = "run.json"
 MAX_RUN_FILE_BYTES = 2**24
+
+
+def plain_name(name: str) -> str:
+    """A teacher or recipe as a folder is called after it: of a file its name without folders and ending."""
+    path = Path(name.removeprefix("file:"))
+    return (path.stem if path.suffix == ".toml" else path.name).replace(":", "-")
 
 
 def next_folder(base: Path) -> Path:
@@ -38,6 +46,22 @@ def latest_folder(base: Path) -> Path:
     folder, number = base, 2
     while (following := base.with_name(f"{base.name}-{number}")).exists():
         folder, number = following, number + 1
+    return folder
+
+
+def folder_of_run(base: Path, options: dict[str, Any]) -> Path:
+    """Of `base`, `base`-2, `base`-3, ...: the one whose run has these options, finished or not; else the
+    first that does not exist."""
+    folder, number, wanted = base, 2, json.loads(config_json(options))
+    while folder.exists():
+        try:
+            if stored_options(folder) == wanted:
+                return folder
+        # What holds no readable run is another's.
+        except RunFolderError:
+            pass
+        folder = base.with_name(f"{base.name}-{number}")
+        number += 1
     return folder
 
 

@@ -15,9 +15,8 @@ from zsq.generators import (
     effort_iterations,
     method_class,
 )
-from zsq.synthesis import forecast as forecasts
 from zsq.synthesis import synthesize
-from zsq.synthesis.resolved import resolve
+from zsq.synthesis.resolved import ResolvedRun, resolve
 from zsq.workflow import source_config
 
 METHODS = available_methods()
@@ -118,7 +117,7 @@ def test_the_list_says_the_numbers_and_what_was_measured():
 
 
 def said(tmp_path, monkeypatch, seconds, **changes):
-    monkeypatch.setattr(forecasts, "seconds_per_image_iteration", lambda teacher, batch: seconds)
+    monkeypatch.setattr(ResolvedRun, "seconds_per_pass", seconds)
     reporter = Spoken()
     synthesize.generate(config(**changes), tmp_path / "run", teacher=make_teacher(), reporter=reporter)
     return reporter.lines
@@ -144,7 +143,7 @@ def test_a_method_without_a_curve_says_so(tmp_path, monkeypatch):
 
 def test_a_short_run_and_a_continued_one_say_no_more_than_their_time(tmp_path, monkeypatch):
     lines = said(tmp_path, monkeypatch, 1.0, iterations=2)
-    monkeypatch.setattr(forecasts, "seconds_per_image_iteration", lambda teacher, batch: 100.0)
+    monkeypatch.setattr(ResolvedRun, "seconds_per_pass", 100.0)
     reporter = Spoken()
     more = config(iterations=2, count=8)
     synthesize.generate(more, tmp_path / "run", teacher=make_teacher(), reporter=reporter, resume=True)

@@ -7,9 +7,9 @@ import torch
 
 import zsq
 from zsq import bench
-from zsq.api.given import plain_name
 from zsq.config import RuntimeConfig
 from zsq.core.errors import OptionError, RunFolderError
+from zsq.runfolder import plain_name
 from zsq.teacher.digits import load_digits_images
 
 DIGITS, RUNTIME = "embedded:digits", RuntimeConfig(threads=1, compile="off")

@@ -113,9 +113,9 @@ def test_help(arguments, capsys):
     assert "generate" in outcome.out
 
 
-def test_help_of_generate_names_the_first_method_to_try_and_cards(capsys):
+def test_help_of_generate_says_that_a_method_is_chosen_and_names_cards(capsys):
     said = " ".join(call(capsys, "generate", "--help").out.split())
-    assert "Try dgh first; see `zsq list methods`" in said
+    assert "see `zsq list methods`. Without it, what is best for the teacher." in said
     assert "file:CARD.toml for your own network" in said
 
 

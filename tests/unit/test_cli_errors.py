@@ -99,7 +99,7 @@ def elsewhere(tmp_path, monkeypatch):
         (("list", "models"), "zsq list models", "methods, teachers, timm, students, passes, recipes"),
         (("verify", "nowhere"), "nowhere does not exist", "run folder"),
         (("inspect", "nowhere"), "nowhere does not exist", "run folder"),
-        (("generate", *DIGITS), "Missing option", "see `zsq generate --help`"),
+        (("quantize", *DIGITS), "Missing option", "see `zsq quantize --help`"),
         ((*NOISE, "--bogus", 1), "No such option: --bogus", "see `zsq generate --help`"),
         ((*NOISE, "--count", "many"), "Invalid value for", "--count"),
         (("fabricate",), "No such command 'fabricate'", "see `zsq --help`"),

@@ -17,6 +17,8 @@ COMMANDS = {
             "--images",
             "--student",
             "--bits",
+            "--method",
+            "--effort",
             "--weights",
             "--first-last",
             "--passes",
@@ -78,8 +80,8 @@ DEFAULTS = {
 }
 
 REQUIRED = {
-    "generate": {"teacher", "method"},
-    "quantize": {"teacher", "images", "student", "bits"},
+    "generate": {"teacher"},
+    "quantize": {"teacher", "bits"},
     "gap": {"teacher", "shards", "real", "eval", "student", "bits", "out"},
     "run": {"recipe"},
     "list": {"what"},

@@ -33,8 +33,8 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         Image.fromarray(np.full((32, 32, 3), 20 * label, np.uint8)).save(folder / "0.png")
     # Fewer images and steps, and no ONNX file: its packages are an extra.
-    short = code.replace("count=512", "count=16, iterations=2").replace(', onnx="int8.onnx"', "")
-    assert short.count("iterations=2") == 1 and "onnx" not in short
+    short = code.replace('onnx="int8.onnx"', 'count=16, effort="quick"')
+    assert short.count("quick") == 1 and "onnx" not in short
     assert "'accuracy'" in run_python(short, cwd=tmp_path)
 
 

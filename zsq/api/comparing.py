@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import folder_of, images_given, plain_name, text_of
+from zsq.api.given import folder_of, images_given, text_of
 from zsq.config import (
     GAP,
     IMAGES,
@@ -20,6 +20,7 @@ from zsq.config import (
 )
 from zsq.core.files import output_path
 from zsq.core.progress import Reporter
+from zsq.runfolder import plain_name
 
 if TYPE_CHECKING:
     from zsq.report.data import ReportData

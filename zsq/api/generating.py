@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import folder_of, plain_name, text_of
+from zsq.api.given import folder_of, path_of, text_of
 from zsq.config import (
     GENERATE,
     OFFLINE,
@@ -17,12 +17,15 @@ from zsq.config import (
 )
 from zsq.core.effort import Effort
 from zsq.core.progress import Reporter
+from zsq.request.defaults import choice_line, choose
+from zsq.runfolder import plain_name, stored_options
 from zsq.synthesis import synthesize
+from zsq.teacher import load_teacher
 
 
 def generate(
     teacher: str,
-    method: str,
+    method: str | None = None,
     *,
     weights: str | Path | None = None,
     count: int | None = GENERATE.count,
@@ -44,6 +47,8 @@ def generate(
     Args:
         teacher: a name as in `zsq list teachers`, such as a torchvision model's or `timm:NAME`; `hf:FOLDER`;
             or `file:card.toml`.
+        method: a name as in `zsq list methods`. None: the default for the teacher, as are then
+            number of images and iterations where nothing says them.
         count: number of images, 1024 if None. With `resume` a larger one extends the set, and None is what
             the set has.
         batch: images optimised together, the method's own if None.
@@ -78,6 +83,21 @@ def generate(
         "offline": offline,
         "runtime": runtime or RUNTIME,
     }
-    config = validated(GenerateConfig, values, "generate")
-    folder = folder_of(out, f"{plain_name(teacher)}-{method}", resume)
-    return synthesize.generate(config, folder, resume=resume, reporter=reporter)
+    if method is not None:
+        folder = folder_of(out, f"{plain_name(teacher)}-{method}", resume)
+        config = validated(GenerateConfig, values, "generate")
+        return synthesize.generate(config, folder, resume=resume, reporter=reporter)
+    loaded = load_teacher(teacher, path_of(weights), offline=offline)
+    chosen = choose(loaded)
+    folder = folder_of(out, f"{plain_name(teacher)}-{chosen.method}", resume)
+    config = validated(GenerateConfig, values | {"method": chosen.method}, "generate")
+    # A run that goes on says itself how many images it has.
+    config = chosen.completed(config, with_count=not (resume and stored_options(folder)))
+    parts = [
+        (None, f"method {config.method}"),
+        (count, f"{config.count} images" if config.count else ""),
+        (effort or iterations, f"{config.iterations} iterations" if config.iterations else ""),
+    ]
+    for line in (choice_line(teacher, parts), *chosen.notes):
+        (reporter or Reporter(quiet=True)).say(line)
+    return synthesize.generate(config, folder, resume=resume, teacher=loaded, reporter=reporter)

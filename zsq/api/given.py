@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zsq.core.files import output_path
-from zsq.runfolder import latest_folder, next_folder
-
-OUTPUTS = Path("outputs")
+from zsq.runfolder import OUTPUTS, latest_folder, next_folder
 
 
 def text_of(path: str | Path | None) -> str | None:
@@ -32,9 +30,3 @@ def folder_of(out: str | Path | None, name: str, resume: bool) -> Path:
         return output_path(out)
     base = OUTPUTS / name
     return latest_folder(base) if resume else next_folder(base)
-
-
-def plain_name(name: str) -> str:
-    """A teacher or recipe as a folder is called after it: of a file its name without folders and ending."""
-    path = Path(name.removeprefix("file:"))
-    return (path.stem if path.suffix == ".toml" else path.name).replace(":", "-")

@@ -12,21 +12,26 @@ from zsq.config import (
     OFFLINE,
     QUANTIZE,
     RUNTIME,
-    QuantizeConfig,
+    RequestConfig,
     RuntimeConfig,
     validated,
 )
+from zsq.core.effort import Effort
+from zsq.core.errors import OptionError
 from zsq.core.files import output_path
 from zsq.core.progress import Reporter
-from zsq.measure.quantize import Quantized, quantize_images
+from zsq.measure.quantize import Quantized
+from zsq.request.fulfil import fulfil
 
 
 def quantize(
     teacher: str,
-    images: str | Path,
-    student: str,
-    bits: str,
+    images: str | Path | None = QUANTIZE.images,
+    student: str | None = QUANTIZE.student,
+    bits: str | None = None,
     *,
+    method: str | None = QUANTIZE.method,
+    effort: Effort | None = QUANTIZE.effort,
     weights: str | Path | None = None,
     first_last: int | None = QUANTIZE.first_last,
     seed: int = QUANTIZE.seed,
@@ -44,9 +49,17 @@ def quantize(
 ) -> Quantized:
     """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
 
+    Without `images` they are made first. `zsq.request.defaults` chooses what is None for the teacher and the
+    bits; it is said with the time it takes. The images are kept in a folder beside the student, and a later
+    call for the same ones finds and verifies them.
+
     Args:
+        bits: of weights and activations, as in `W4A4`.
+        method, effort: of the images to make.
+        count: use so many of `images`, or make so many.
         passes: analytic passes around the fit, in order, such as `["fold", "equalize", "correct-bias"]`.
-        out: write the student there for `load_student`: NAME.safetensors, or a folder.
+        out: write the student there for `load_student`: NAME.safetensors, or a folder. None: nowhere; where
+            images are made, the first free `outputs/TEACHER-BITS`.
         onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
         fit: how photos of another size are brought to the teacher's: `crop`, `stretch` or `refuse`; None: as
             its own preprocessing does.
@@ -64,12 +77,19 @@ def quantize(
         True
         >>> result.cost.summary()
         '2,310,624 multiply-adds, ... weight bytes (float 186,048)'
+        >>> made = zsq.quantize("embedded:digits", bits="W8A8", method="noise", count=32)
+        >>> [str(path) for path in made.files]
+        ['outputs/embedded-digits-W8A8/student.safetensors', 'outputs/embedded-digits-W8A8/student.json']
     """
+    if bits is None:
+        raise OptionError("no bits", "those of weights and activations, as in W4A4")
     values = {
         "teacher": teacher,
-        "images": str(images),
+        "images": text_of(images),
         "student": student,
         "bits": bits,
+        "method": method,
+        "effort": effort,
         "weights": text_of(weights),
         "first_last": first_last,
         "seed": seed,
@@ -81,9 +101,8 @@ def quantize(
         "offline": offline,
         "runtime": runtime or RUNTIME,
     }
-    config = validated(QuantizeConfig, values, "quantize")
-    return quantize_images(
-        config,
+    return fulfil(
+        validated(RequestConfig, values, "quantize"),
         None if out is None else output_path(out),
         None if onnx is None else output_path(onnx, "--onnx"),
         reporter or Reporter(quiet=True),

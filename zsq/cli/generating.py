@@ -6,20 +6,31 @@ from typing import Annotated
 
 import typer
 
-from zsq.cli.options import Compile, Device, Offline, Precision, Seed, Set, Teacher, Threads, Weights, asked
+from zsq.cli.options import (
+    Compile,
+    Device,
+    Effort,
+    Method,
+    Offline,
+    Precision,
+    Seed,
+    Set,
+    Teacher,
+    Threads,
+    Weights,
+    asked,
+)
 from zsq.config import GENERATE, OFFLINE, RUNTIME
 
 
 def generate(
     context: typer.Context,
     teacher: Teacher,
-    method: Annotated[
-        str, typer.Option(help="How to make the images. Try dgh first; see `zsq list methods`.")
-    ],
+    method: Method = None,
     weights: Weights = GENERATE.weights,
     count: Annotated[
         int | None,
-        typer.Option(help="Number of images. Without it, 1024, or as many as the resumed run has."),
+        typer.Option(help="Number of images. Without it, as many as the resumed run has, or the default."),
     ] = GENERATE.count,
     batch: Annotated[
         int | None, typer.Option(help="How many images are made together. Without it, the method decides.")
@@ -36,10 +47,7 @@ def generate(
         int | None,
         typer.Option(help="Number of optimisation steps. Schedules are scaled to it. Overrides --effort."),
     ] = GENERATE.iterations,
-    effort: Annotated[
-        str | None,
-        typer.Option(help="How long: quick, standard (the default at 64 px and more) or published."),
-    ] = GENERATE.effort,
+    effort: Effort = GENERATE.effort,
     real: Annotated[
         str | None, typer.Option(metavar="SRC", help="Real images. Only a method that reads some takes them.")
     ] = GENERATE.real,

@@ -28,6 +28,16 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Set one option of the method or student. Can be given again."
     ),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="How to make the images; see `zsq list methods`. Without it, what is best for the teacher."
+    ),
+]
+Effort = Annotated[
+    str | None,
+    typer.Option(help="How long images are worked on: quick, standard or published."),
+]
 Seed = Annotated[int, typer.Option(help="The seed of all random numbers.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
 Precision = Annotated[str, typer.Option(help="Number format: auto, fp32 or bf16.")]

@@ -10,9 +10,11 @@ from zsq.cli.options import (
     ClassNames,
     Compile,
     Device,
+    Effort,
     Evaluation,
     FirstLast,
     FitPhotos,
+    Method,
     Offline,
     Passes,
     Precision,
@@ -29,22 +31,35 @@ from zsq.config import IMAGES, OFFLINE, QUANTIZE, RUNTIME
 def quantize(
     context: typer.Context,
     teacher: Teacher,
-    images: Annotated[str, typer.Option(metavar="SRC", help="The images to calibrate or train with.")],
-    student: Annotated[
-        str,
-        typer.Option(help="How to quantize; see `zsq list students`. A,B: B starts from the result of A."),
-    ],
     bits: Annotated[str, typer.Option(help="Bits of weights and activations, as in W4A4.")],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC", help="The images to calibrate or train with. Without it, they are made first."
+        ),
+    ] = QUANTIZE.images,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="How to quantize; see `zsq list students`. A,B: B starts from the result of A. "
+            "Without it, what is best at these bits."
+        ),
+    ] = QUANTIZE.student,
+    method: Method = QUANTIZE.method,
+    effort: Effort = QUANTIZE.effort,
     weights: Weights = QUANTIZE.weights,
     first_last: FirstLast = QUANTIZE.first_last,
     seed: Seed = QUANTIZE.seed,
     eval: Evaluation = QUANTIZE.eval,
-    count: Annotated[int | None, typer.Option(help="Use only this many of the images.")] = QUANTIZE.count,
+    count: Annotated[
+        int | None, typer.Option(help="Use only this many images, or make so many.")
+    ] = QUANTIZE.count,
     out: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Save the student here: a folder, or NAME.safetensors (NAME.json comes with it).",
+            help="Save the student here: a folder, or NAME.safetensors (NAME.json comes with it). "
+            "Without it, outputs/TEACHER-BITS where images are made.",
         ),
     ] = None,
     onnx: Annotated[
@@ -60,7 +75,7 @@ def quantize(
     threads: Threads = RUNTIME.threads,
     device: Device = RUNTIME.device,
 ) -> None:
-    """Fit one student on images of any source and say how well it does."""
+    """Fit one student on images, or make the images first, and say how well it does."""
     from zsq import api
 
     result = api.quantize(**asked(context))

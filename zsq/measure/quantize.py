@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zsq.config import QuantizeConfig
-from zsq.contract import FittedStudent, ImagesOrigin, Teacher
+from zsq.contract import FittedStudent, ImagesOrigin, Student, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
@@ -58,10 +58,47 @@ class Quantized:
         return [*single, f"{self.fitted.student} {self.fitted.bits}{where}{''.join(whole)}{teacher}"]
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """All that a fit takes but its images, checked: what cannot work or be written is refused before them."""
+
+    config: QuantizeConfig
+    teacher: Teacher
+    student: Student
+    runtime: Runtime
+    out: Path | None
+    onnx: Path | None
+    evaluation: ImageSet | None
+    reference: Reference | None
+
+    @classmethod
+    def of(
+        cls, config: QuantizeConfig, teacher: Teacher, runtime: Runtime, out: Path | None, onnx: Path | None
+    ) -> Preparation:
+        """For `teacher`, which is on the runtime's device.
+
+        Raises:
+            ZsqError: one class per cause.
+        """
+        student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
+        _check_out(teacher, out)
+        _check_onnx(teacher, config, onnx)
+        evaluation, reference = None, None
+        if config.eval is not None:
+            evaluation = images_for(teacher, config.eval, config, labelled=True)
+            reference = score_teacher(teacher, evaluation, runtime, need_truth=False)
+        return cls(config, teacher, student, runtime, out, onnx, evaluation, reference)
+
+    @property
+    def bits(self) -> Bits:
+        """Of weights and activations."""
+        return Bits.parse(self.config.bits)
+
+
 def quantize_images(
-    config: QuantizeConfig, out: Path | None, onnx: Path | None, reporter: Reporter
+    config: QuantizeConfig, images: str | Path, out: Path | None, onnx: Path | None, reporter: Reporter
 ) -> Quantized:
-    """Fit, write where `out` and `onnx` say, score.
+    """Fit on `images`, write where `out` and `onnx` say, score.
 
     Raises:
         ZsqError: what cannot work or be written is refused before the fit.
@@ -69,16 +106,20 @@ def quantize_images(
     runtime = Runtime.resolve(**config.runtime.model_dump())
     weights = None if config.weights is None else Path(config.weights)
     teacher = load_teacher(config.teacher, weights, offline=config.offline).to(runtime.device)
-    reference, shown = None, []
-    if config.eval is not None:
-        shown = [images_for(teacher, config.eval, config, labelled=True)]
-        reference = score_teacher(teacher, shown[0], runtime, need_truth=False)
-    fitted, files, given = _fit(config, teacher, runtime, out, onnx, reporter, shown)
+    prepared = Preparation.of(config, teacher, runtime, out, onnx)
+    return quantized(prepared, images_for(teacher, images, config, limit=config.count), reporter)
+
+
+def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Quantized:
+    """Fit on `given`, write, score."""
+    teacher, runtime, reference = prepared.teacher, prepared.runtime, prepared.reference
+    fitted = _fitted(prepared, given, reporter)
     fit_metrics = {} if reference is not None else _on_fit(given, fitted, teacher, runtime)
+    files = _write(fitted, teacher, prepared.out, prepared.onnx)
     return Quantized(
         fitted,
         student_cost(fitted),
-        _scores(reference, fitted, teacher, onnx),
+        _scores(reference, fitted, teacher, prepared.onnx),
         None if reference is None else reference.quality,
         files,
         fit_metrics,
@@ -90,34 +131,26 @@ def _on_fit(given: ImageSet, fitted: FittedStudent, teacher: Teacher, runtime: R
     return score_student(fitted, Reference(teacher, unlabelled, runtime, None))
 
 
-def _fit(
-    config: QuantizeConfig,
-    teacher: Teacher,
-    runtime: Runtime,
-    out: Path | None,
-    onnx: Path | None,
-    reporter: Reporter,
-    shown: Sequence[ImageSet],
-) -> tuple[FittedStudent, tuple[Path, ...], ImageSet]:
-    """The student, the files it was written to, and the images it was fitted on."""
-    bits = Bits.parse(config.bits)
-    student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
-    _check_out(teacher, out)
-    _check_onnx(teacher, config, onnx)
-    given = images_for(teacher, config.images, config, limit=config.count)
+def _fitted(prepared: Preparation, given: ImageSet, reporter: Reporter) -> FittedStudent:
+    config, teacher, student = prepared.config, prepared.teacher, prepared.student
     pixels, source = given.pixels, given.provenance
     origin = None if source is None else ImagesOrigin(source.method, source.options, source.data_read)
+    shown = [] if prepared.evaluation is None else [prepared.evaluation]
     own_defaults = own_defaults_line(config.student, student, teacher.spec)
     for line in (*said(given, *shown), *([own_defaults] if own_defaults else [])):
         reporter.say(line)
     work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
-    with reporter.job(f"{config.student} {bits}", work) as log, runtime.threads_set():
+    with reporter.job(f"{config.student} {prepared.bits}", work) as log, prepared.runtime.threads_set():
         fitted = student.fit(
-            teacher, pixels, bits, first_last=config.first_last, seed=config.seed, log=log, origin=origin
+            *(teacher, pixels, prepared.bits),
+            first_last=config.first_last,
+            seed=config.seed,
+            log=log,
+            origin=origin,
         )
-    if given.fitted is not None and fitted.made is not None:
-        fitted = replace(fitted, made=replace(fitted.made, photo_fit=given.fitted))
-    return fitted, _write(fitted, teacher, out, onnx), given
+    if given.fitted is None or fitted.made is None:
+        return fitted
+    return replace(fitted, made=replace(fitted.made, photo_fit=given.fitted))
 
 
 def _check_out(teacher: Teacher, out: Path | None) -> None:

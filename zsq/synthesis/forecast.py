@@ -18,7 +18,6 @@ from zsq.engine.estimate import (
     forward_gflops,
     image_bytes,
     score_bytes,
-    seconds_per_image_iteration,
     step_bytes,
 )
 from zsq.generators import effort_iterations, measured
@@ -90,7 +89,7 @@ def forecast_lines(job: ResolvedRun, missing: list[WorkUnit]) -> list[str]:
     lines += [job.teacher.spec.step_line] if job.teacher.spec.step_line else []
     images = sum(unit.num_images for unit in missing)
     passes = job.method.teacher_passes(job.method.options, images)
-    per_pass = seconds_per_image_iteration(job.teacher, job.plan.batch) if passes else 0.0
+    per_pass = job.seconds_per_pass if passes else 0.0
     fresh = len(missing) == len(job.plan.units)
     others = _other_efforts(job) if fresh and passes else []
     line = forecast(Work(passes, job.runtime), others, images, per_pass)

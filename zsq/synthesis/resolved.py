@@ -23,6 +23,7 @@ from zsq.generators import default_effort, effort_iterations, method_class, requ
 from zsq.images.sources import ImageSet, images_for
 from zsq.plan import Plan
 from zsq.runfolder import RUN_FILE, stored_options
+from zsq.synthesis.trial import seconds_per_pass
 from zsq.teacher import load_teacher
 
 
@@ -54,6 +55,15 @@ class ResolvedRun:
     def options(self) -> dict[str, Any]:
         """The method's resolved options, as JSON holds them."""
         return self.method.options.model_dump(mode="json")
+
+    @cached_property
+    def seconds_per_pass(self) -> float:
+        """Of one image's uncompiled teacher pass on this machine, measured the first time it is asked for."""
+        passes = self.method.teacher_passes(self.method.options, self.plan.count)
+        if not passes:
+            return 0.0
+        cls = type(self.method)
+        return seconds_per_pass(self.teacher, cls, self.config.set, passes, self.plan.batch, self.runtime)
 
     @cached_property
     def network_sha256(self) -> str:

@@ -55,8 +55,12 @@ def generate(
         ZsqError: see `resolve`; RunFolderError: the folder is in the way; StorageError: the disk refused;
             MemoryShortageError: the run needs more than there is.
     """
-    job = resolve(config, out, teacher, counts_of(config, out, resume))
-    processes = Processes.started()
+    return make(resolve(config, out, teacher, counts_of(config, out, resume)), resume, reporter)
+
+
+def make(job: ResolvedRun, resume: bool, reporter: Reporter | None) -> Path:
+    """What `generate` does, of a run that is resolved; the same errors."""
+    out, processes = job.out, Processes.started()
     check_memory(job, processes.local_count)
     if processes.rank == 0:
         open_run(out, job.resolved(), resume, grows=("count", "counts"), whole=MANIFEST_NAME)
