@@ -1,8 +1,8 @@
 """What starts fast stays fast, and imports go one way."""
 
 import ast
+import resource
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,15 @@ except SystemExit as leaving:
 
 
 def test_help_takes_less_than_a_second():
+    """Of processor time: other work on the machine makes no difference."""
+
     def seconds():
-        start = time.perf_counter()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = used.ru_utime + used.ru_stime
         command = [PYTHON, "-m", "zsq", "--help"]
-        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=30)
-        return time.perf_counter() - start
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=60)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime - before
 
     assert min(seconds() for _ in range(3)) < 1
 
