@@ -64,12 +64,12 @@ def test_the_side_that_the_network_takes_counts(operations):
     assert small.fits(large, Bits(4, 4)) and not small.fits(make_teacher(), Bits(4, 4))
 
 
-def test_a_teacher_without_batch_norm_gets_noise_and_hears_why():
+def test_a_teacher_without_batch_norm_gets_leaves_and_hears_why():
     teacher = make_teacher(without_bn)
     chosen = choose(teacher)
-    assert (chosen.method, chosen.student) == ("noise", "ptq")
+    assert (chosen.method, chosen.student) == ("leaves", "ptq")
     (note,) = chosen.notes
-    assert note.startswith("noise instead of dgh: ") and "no BatchNorm layer" in note
+    assert note.startswith("leaves instead of dgh: ") and "no BatchNorm layer" in note
     assert note.endswith("see docs/choosing.md")
 
 
