@@ -247,6 +247,8 @@ COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "--images": IMAGES,
         "--student": ("text", ["ptq"]),
         "--bits": ("text", ["W8A8", "W4A4", "W4A8"]),
+        "--method": ("text", ["noise", "leaves"]),
+        "--effort": ("text", ["quick"]),
         "--weights": ("path", ["net.pt"]),
         "--seed": ("number", ["0", "3"]),
         "--eval": ("source", ["photos", "images.npz"]),
@@ -390,6 +392,10 @@ def _valid(command: str, rng: random.Random) -> list[tuple[str, str | None]]:
     if command in ("generate", "quantize"):
         words = [word for word in words if word[0] not in ("--method", "--student", "--resume")]
         words += _method(rng, chosen) if command == "generate" else _student(rng)
+    if command == "quantize" and rng.random() < 0.2:
+        # Images are made.
+        words = [word for word in words if word[0] not in ("--images", "--count")]
+        words += [("--method", rng.choice(known["--method"][1])), ("--count", "4")]
     if command == "generate" and rng.random() < 0.1:
         return [("--teacher", DIGITS), ("--method", "noise"), ("--resume", None), *_resumed(rng)]
     if command == "import":
