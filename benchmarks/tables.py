@@ -202,6 +202,24 @@ def tuning() -> Grid:
     return Grid(("student", "bits", "images", *(_power(rate) for rate in rates)), tuple(lines), 3)
 
 
+def tuning_views() -> Grid:
+    """Mean agreement over fits by view; a column per view that was measured."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in Results("tuning").rows():
+        if "views" in row:
+            found.setdefault(row["source"], {}).setdefault(row["views"], []).append(row["agreement"])
+    views = tuple(dict.fromkeys(view for cells in found.values() for view in cells))
+    lines = tuple(
+        (source, str(min(map(len, cells.values()))), *(_mean(cells.get(view)) for view in views))
+        for source, cells in found.items()
+    )
+    return Grid(("images", "fits", *views), lines, 1)
+
+
+def _mean(values: Sequence[float] | None) -> str:
+    return f"{statistics.mean(values):.2f}" if values else DASH
+
+
 def _power(rate: float) -> str:
     exponent = math.floor(math.log10(rate))
     return f"{rate / 10**exponent:.3g}e{exponent}"
@@ -375,6 +393,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "students-headline": students_headline,
     "students-screen": students_screen,
     "tuning": tuning,
+    "tuning-views": tuning_views,
     "consumers": consumers,
     "mct-images": mct_images,
     "face": face,
