@@ -1,6 +1,7 @@
 """Every student of the table, fitted on the embedded digits in seconds."""
 
 import dataclasses
+import functools
 
 import torch
 
@@ -8,6 +9,7 @@ from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
 from zsq.students import STUDENTS, create
 from zsq.tasks.embed import Embed
+from zsq.teacher import load_teacher
 from zsq.widths import Bits
 
 SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2}
@@ -18,8 +20,16 @@ def small_options(name):
     return {key: value for key, value in SMALL.items() if key in STUDENTS[name].options_class.model_fields}
 
 
+@functools.cache
+def digits_vit():
+    return load_teacher("embedded:digits-vit")
+
+
 def fit(name, teacher, pixels, bits="W4A4", first_last=8, seed=0, **options):
-    """A student that refuses classifiers gets the logits as embeddings."""
+    """A student that refuses classifiers gets the logits as embeddings; one that needs a LayerNorm gets the
+    digits' transformer."""
+    if STUDENTS[name].facts.needs_layer_norm and teacher.name == "embedded:digits":
+        teacher = digits_vit()
     student = create(name, teacher.spec, {**small_options(name), **options}, Runtime())
     arguments = {"first_last": first_last, "seed": seed}
     try:

@@ -115,6 +115,31 @@ NETWORKS = {
 }
 
 
+class NormedLinear(nn.Linear):
+    """A linear layer behind a LayerNorm of its own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.norm = nn.LayerNorm(inputs)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+def normed(build):
+    """What `build` makes, with a LayerNorm in front of its last linear layer."""
+
+    def built(channels, outputs):
+        network = build(channels, outputs)
+        for name, layer in reversed(list(network.named_modules())):
+            if isinstance(layer, nn.Linear):
+                network.set_submodule(name, NormedLinear(layer.in_features, layer.out_features))
+                break
+        return network
+
+    return built
+
+
 def structured_images(shape, seed=0):
     """Smooth images with a colour of their own, zero mean and unit variance over all of them."""
     generator = torch.Generator().manual_seed(seed)

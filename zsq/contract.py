@@ -94,8 +94,8 @@ class Facts:
     """What a method or student declares about itself.
 
     `needs_moments`: statistics of the layers that follow from the weights. `needs_boxes`: a detector that can
-    be asked for boxes. `data_read` is what of the real
-    world it reads: "none", or e.g. "1 image per class".
+    be asked for boxes. `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the
+    real world it reads: "none", or e.g. "1 image per class".
     """
 
     paper: str
@@ -104,6 +104,7 @@ class Facts:
     needs_batch_norm: bool = False
     needs_moments: bool = False
     needs_boxes: bool = False
+    needs_layer_norm: bool = False
     needs_real: bool = False
     trains_network: bool = False
     data_read: str = "none"
@@ -196,8 +197,8 @@ class Generator(ABC):
 
 
 # How a file holds a quantizer. affine: s (q - z). interval: levels between two learned ends, at a scale of
-# their own.
-Form = Literal["affine", "interval"]
+# their own. log-sqrt2: powers of the root of two.
+Form = Literal["affine", "interval", "log-sqrt2"]
 
 # Joins the names of students of which each starts from the result of the one before: a chain.
 THEN = ","

@@ -3,21 +3,24 @@ images, and set affine grids from that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import maps_channels_last
 from zsq.placement.sites import Placement, Site
+from zsq.placement.subgraphs import up_to
 from zsq.quantizers.grids import FakeQuantizer, affine_grid, integer_range
 from zsq.quantizers.observers import Histogram, Observer
 from zsq.quantizers.ranges import LP_EXPONENT, lp_affine
 
 BATCH = 64
+# What the range of a channel is taken from, at most: 250 MB of 1024 channels.
+MOST_ROWS = 2**16
 
 
 def norm_batches(
@@ -56,8 +59,13 @@ def weight_quantizer(
         step, zero = lp_affine(rows_CM, bits, p=exponent, each_end=each_end)
     else:
         step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits)
-    shape = (-1, *[1] * (weight.dim() - 1))
-    return FakeQuantizer(step.view(shape), zero.view(shape), *integer_range(bits, False), "weight")
+    return weight_on(step, zero, bits, weight.dim())
+
+
+def weight_on(step_C: Tensor, zero_C: Tensor, bits: int, dim: int) -> FakeQuantizer:
+    """Affine grid of a weight of `dim` axes, output channels first."""
+    shape = (-1, *[1] * (dim - 1))
+    return FakeQuantizer(step_C.view(shape), zero_C.view(shape), *integer_range(bits, False), "weight")
 
 
 def searched_activation(
@@ -66,17 +74,32 @@ def searched_activation(
     """Affine grid per tensor with the least Lp error over the histogram."""
     values, counts = histogram.occupied()
     step, zero = lp_affine(values[None], bits, counts, exponent, each_end=True)
-    return _activation(step.squeeze(0), zero.squeeze(0), bits, learned)
+    return activation_on(step.squeeze(0), zero.squeeze(0), bits, learned)
 
 
 def activation_over(low: float, high: float, bits: int) -> FakeQuantizer:
     """Affine grid per tensor over [low, high], stretched to hold 0."""
-    return _activation(*affine_grid(torch.tensor(low), torch.tensor(high), bits), bits)
+    return activation_on(*affine_grid(torch.tensor(low), torch.tensor(high), bits), bits)
 
 
-def _activation(step: Tensor, zero: Tensor, bits: int, learned: bool = False) -> FakeQuantizer:
+def activation_on(step: Tensor, zero: Tensor, bits: int, learned: bool = False) -> FakeQuantizer:
+    """Affine grid per tensor."""
     grid = integer_range(bits, signed=False)
     return FakeQuantizer(step.float(), zero.float(), *grid, "activation", learned)
+
+
+@torch.no_grad()
+def rows_of(network: fx.GraphModule, tensor: str, batches: Iterable[Tensor]) -> Tensor:
+    """(M, C) float32 vectors along the last axis of the node `tensor`, of as many of the first images as have
+    `MOST_ROWS` together."""
+    part, rows, found = up_to(network, [tensor]), 0, []
+    for norm in batches:
+        (value,) = part(norm)
+        found.append(value.float().flatten(0, -2))
+        rows += len(found[-1])
+        if rows >= MOST_ROWS:
+            break
+    return torch.cat(found)[:MOST_ROWS]
 
 
 @torch.no_grad()

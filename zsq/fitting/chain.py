@@ -123,6 +123,7 @@ def chain_of(kinds: tuple[type[Student], ...]) -> type[Student]:
             paper="; ".join(kind.facts.paper for kind in kinds),
             summary=" Then: ".join(kind.facts.summary for kind in kinds),
             needs_batch_norm=any(kind.facts.needs_batch_norm for kind in kinds),
+            needs_layer_norm=any(kind.facts.needs_layer_norm for kind in kinds),
         ),
         "kinds": kinds,
         "options_class": create_model("ChainOptions", __base__=ChainOptions, **fields),

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from zsq.graph.vocabulary import is_layer
-from zsq.placement.sites import Placement
+from zsq.graph.vocabulary import is_layer, name_of, operation
+from zsq.placement.sites import Placement, Site
 from zsq.placement.units import is_addition, quantizer_calls
 
 
@@ -29,6 +29,19 @@ def quantize_residuals(placement: Placement) -> None:
                 source.append(call)
     placement.network.graph.lint()
     placement.network.recompile()
+
+
+def softmax_sites(placement: Placement) -> set[Site]:
+    """The sites of activations that are what a softmax gives, or views of it."""
+    network, by_path = placement.network, {site.path: site for site in placement.sites}
+    found = set()
+    for call in quantizer_calls(placement):
+        node = call.all_input_nodes[0]
+        while operation(network, node).kind == "view" or operation(network, node).moments == "cast":
+            node = node.all_input_nodes[0]
+        if name_of(network, node) == "softmax":
+            found.add(by_path[str(call.target)])
+    return found
 
 
 def _follows_first(placement: Placement, node: fx.Node) -> bool:

@@ -100,6 +100,8 @@ class Quantizer(nn.Module):
 
     kind: Kind
     form: ClassVar[Form]
+    # What QuantizeLinear of ONNX has no form for; None where it has one.
+    no_onnx_form: ClassVar[str | None] = "a range that moves"
 
     @property
     def num_scales(self) -> int:
@@ -142,6 +144,7 @@ class FakeQuantizer(Quantizer):
     """One tensor's grid as a module: a buffer per step and zero point, or a parameter per learned step."""
 
     form = "affine"
+    no_onnx_form = None
     step: Tensor
     zero_point: Tensor
 

@@ -29,6 +29,7 @@ def interval_levels(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
 class IntervalQuantizer(Quantizer):
     """One tensor's interval and the scale of what comes out, all three learned."""
 
+    no_onnx_form = "an input scale and an output scale"
     low: nn.Parameter
     high: nn.Parameter
     scale: nn.Parameter

@@ -5,7 +5,7 @@ Suffixes: C channels (1 for per-tensor), M values. Values are weights, or a hist
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from zsq.quantizers.observers import BINS_PER_SIDE, Histogram
 # Exponent of the error and number of clip ratios, as in BRECQ (Li et al. 2021) and GENIE (Jeon et al. 2023).
 LP_EXPONENT = 2.4
 NUM_RATIOS = 100
+# Shares of the values that RepQ-ViT (Li et al. 2023, public code) tries to leave below the upper end, and
+# above the lower one.
+PERCENTILES = (0.999, 0.9999, 0.99999)
 # At least half of these hold values: 2048 or more over the tensor's own range.
 KL_BINS = 4096
 # Share of the values, exact zeros left out, that the range of least divergence must hold.
@@ -35,19 +38,70 @@ def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, fl
     """
     p = percentile / 100
     if histogram.low >= 0:
-        return 0.0, _quantile(histogram, p)
+        return 0.0, quantile(histogram, p)
     if histogram.high <= 0:
-        return _quantile(histogram, 1 - p), 0.0
-    return _quantile(histogram, (1 - p) / 2), _quantile(histogram, (1 + p) / 2)
+        return quantile(histogram, 1 - p), 0.0
+    return quantile(histogram, (1 - p) / 2), quantile(histogram, (1 + p) / 2)
 
 
-def _quantile(histogram: Histogram, q: float) -> float:
+def quantile(histogram: Histogram, q: float) -> float:
+    """The value below which the share `q` of the values lies, linear inside a bin."""
     cumulative = histogram.counts.double().cumsum(0)
     rank = q * cumulative[-1]
     index = int(torch.searchsorted(cumulative, rank).clamp(max=len(cumulative) - 1))
     inside = (rank - cumulative[index] + histogram.counts[index]) / histogram.counts[index].clamp(min=1)
     value = (index - len(cumulative) // 2 + float(inside)) * histogram.width
     return min(max(value, histogram.low), histogram.high)
+
+
+def percentile_affine(values_CM: Tensor, bits: int, holds_zero: bool = True) -> tuple[Tensor, Tensor]:
+    """Step and zero point (C,) between the `PERCENTILES` of each row that have the least squared error.
+
+    Args:
+        holds_zero: zero lies on the grid, as `affine_grid` has it; else the zero point may be anywhere.
+    """
+    ordered_CM = values_CM.sort(dim=1).values
+    upper = [_row_quantile(ordered_CM, p) for p in PERCENTILES]
+    lower = [_row_quantile(ordered_CM, 1 - p) for p in PERCENTILES]
+    return _least_error(values_CM, None, zip(lower, upper, strict=True), bits, holds_zero)
+
+
+def percentile_activation(histogram: Histogram, bits: int) -> tuple[Tensor, Tensor]:
+    """The same, one step and zero point, for a tensor of which there is a histogram."""
+    values, counts = histogram.occupied()
+    ends = ((quantile(histogram, 1 - p), quantile(histogram, p)) for p in PERCENTILES)
+    pairs = ((torch.tensor([low]), torch.tensor([high])) for low, high in ends)
+    step, zero = _least_error(values[None], counts, pairs, bits, holds_zero=True)
+    return step.squeeze(0), zero.squeeze(0)
+
+
+def _least_error(
+    values_CM: Tensor,
+    counts_M: Tensor | None,
+    ends_C: Iterable[tuple[Tensor, Tensor]],
+    bits: int,
+    holds_zero: bool,
+) -> tuple[Tensor, Tensor]:
+    """Of the grids between these ends that of the least squared error, for each row."""
+    made = affine_grid if holds_zero else _unstretched
+    grids = [made(low, high, bits) for low, high in ends_C]
+    errors = [lp_error(values_CM, counts_M, step, zero, 0, 2**bits - 1, 2.0) for step, zero in grids]
+    chosen = torch.stack(errors).argmin(dim=0, keepdim=True)
+    step, zero = (torch.stack(part).gather(0, chosen)[0] for part in zip(*grids, strict=True))
+    return step, zero
+
+
+def _unstretched(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    step = ((high - low) / (2**bits - 1)).clamp(min=SMALLEST_STEP)
+    return step, (-low / step).round()
+
+
+def _row_quantile(ordered_CM: Tensor, q: float) -> Tensor:
+    """As `torch.quantile`, which takes no rows of more than 16 million values."""
+    place = q * (ordered_CM.shape[1] - 1)
+    below = int(place)
+    above = min(below + 1, ordered_CM.shape[1] - 1)
+    return ordered_CM[:, below].lerp(ordered_CM[:, above], place - below)
 
 
 def lp_error(

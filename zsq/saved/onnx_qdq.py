@@ -26,7 +26,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.saved.stored_graph import move_to
-from zsq.saved.stored_grids import weight_integers
+from zsq.saved.stored_grids import CLASSES, weight_integers
 from zsq.students import STUDENTS
 from zsq.tasks.nesting import Outputs, named_tensors, plain
 from zsq.widths import Bits
@@ -84,8 +84,9 @@ def check_exportable(student: str, bits: Bits, first_last: int | None) -> None:
         OptionError: other widths or grids. MissingExtraError: a package is not there.
     """
     last = student.rpartition(THEN)[2]
-    if last in STUDENTS and STUDENTS[last].form != "affine":
-        _refuse_grids(student)
+    grid = CLASSES[STUDENTS[last].form, "activation"] if last in STUDENTS else FakeQuantizer
+    if grid.no_onnx_form is not None:
+        _refuse_grids(student, grid.no_onnx_form)
     if bits not in WIDTHS or first_last not in (None, 8):
         ends = "" if first_last is None else f" --first-last {first_last}"
         expected = f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any"
@@ -95,8 +96,8 @@ def check_exportable(student: str, bits: Bits, first_last: int | None) -> None:
             raise MissingExtraError(package, "onnxruntime")
 
 
-def _refuse_grids(student: str) -> NoReturn:
-    found = f"student {student}: its grids have an input scale and an output scale"
+def _refuse_grids(student: str, what: str) -> NoReturn:
+    found = f"student {student}: its grids have {what}"
     raise OptionError(found, "one scale each for QuantizeLinear", "use another student for --onnx")
 
 
@@ -188,8 +189,9 @@ def _with_onnx_quantizers(network: nn.Module, student: str) -> nn.Module:
     for path, quantizer in list(copied.named_modules()):
         if not isinstance(quantizer, Quantizer):
             continue
-        if not isinstance(quantizer, FakeQuantizer):
-            _refuse_grids(student)
+        if quantizer.no_onnx_form is not None:
+            _refuse_grids(student, quantizer.no_onnx_form)
+        assert isinstance(quantizer, FakeQuantizer)
         if quantizer.kind == "weight":
             layer = copied.get_submodule(path.removesuffix(".weight_quantizer"))
             assert isinstance(layer.weight, Tensor)

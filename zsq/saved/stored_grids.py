@@ -10,12 +10,14 @@ from torch import Tensor
 from zsq.contract import Form
 from zsq.quantizers.grids import FakeQuantizer, Kind, Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalWeight
+from zsq.quantizers.logarithmic import LogSqrt2Quantizer
 
 CLASSES: dict[tuple[Form, Kind], type[Quantizer]] = {
     ("affine", "weight"): FakeQuantizer,
     ("affine", "activation"): FakeQuantizer,
     ("interval", "weight"): IntervalWeight,
     ("interval", "activation"): IntervalActivation,
+    ("log-sqrt2", "activation"): LogSqrt2Quantizer,
 }
 
 
@@ -44,4 +46,6 @@ def restore(
     """
     if any(tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError("a grid that is not finite float32")
+    if (form, kind) not in CLASSES:
+        raise ValueError(f"a {form} grid, which no {kind} has")
     return CLASSES[form, kind].restored(kind, bits, bounds, tensors)

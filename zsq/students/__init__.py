@@ -15,6 +15,7 @@ from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
 from zsq.students.brecq import BRECQ
 from zsq.students.cfws import CFWS
+from zsq.students.erq import ERQ
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
@@ -23,9 +24,12 @@ from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
 from zsq.students.quantface import QuantFace
+from zsq.students.repq import RepQ
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
+    "repq": RepQ,
+    "erq": ERQ,
     "cfws": CFWS,
     "aac-abn": AACABN,
     "adaround": AdaRound,

@@ -99,7 +99,9 @@ def test_every_start_is_taken_over_as_it_is_or_refused(teacher, pixels, first, s
             student_class(name)
         return
     if STUDENTS[first].form not in STUDENTS[second].starts_from:
-        with pytest.raises(OptionError, match=f"student {second} cannot start from interval grids"):
+        with pytest.raises(
+            OptionError, match=f"student {second} cannot start from {STUDENTS[first].form} grids"
+        ):
             made(name, teacher, **options)
         return
     start = fit(first, teacher, pixels)

@@ -340,6 +340,21 @@ def test_foreign_intervals_are_one_line(digits, images, tmp_path, case, changes)
     assert "'conv1.weight_quantizer' has " in complaint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda end: end * 0, lambda end: -end, lambda end: end[None], lambda end: end * torch.inf]
+)
+def test_foreign_logarithms_are_one_line(digits, images, tmp_path, change):
+    zsq.save_student(fit("repq", digits, images[:4]), digits, tmp_path)
+    path = "blocks.0.attn.matmul1.left_quantizer"
+    forge(tmp_path, edit_tensors=lambda tensors: replace(f"{path}.largest", change)(tensors))
+    assert f"'{path}' has " in complaint(tmp_path)
+
+
+def test_no_weight_has_a_logarithmic_grid(saved):
+    forge(saved, lambda record: grid(record, "weight").update(form="log-sqrt2"))
+    assert "a log-sqrt2 grid, which no weight has" in complaint(saved)
+
+
 TENSORS = {
     "missing": lambda t: t.pop("conv1.weight"),
     "too many": lambda t: t.update(extra=torch.zeros(1)),

@@ -1,13 +1,14 @@
 """What every student owes, whatever it does inside: one test per promise, over every student there is."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 from tiny_students import fit, outputs, small_options
 from torch import nn
-from toys import NETWORKS, image_spec, make_teacher, structured_images, without_bn
+from toys import NETWORKS, image_spec, make_teacher, normed, plain, structured_images, without_bn
 
 import zsq
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError, UntraceableError
@@ -16,6 +17,8 @@ from zsq.passes import PASSES
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.cost import student_cost
 from zsq.students import STUDENTS, create
+from zsq.tasks.classify import Classify
+from zsq.tasks.embed import Embed
 from zsq.widths import FLOAT_BITS, LEAST_BITS, MOST_BITS, Bits
 
 SPECS = {
@@ -37,9 +40,10 @@ def images_of(teacher, count=12):
     return teacher.spec.standard_to_pixels(structured_images((count, *teacher.spec.shape)))
 
 
-def teacher_for(name, *arguments, **changes):
-    """Of classes, or of embeddings where the student refuses classes."""
-    return make_teacher(*arguments, **changes, task="embed" if name == "quantface" else "classify")
+def teacher_for(name, build=plain, **changes):
+    """Of classes, or of embeddings where the student refuses classes; with a LayerNorm where it needs one."""
+    build = normed(build) if STUDENTS[name].facts.needs_layer_norm else build
+    return make_teacher(build, **changes, task="embed" if name == "quantface" else "classify")
 
 
 def fitted_on(name, teacher, count=12, bits="W4A4", **options):
@@ -200,7 +204,7 @@ def test_refused_teachers_and_images_are_one_line(name):
 
 
 def test_the_other_task_works_or_is_refused_in_one_line(name):
-    other = make_teacher(task="classify" if name == "quantface" else "embed")
+    other = dataclasses.replace(teacher_for(name), task=Classify() if name == "quantface" else Embed())
     student = create(name, other.spec, small_options(name), Runtime())
     try:
         check(student.fit(other, images_of(other), Bits(4, 4)), other)
