@@ -19,6 +19,7 @@ import typer
 from common import DOCS, Results
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
+from source_tables import moments_table, sources_table
 from throughput import NETWORKS
 
 from zsq.measure.gap import Gap, Row, Run
@@ -390,6 +391,9 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "defaults": defaults_grid,
     "one-command": calls_grid,
     "rounding": rounding,
+    "moments": moments_table,
+    "folded-resnet20": partial(sources_table, "folded-resnet20"),
+    "dsg-digits": partial(sources_table, "dsg-digits"),
     "students-headline": students_headline,
     "students-screen": students_screen,
     "tuning": tuning,
