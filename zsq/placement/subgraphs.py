@@ -6,10 +6,11 @@ import copy
 import operator
 from collections.abc import Callable, Hashable, Sequence
 
+import torch
 from torch import fx, nn
 
 from zsq.graph.vocabulary import LAYER_CLASSES
-from zsq.placement.units import Unit
+from zsq.placement.units import Unit, is_image_count
 
 
 def up_to(network: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
@@ -46,6 +47,9 @@ def unit_network(
     targets: dict[str, str] = {}
     for node in (nodes[name] for name in unit.nodes):
         target = node.target
+        if is_image_count(node):
+            copies[node] = graph.call_function(torch.ops.aten.sym_size.int, (copies[nodes[unit.input]], 0))
+            continue
         if node.op in ("call_module", "get_attr"):
             path = str(target)
             if path not in targets:

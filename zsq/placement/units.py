@@ -55,6 +55,13 @@ def is_addition(network: fx.GraphModule, node: fx.Node) -> bool:
     return _joins(network, node, "addition")
 
 
+def is_image_count(node: fx.Node) -> bool:
+    """Whether a node reads the number of images off a tensor."""
+    if node.target is not torch.ops.aten.sym_size.int or node.args[1:] != (0,):
+        return False
+    return _by_image(node.all_input_nodes[0])
+
+
 def _joins(network: fx.GraphModule, node: fx.Node, kind: Kind) -> bool:
     return operation(network, node).kind == kind and len(node.all_input_nodes) > 1
 
@@ -88,7 +95,8 @@ class _Partition:
     def _unit(self, region: set[fx.Node], taken: set[str]) -> Unit:
         nodes = self._extended(self._with_ends(region))
         output = nodes[-1]
-        (entry,) = {source for node in nodes for source in self._sources(node)} - set(nodes)
+        reading = [node for node in nodes if operation(self.network, node).kind != "size"]
+        (entry,) = {source for node in reading for source in self._sources(node)} - set(nodes)
         layers = [str(node.target) for node in nodes if self._is_layer(node)]
         paths = [str(node.target) for node in nodes if self._is_quantizer(node)]
         paths += [f"{layer}.weight_quantizer" for layer in layers]
@@ -177,14 +185,18 @@ class _Partition:
                 region.add(node)
                 pending += self._sources(node)
         closed = all(
-            user in region for node in region - {join} if not self._is_quantizer(node) for user in node.users
+            user in region or is_image_count(user)
+            for node in region - {join}
+            if not self._is_quantizer(node)
+            for user in node.users
         )
         lengths = any(self._reads_lengths(node) for node in region)
         return region if closed and not lengths and any(self._is_layer(node) for node in region) else None
 
     def _reads_lengths(self, node: fx.Node) -> bool:
-        """Whether it needs a length, which is read off some tensor outside."""
-        return any(operation(self.network, source).kind == "size" for source in node.all_input_nodes)
+        """Whether it needs a length other than the number of images, read off some tensor outside."""
+        lengths = (each for each in node.all_input_nodes if operation(self.network, each).kind == "size")
+        return any(not is_image_count(length) for length in lengths)
 
     def _is_join(self, node: fx.Node) -> bool:
         known = is_addition(self.network, node) or _joins(self.network, node, "gate")

@@ -180,3 +180,35 @@ def test_quantized_residuals_share_the_quantizer_of_the_next_layer():
     blocks = partition(placement, "block", torch.zeros(1, 3, 32, 32))
     assert [unit.layers for unit in blocks] == layers(CifarResNet(20), size=32)
     assert placement.network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+class CountedAttention(nn.Module):
+    """Attention whose split of heads reads the number of images, as LeViT's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        y = self.qkv(x)
+        query, key, value = y.reshape(y.shape[0], 16, 2, -1).split([4, 4, 4], dim=3)
+        weights = (query.transpose(1, 2) @ key.permute(0, 2, 3, 1)).softmax(-1)
+        return x + self.proj((weights @ value.transpose(1, 2)).transpose(1, 2).flatten(2))
+
+
+def test_a_block_that_reads_the_number_of_images_is_a_unit():
+    network = CountedAttention()
+    placement = placed(network)
+    _, block = partition(placement, "block", torch.zeros(1, 3, 16, 16))
+    assert block.layers == ("qkv", "proj") and block.input_shape == block.output_shape == (16, 8)
+    assert {site.name for site in block.sites} >= {
+        "matmul.left",
+        "matmul.right",
+        "matmul1.left",
+        "matmul1.right",
+    }
+    alone = unit_network(placement.network, block, lambda node, module: module)
+    images = torch.randn(5, 3, 16, 16)
+    entering, leaving = up_to(placement.network, [block.input, block.output])(images)
+    torch.testing.assert_close(alone(entering), leaving)
