@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from zsq.contract import Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import OptionError
 from zsq.fitting.calibration import norm_batches
-from zsq.passes import Fitted, Prepared, check_passes, finish, prepare
+from zsq.passes import Fitted, Prepared, check_passes, finish, prepare, sees_images
 
 
 class Passed(Student):
@@ -50,21 +50,23 @@ class Passed(Student):
         Raises:
             MismatchError: also for a pass that finds nothing to do in the network.
         """
-        prepared = self._prepare(fit.teacher)
+        batches = list(norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device))
+        prepared = self._prepare(fit.teacher, batches)
         changed = replace(fit.teacher, network=prepared.network)
         own = replace(fit, teacher=changed)
         self.student.check(own)
         fitted = self.student.run(own)
         assert isinstance(fitted.network, fx.GraphModule)
-        batches = list(norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device))
         finish(self.passes, Fitted(fitted.network, prepared, batches))
         assert fitted.made is not None
         return replace(fitted, made=replace(fitted.made, passes=self.passes))
 
-    def _prepare(self, teacher: Teacher) -> Prepared:
-        """The changed float network, made once per teacher: what a student compiles belongs to one
-        network."""
+    def _prepare(self, teacher: Teacher, batches: list[Tensor]) -> Prepared:
+        """The changed float network, made once per teacher where it does not depend on the images: what a
+        student compiles belongs to one network."""
         network = teacher.network
+        if sees_images(self.passes):
+            return prepare(self.passes, network, teacher.example(), batches)
         if self._prepared is None or self._prepared[0] is not network:
             self._prepared = network, prepare(self.passes, network, teacher.example())
         return self._prepared[1]

@@ -18,15 +18,20 @@ from zsq.passes.correction import (
 )
 from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
 from zsq.passes.expectations import expected_inputs
+from zsq.passes.smoothing import smooth
 from zsq.placement.pairs import pairs_of
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A captured copy of a float network under passes; `outputs` are distributions of its folded layers."""
+    """A captured copy of a float network under passes; `outputs` are distributions of its folded layers.
+
+    `norm_batches` are the images to fit on, for passes that look at them.
+    """
 
     network: fx.GraphModule
     outputs: Mapping[str, Gaussian]
+    norm_batches: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,19 @@ def _num_norms(network: nn.Module) -> int:
 @dataclass(frozen=True)
 class Pass:
     """An analytic pass. It has `before`, on the float network, or `after`, on the student. `needs` names
-    passes that must come earlier, `excludes` passes that must not."""
+    passes that must come earlier, `excludes` passes that must not. `sees_images`: its `before` looks at the
+    images to fit on."""
 
     summary: str
     before: Callable[[Prepared], Prepared] | None = None
     after: Callable[[Fitted], None] | None = None
     needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
+    sees_images: bool = False
 
 
 def _fold(prepared: Prepared) -> Prepared:
-    return Prepared(prepared.network, {**prepared.outputs, **fold_batch_norms(prepared.network)})
+    return replace(prepared, outputs={**prepared.outputs, **fold_batch_norms(prepared.network)})
 
 
 def _relu6_to_relu(prepared: Prepared) -> Prepared:
@@ -80,6 +87,13 @@ def _absorb_bias(prepared: Prepared) -> Prepared:
     if not prepared.outputs:
         raise MismatchError("pass absorb-bias on a network without batch norm", "statistics of activations")
     return replace(prepared, outputs=absorb_bias(prepared.network, dict(prepared.outputs)))
+
+
+def _smooth(prepared: Prepared) -> Prepared:
+    outputs = smooth(prepared.network, dict(prepared.outputs), prepared.norm_batches)
+    if outputs is None:
+        raise MismatchError("no channels of this network can be smoothed", "", "leave out pass smooth")
+    return replace(prepared, outputs=outputs)
 
 
 def _correct_bias(fitted: Fitted) -> None:
@@ -105,6 +119,9 @@ PASSES: dict[str, Pass] = {
     "relu6-to-relu": Pass("ReLU6 loses its cap, as DFQ has it before equalize", before=_relu6_to_relu),
     "equalize": Pass("cross-layer equalization (DFQ)", before=_equalize, needs=("fold",)),
     "absorb-bias": Pass("high biases into the next layer (DFQ)", before=_absorb_bias, needs=("fold",)),
+    "smooth": Pass(
+        "ranges of activations into weights (SmoothQuant)", before=_smooth, needs=("fold",), sees_images=True
+    ),
     "correct-bias": Pass("means of layers' outputs as in float, on the images (DFQ)", after=_correct_bias),
     "correct-bias-analytic": Pass("the same from batch norm alone (DFQ)", after=_correct_bias_analytic),
     "adapt-bn": Pass(
@@ -137,16 +154,27 @@ def check_passes(names: Sequence[str]) -> None:
             raise OptionError(found, "passes on the float network first")
 
 
-def prepare(names: Sequence[str], network: nn.Module, example: Tensor | None = None) -> Prepared:
+def sees_images(names: Sequence[str]) -> bool:
+    """Whether what comes before a fit depends on the images to fit on."""
+    return any(PASSES[name].sees_images for name in names)
+
+
+def prepare(
+    names: Sequence[str],
+    network: nn.Module,
+    example: Tensor | None = None,
+    norm_batches: Sequence[Tensor] = (),
+) -> Prepared:
     """A captured copy of a float network with the passes that come before a fit.
 
     Args:
         example: as `zsq.graph.capture` takes it.
+        norm_batches: the images to fit on, where a pass `sees_images`.
 
     Raises:
         UntraceableError: as `zsq.graph.capture`. MismatchError: a pass that finds nothing to do.
     """
-    prepared = Prepared(capture(network, example), {})
+    prepared = Prepared(capture(network, example), {}, norm_batches)
     for name in names:
         before = PASSES[name].before
         prepared = prepared if before is None else before(prepared)

@@ -52,9 +52,9 @@ def equalize(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[str,
         for step in _steps(network, pairs):
             for pair, factor_C in zip(step, _factors(network, step), strict=True):
                 largest = max(largest, (factor_C - 1).abs().max().item())
-                _divide(network, pair.first, factor_C, outputs)
+                divide_outputs(network, pair.first, factor_C, outputs)
                 second: Any = network.get_submodule(pair.second)
-                second.weight.mul_(_spread(second, factor_C))
+                second.weight.mul_(spread(second, factor_C))
                 for cap in caps[pair.first]:
                     cap.cap.div_(factor_C)
         if largest < TOLERANCE:
@@ -72,7 +72,7 @@ def _steps(network: fx.GraphModule, pairs: list[Pair]) -> list[tuple[Pair, ...]]
         if pair.first in within:
             continue
         follower = by_first.get(pair.second)
-        if follower is not None and _is_depthwise(network.get_submodule(pair.second)):
+        if follower is not None and is_depthwise(network.get_submodule(pair.second)):
             steps.append((pair, follower))
             within.add(pair.second)
         else:
@@ -80,7 +80,8 @@ def _steps(network: fx.GraphModule, pairs: list[Pair]) -> list[tuple[Pair, ...]]
     return steps
 
 
-def _is_depthwise(layer: Any) -> bool:
+def is_depthwise(layer: Any) -> bool:
+    """Whether each output channel reads one input channel of its own."""
     return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels
 
 
@@ -113,7 +114,7 @@ def _input_ranges(layer: Any, channels: int) -> Tensor:
     return per_group.amax(dim=1).flatten()
 
 
-def _spread(layer: Any, values_C: Tensor) -> Tensor:
+def spread(layer: Any, values_C: Tensor) -> Tensor:
     """One value per input channel, in a shape that multiplies the layer's weight."""
     if isinstance(layer, nn.Linear):
         return values_C.repeat_interleave(layer.in_features // len(values_C))[None]
@@ -122,7 +123,10 @@ def _spread(layer: Any, values_C: Tensor) -> Tensor:
     return rows.reshape(layer.out_channels, inside, *[1] * (layer.weight.dim() - 2))
 
 
-def _divide(network: fx.GraphModule, name: str, factor_C: Tensor, outputs: dict[str, Gaussian]) -> None:
+def divide_outputs(
+    network: fx.GraphModule, name: str, factor_C: Tensor, outputs: dict[str, Gaussian]
+) -> None:
+    """Divide what the layer `name` gives, channel by channel, and its distribution in `outputs`."""
     layer: Any = network.get_submodule(name)
     layer.weight.div_(factor_C.view(-1, *[1] * (layer.weight.dim() - 1)))
     if layer.bias is not None:
@@ -161,7 +165,7 @@ def absorb_bias(network: fx.GraphModule, outputs: dict[str, Gaussian]) -> dict[s
         mean_C, std_C = outputs[pair.first]
         moved_C = (mean_C - ABSORBED_STDS * std_C).clamp(min=0)
         _bias(first).sub_(moved_C)
-        _bias(second).add_((second.weight * _spread(second, moved_C)).flatten(1).sum(dim=1))
+        _bias(second).add_((second.weight * spread(second, moved_C)).flatten(1).sum(dim=1))
         outputs[pair.first] = Gaussian(mean_C - moved_C, std_C)
     return outputs
 

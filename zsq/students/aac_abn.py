@@ -45,7 +45,7 @@ class AACABN(Student):
     options_class: ClassVar[type[Options]] = AACABNOptions
     options: AACABNOptions
     refused_passes = dict.fromkeys(
-        ("fold", "equalize", "absorb-bias"), "its batch norms are adapted, not folded"
+        ("fold", "equalize", "absorb-bias", "smooth"), "its batch norms are adapted, not folded"
     ) | {"adapt-bn": "it adapts batch norms itself"}
 
     def run(self, fit: Fit) -> FittedStudent:

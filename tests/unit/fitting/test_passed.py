@@ -83,6 +83,25 @@ def test_equalization_helps_one_grid_per_tensor(digits, images, accuracy):
     assert (equalized - exact).square().mean() < (plain - exact).square().mean() / 10
 
 
+def test_smoothing_helps_activations_of_unequal_channels(digits, images):
+    """One channel is made a hundred times as large, which changes nothing in float."""
+    teacher = copy.deepcopy(digits)
+    with torch.no_grad():
+        block = teacher.network.block1
+        block.bn1.weight[0] *= 100
+        block.bn1.bias[0] *= 100
+        block.conv2.weight[:, 0] /= 100
+    student = create("ptq", teacher.spec, {}, Runtime(), passes=["fold", "smooth"])
+    errors = []
+    exact = logits(digits, images)
+    for pixels in (images, images[:32]):
+        smoothed = student.fit(teacher, pixels, Bits.parse("W32A6"))
+        errors.append((logits(smoothed, images) - exact).square().mean())
+    plain = logits(fit("ptq", teacher, images, "W32A6"), images)
+    assert max(errors) < (plain - exact).square().mean() / 4
+    assert errors[0] != errors[1]  # its ranges are those of the images at hand
+
+
 def test_adapted_statistics_mend_the_means_of_logits(digits, images, test_set):
     exact = logits(digits, test_set[0]).mean(0)
     rules = ("relative", "absolute", "stored")

@@ -28,7 +28,7 @@ SPECS = {
     "five-channel": image_spec(channels=5, size=(9, 7)),
 }
 # An order in which each of them can stand.
-EARLIER = {"equalize": ["fold"], "absorb-bias": ["fold"]}
+EARLIER = dict.fromkeys(("equalize", "absorb-bias", "smooth"), ["fold"])
 
 
 @pytest.fixture(params=list(STUDENTS))
