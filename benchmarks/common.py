@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,11 +105,16 @@ def images_of(
 
 
 def scored_fit(
-    reference: Reference, images: ImageSet, student: str, bits: str, steps: int
+    reference: Reference,
+    images: ImageSet,
+    student: str,
+    bits: str,
+    options: Mapping[str, Any],
+    passes: Sequence[str] = (),
 ) -> tuple[Scores, int]:
-    """What a student measures, and the seconds of its fit; `steps` are those of each unit or of training."""
+    """What a student measures, and the seconds of its fit; `passes` are analytic ones around it."""
     teacher, runtime = reference.teacher, reference.runtime
-    fitter = create(student, teacher.spec, {} if student == "ptq" else {"iterations": steps}, runtime)
+    fitter = create(student, teacher.spec, dict(options), runtime, passes=passes)
     start = time.perf_counter()
     work = round(fitter.images_trained(teacher, len(images))) or len(images)
     with Reporter().job(f"{student} {bits} on {images.source}", work) as log, runtime.threads_set():

@@ -6,6 +6,7 @@ for the picture of the import graph. With `--check` nothing is written, and page
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import statistics
@@ -323,34 +324,48 @@ def super_resolution() -> Grid:
     """CARN-M's students by source."""
     columns = ("psnr", "ssim", "sqnr", "sqnr_centred")
     rows = sorted(
-        Results("super-resolution").rows(), key=lambda row: (row["student"] != "ptq", row["bits"] != "W8A8")
+        Results("super-resolution").rows(),
+        key=lambda row: (
+            row["student"] != "ptq",
+            row["bits"] != "W8A8",
+            row["bits"] != "W4A8",
+            -row["count"],
+        ),
     )
     lines = (
-        (row["student"], row["bits"], row["source"], *(number(row[name]) for name in columns)) for row in rows
+        (
+            row["student"],
+            row["bits"],
+            str(row["count"]),
+            row["source"],
+            *(number(row[name]) for name in columns),
+        )
+        for row in rows
     )
-    return Grid(("student", "bits", "source", *columns), tuple(lines), 3)
+    return Grid(("student", "bits", "images", "source", *columns), tuple(lines), 4)
 
 
 def detector() -> Grid:
     """FastestDet's students by source, with what agreement is less than on real photos."""
     found = Results("detector").read()
-    against_real = {
-        (each["source"], each["student"], each["bits"]): each
-        for each in found["contrasts"]
-        if each["less"] == REAL
-    }
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["student"], row["bits"], json.dumps(row["options"]), row["source"]
+
+    against_real = {key(each): each for each in found["contrasts"] if each["less"] == REAL}
     lines = []
     for row in found["rows"]:
-        less = against_real.get((row["source"], row["student"], row["bits"]))
+        less = against_real.get(key(row))
         interval = DASH if less is None else "[{}, {}]".format(*map(number, less["agreement_ap_ci95"]))
         figures = (
             number(row["agreement_ap"]),
             DASH if less is None else number(less["agreement_ap"]),
             interval,
         )
-        lines.append((row["student"], row["bits"], row["source"], *figures, number(row["map"])))
-    header = ("student", "bits", "source", "agreement_ap", "less real", "95 %", "map")
-    return Grid(header, tuple(lines), 3)
+        options = ", ".join(f"{name}={value:g}" for name, value in row["options"].items()) or DASH
+        lines.append((row["student"], row["bits"], options, row["source"], *figures, number(row["map"])))
+    header = ("student", "bits", "options", "source", "agreement_ap", "less real", "95 %", "map")
+    return Grid(header, tuple(lines), 4)
 
 
 def zoo() -> Grid:

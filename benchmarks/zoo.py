@@ -9,7 +9,8 @@ that `ptq` was fitted on.
 `sqnr` compares a student's outputs with the network's on other images: the signal-to-noise ratio in dB,
 without the mean over images. `gain` is by how many dB the network itself makes noise in its images louder:
 with random weights it can amplify any. Where `ptq` has a low `sqnr`, that of weights and of activations alone
-is measured too.
+is measured too, and `sqnr_plain`: that of plain rounding in the same places, by code that knows no quantizer
+of zsq. If both are low, the network is the reason. `--explain` adds it to rows without it.
 
 Finished rows are kept in `benchmarks/results/zoo.json` and are not measured again; `--again` measures those
 that did not work. What did not is summed up in the end.
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 import torchvision
 import typer
 from common import BudgetHours, Results
+from plain_rounding import plainly_rounded
 from torch import Tensor, nn
 
 import zsq
@@ -68,6 +70,7 @@ def main(
     genie: Annotated[
         bool, typer.Option("--genie", help="Fit genie-m on the smallest of each family.")
     ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Only explain low ratios of ptq.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Measure again what did not work.")] = False,
     budget_hours: BudgetHours = None,
 ) -> None:
@@ -79,6 +82,9 @@ def main(
     kept = [row for row in results.rows() if not (again and row["student"] == student and "why" in row)]
     results.write(images=NUM_IMAGES, rows=kept)
     known = _smallest(kept) if genie else all_names()
+    if explain:
+        _explain(results, budget)
+        return
     wanted = only.split(",") if only else known
     missing = [name for name in wanted if not results.has({"network": name, "student": student})]
     with Reporter().job(f"zoo {student}", len(missing)) as log:
@@ -95,6 +101,23 @@ def main(
 def all_names() -> list[str]:
     """torchvision's classifiers, then timm's networks as teachers are called."""
     return [*torchvision_names(), *(f"timm:{name}" for name in TIMM_NAMES.read_text().split())]
+
+
+def _explain(results: Results, budget: Budget) -> None:
+    """Measure `sqnr_plain` for the rows of `ptq` that are low and have none."""
+    rows = [row for row in results.rows() if row["student"] == "ptq" and "sqnr_plain" not in row]
+    low = [row for row in rows if row.get("sqnr", ENOUGH_DB) < ENOUGH_DB]
+    with Reporter().job("zoo explained", len(low)) as log:
+        for row in low:
+            if budget.spent():
+                break
+            torch.manual_seed(0)
+            teacher = _teacher(row["network"], *_build(row["network"]))
+            _settle(teacher)
+            plain = {"sqnr_plain": _plain_ratio(teacher, FITS["ptq"][0])}
+            results.write(rows=[each for each in results.rows() if each != row])
+            results.add(row | plain, order=_order)
+            log.advance(1)
 
 
 def _order(row: dict[str, Any]) -> Any:
@@ -145,6 +168,7 @@ def _steps(name: str, student: str) -> Iterator[dict[str, Any]]:
             ("sqnr_activations", Bits(32, bits.activations)),
         ):
             yield {key: _noise(runner.fit(teacher, _images(teacher.spec, 1), alone), teacher)["sqnr"]}
+        yield {"sqnr_plain": _plain_ratio(teacher, bits)}
     _save_and_load(fitted, teacher)
     yield {"saved": True}
 
@@ -252,6 +276,14 @@ def _noise(fitted: FittedStudent, teacher: Teacher) -> dict[str, float]:
     return {"sqnr": round(_ratio(fitted.network(norm), outputs), 1), "gain": round(gain, 1)}
 
 
+@torch.no_grad()
+def _plain_ratio(teacher: Teacher, bits: Bits) -> float:
+    """What plain rounding leaves of the network's outputs, on the images of `_noise`."""
+    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, 4))
+    rounded = plainly_rounded(teacher, _images(teacher.spec, 1), bits, seed=6)
+    return round(_ratio(rounded(norm), teacher.network(norm)), 1)
+
+
 def _ratio(noisy: Tensor, exact: Tensor) -> float:
     ratio = SignalToNoise()
     ratio.add(noisy, exact)
@@ -290,7 +322,8 @@ def _summary(all_rows: list[dict[str, Any]]) -> Iterator[str]:
             (row for row in rows if row.get("sqnr", ENOUGH_DB) < ENOUGH_DB), key=lambda row: row["sqnr"]
         )
         yield from (
-            f"  below {ENOUGH_DB:g} dB: {row['network']} {row['sqnr']}, gain {row['gain']}, "
+            f"  below {ENOUGH_DB:g} dB: {row['network']} {row['sqnr']}, plain rounding "
+            f"{row.get('sqnr_plain')}, gain {row['gain']}, "
             f"weights alone {row.get('sqnr_weights')}, activations alone {row.get('sqnr_activations')}"
             for row in low
             if student == "ptq"

@@ -1,5 +1,5 @@
-"""Activation ranges moved into weights, channel by channel (SmoothQuant, Xiao et al. 2023), in a folded, captured
-network. The network is changed in place and computes the same.
+"""Activation ranges moved into weights, channel by channel (SmoothQuant, Xiao et al. 2023), in a folded,
+captured network. It is changed in place and computes the same.
 
 Suffix C: channels that a layer reads.
 """

@@ -1,4 +1,4 @@
-"""Which channels of a captured graph can be multiplied by one factor without changing what the network computes.
+"""Which channels of a captured graph can have a factor without a change of what the network computes.
 
 Every channel that a layer gives has a number, and numbers go through the graph in place of values: through
 what commutes with a positive factor, as ReLU and pooling do, and through what only moves values, such as

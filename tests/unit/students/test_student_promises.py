@@ -28,7 +28,7 @@ SPECS = {
     "five-channel": image_spec(channels=5, size=(9, 7)),
 }
 # An order in which each of them can stand.
-EARLIER = dict.fromkeys(("equalize", "absorb-bias", "smooth"), ["fold"])
+EARLIER = {name: ["fold"] for name in ("equalize", "absorb-bias", "smooth")}
 
 
 @pytest.fixture(params=list(STUDENTS))
