@@ -53,6 +53,7 @@ class FitSpec(NamedTuple):
 
 FITS = (
     FitSpec("ptq", "W8A8", {}),
+    FitSpec("ptq", "W8A8", {"exponent": 2.0}, (*SMOOTH, "correct-bias")),
     FitSpec("ptq", "W8A8", {"exponent": 2.0}, SMOOTH),
     FitSpec("lsq-kd", "W8A8", SLOW_TRAINING, SMOOTH),
     FitSpec("lsq-kd", "W4A8", SLOW_TRAINING | {"learning_rate": 2e-4}),
