@@ -25,6 +25,7 @@ from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.intraq import IntraQ
 from zsq.generators.leaves import Leaves
 from zsq.generators.noise import Noise
+from zsq.generators.pyramid import PyramidMethod
 from zsq.generators.qimera import Qimera
 from zsq.generators.tsz import TSZ
 from zsq.generators.zeroq import ZeroQ
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Generator]] = {
     "dsg": DSG,
     "dsg_generative": DSGGenerative,
     "dgh": DGH,
+    "pyramid": PyramidMethod,
     "clusterq": ClusterQ,
     "intraq": IntraQ,
     "fdda": FDDA,
