@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from zsq.contract import Curve, Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, WithInput
-from zsq.engine.objectives import TeacherPass, Term, output_range
+from zsq.engine.objectives import Term, output_range, set_gap
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
@@ -39,19 +37,6 @@ class DGHOptions(PlateauOptions):
         """The margin in proportion for images below 224 px: 5 at 32 px. Signals are not flipped."""
         shortest = min((side for side in spec.size if side > 1), default=1)
         return {"margin": min(32, round(shortest / 7)), "flip": not spec.is_signal}
-
-
-def set_gap(alignment: Alignment, moment: int) -> Callable[[TeacherPass], Tensor]:
-    """Mean over layers and channels of the squared gap of the whole set's mean (0) or std (1)."""
-
-    def gap(forward: TeacherPass) -> Tensor:
-        assert forward.others is not None
-        pairs = zip(forward.layers, forward.others, strict=True)
-        return torch.stack(
-            [alignment.gaps(sums, rest)[moment].square().mean() for sums, rest in pairs]
-        ).mean()
-
-    return gap
 
 
 class DGH(Generator):

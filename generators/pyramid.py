@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -11,50 +14,37 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, WithInput
-from zsq.engine.objectives import TeacherPass, Term
-from zsq.engine.parameterise import fused_adam
+from zsq.engine.objectives import Term, confidence_shortfall, relative_set_gap, set_gap
 from zsq.engine.pyramid import Pyramid
 from zsq.engine.schedules import Cosine, Iterations, Rate
-from zsq.engine.statistics import TappedTeacher, mean_gap_and_var
-from zsq.engine.views import Clip, Flip, RandomCrop, centre_crop
+from zsq.engine.statistics import Alignment, TappedTeacher
+from zsq.engine.targets import shuffled_labels, with_confidence
+from zsq.engine.views import Blur, Clip, Flip, RandomCrop, View, apply_views, centre_crop
 from zsq.plan import Group
 
-# Adam's. The statistics of a set change with every step, so that old gradients mislead.
-BETAS = (0.5, 0.95)
-# Of a layer's mean variance, added to each channel's: a channel that is nearly constant counts less.
-FLOOR = 1e-3
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PyramidOptions(Options):
-    """Constants of our own: docs/research-log.md says what was tried."""
+    """Constants of our own: docs/research-log.md says what was tried.
 
-    iterations: Iterations = 100
+    `betas` are Adam's, below its usual ones: the statistics of a set change with every step, and old
+    gradients mislead. `levels` is the number of maps; None is as many as fit, 1 are the pixels alone.
+    `relative`: gaps in units of the stored std. `sigma` of the blur in pixels, 0 for none. Where the teacher
+    has classes, each image is asked for one with a probability from U(`least_confidence`, 1).
+    """
+
+    iterations: Iterations = 300
     learning_rate: Rate = 0.1
+    betas: tuple[Beta, Beta] = (0.8, 0.95)
+    levels: int | None = Field(None, ge=1)
+    relative: bool = True
     std_weight: float = Field(1.0, ge=0)
+    confidence_weight: float = Field(0.005, ge=0)
+    least_confidence: float = Field(0.1, gt=0, le=1)
     margin_share: float = Field(1 / 7, ge=0, le=1)
+    sigma: float = Field(1.25, ge=0)
     flip: bool = True
-
-
-def mean_gap(forward: TeacherPass) -> Tensor:
-    """Mean over layers and channels of ((m - M) / S)^2: the whole set's mean m against the stored M, S^2."""
-    return torch.stack([mean.mean() for mean, _ in _relative_gaps(forward)]).mean()
-
-
-def std_gap(forward: TeacherPass) -> Tensor:
-    """Mean over layers and channels of (s / S - 1)^2: the whole set's std s against the stored S."""
-    return torch.stack([std.mean() for _, std in _relative_gaps(forward)]).mean()
-
-
-def _relative_gaps(forward: TeacherPass) -> list[tuple[Tensor, Tensor]]:
-    """Per layer the squared gaps of mean and std (C,), in units of the stored std."""
-    assert forward.others is not None
-    gaps = []
-    for sums, rest in zip(forward.layers, forward.others, strict=True):
-        gap_C, var_C = mean_gap_and_var(sums, "set", others=rest)
-        floor = FLOOR * sums.var_C.mean()
-        wanted_C = sums.var_C + floor
-        gaps.append((gap_C.square() / wanted_C, (((var_C + floor) / wanted_C).sqrt() - 1).square()))
-    return gaps
 
 
 class PyramidMethod(Generator):
@@ -67,6 +57,7 @@ class PyramidMethod(Generator):
         paper="our own; statistics of the whole set: DGH, WACV 2025; image pyramids: Burt and Adelson 1983",
         summary="BN statistics of the whole set relative to their spread; images from coarse to fine",
         needs_batch_norm=True,
+        takes_labels=True,
     )
 
     @classmethod
@@ -76,24 +67,43 @@ class PyramidMethod(Generator):
 
     def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
         """Optimise the whole set; its images are the centres, inside the box of valid pixel values."""
-        batches, history = self._inversion().run(group.batch_sizes, group.generator("synthesis"), log)
+        targets_NK = self._targets(group)
+        generator = group.generator("synthesis")
+        batches, history = self._inversion().run(group.batch_sizes, generator, log, targets_NK)
         warn_of_idle_terms(self.name, history)
-        low, high = self.teacher.spec.valid_box(self.runtime.device)
-        images = [centre_crop(batch.clamp(low, high), self.teacher.spec.size).cpu() for batch in batches]
-        return SyntheticBatch(torch.cat(images), None, history.last())
+        smooth, size = self._smooth(), self.teacher.spec.size
+        nothing = [torch.empty(0)] * len(smooth)
+        images = [centre_crop(apply_views(smooth, batch, nothing), size).cpu() for batch in batches]
+        return SyntheticBatch(torch.cat(images), targets_NK, history.last())
+
+    def _targets(self, group: Group) -> Tensor | None:
+        num_classes = self.teacher.num_classes
+        if num_classes is None:
+            return None
+        hard_NK = shuffled_labels(group, num_classes)
+        return with_confidence(hard_NK, self.options.least_confidence, group.generator("confidence"))
+
+    def _smooth(self) -> tuple[View, ...]:
+        """What turns the maps' sum into an image, for the teacher and in the end; nothing of it is random."""
+        blur = (Blur(self.options.sigma),) if self.options.sigma else ()
+        return *blur, Clip(self.teacher.spec, self.runtime.device)
 
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
         margin = round(o.margin_share * min((side for side in spec.size if side > 1), default=0))
         sides = tuple(side + margin if side > 1 else 1 for side in spec.size)
         wide = spec.model_copy(update={"size": sides})
+        gap = relative_set_gap if o.relative else partial(set_gap, Alignment("set"))
+        terms = [Term("mean", 1.0, gap(0)), Term("std", o.std_weight, gap(1))]
+        if self.teacher.num_classes is not None:
+            terms.append(Term("confidence", o.confidence_weight, confidence_shortfall))
         flip = (Flip(),) if o.flip and not spec.is_signal else ()
+        *blur, clip = self._smooth()
         return JointInversion(
             WithInput(TappedTeacher(self.teacher, self.name)),
-            lambda batch: Pyramid(wide, batch, device, o.learning_rate, BETAS, Cosine),
-            [Term("mean", 1.0, mean_gap), Term("std", o.std_weight, std_gap)],
-            (*flip, RandomCrop(spec.size), Clip(spec, device)),
+            lambda batch: Pyramid(wide, batch, device, o.learning_rate, o.levels, o.betas, Cosine),
+            terms,
+            (*flip, *blur, RandomCrop(spec.size), clip),
             o.iterations,
             self.runtime,
-            fused_adam,
         )

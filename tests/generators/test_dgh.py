@@ -8,12 +8,12 @@ from toys import NETWORKS, image_spec, make_teacher
 from zsq.contract import Silent
 from zsq.core.runtime import Runtime
 from zsq.engine.joint import JointInversion, StoredSums, WithInput
-from zsq.engine.objectives import TeacherPass, Term, output_range
+from zsq.engine.objectives import TeacherPass, Term, output_range, set_gap
 from zsq.engine.parameterise import Pixels
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.views import Clip, RandomCrop, centre_crop
 from zsq.generators import create
-from zsq.generators.dgh import DGHOptions, set_gap
+from zsq.generators.dgh import DGHOptions
 from zsq.plan import Plan
 from zsq.teacher import load_teacher
 

@@ -9,11 +9,10 @@ from toys import NETWORKS, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.engine.joint import StoredSums, WithInput
-from zsq.engine.objectives import TeacherPass
+from zsq.engine.objectives import RELATIVE_FLOOR, TeacherPass, relative_set_gap
 from zsq.engine.pyramid import Pyramid, pyramid_sides
 from zsq.engine.statistics import TappedTeacher
 from zsq.generators import create
-from zsq.generators.pyramid import FLOOR, mean_gap, std_gap
 from zsq.plan import Plan
 from zsq.teacher import load_teacher
 
@@ -24,7 +23,7 @@ def rng(seed=0):
 
 def relative_by_hand(x, mean, var):
     """Of one layer's inputs (N, C, H, W): squared gaps of mean and of std in units of the stored std."""
-    floor = FLOOR * var.mean()
+    floor = RELATIVE_FLOOR * var.mean()
     mean_gaps = np.square(x.mean((0, 2, 3)) - mean) / (var + floor)
     std_gaps = np.square(np.sqrt((x.var((0, 2, 3)) + floor) / (var + floor)) - 1)
     return mean_gaps.mean(), std_gaps.mean()
@@ -53,7 +52,9 @@ def test_parts_of_the_set_see_the_gaps_of_the_whole():
         stored.store(index, layers)
     for index, (logits, layers) in enumerate(seen):
         forward = TeacherPass(batches[index], logits, layers, None, others=stored.others(index))
-        assert [gap(forward).item() for gap in (mean_gap, std_gap)] == pytest.approx(wanted, rel=1e-5)
+        assert [relative_set_gap(moment)(forward).item() for moment in (0, 1)] == pytest.approx(
+            wanted, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,32 @@ def test_it_is_closer_to_the_statistics_than_dgh_after_as_many_passes(batch):
         nothing = StoredSums((32,))
         nothing.store(0, layers)
         forward = TeacherPass(made.standard_NCHW, made.standard_NCHW, layers, None, others=nothing.others(0))
-        return (mean_gap(forward) + std_gap(forward)).item()
+        return sum(relative_set_gap(moment)(forward).item() for moment in (0, 1))
 
     assert distance("pyramid") < distance("dgh") / 2
+
+
+def test_images_are_asked_for_all_classes_alike_and_become_surer():
+    teacher = load_teacher("embedded:digits")
+    (group,) = Plan(count=32, batch=16, shard_size=32, seed=0, batches_per_group=None).groups
+    sure, free = (
+        create("pyramid", teacher, {"confidence_weight": weight}, iterations=25).synthesize(group, Silent())
+        for weight in (0.05, 0.0)
+    )
+    classes_N, asked_N = sure.targets_NK.argmax(1), sure.targets_NK.amax(1)
+    assert set(classes_N.bincount(minlength=10).tolist()) <= {3, 4}
+    assert asked_N.min() >= 0.1 and asked_N.max() <= 1 and asked_N.std() > 0.1
+    torch.testing.assert_close(sure.targets_NK.sum(1), torch.ones(32))
+
+    def share(batch):
+        with torch.no_grad():
+            return (teacher.logits(batch.standard_NCHW).argmax(1) == classes_N).float().mean()
+
+    assert share(sure) > 0.6 > share(free)
+
+
+def test_a_teacher_without_classes_is_asked_for_none():
+    teacher = make_teacher(task="embed")
+    (group,) = Plan(count=4, batch=4, shard_size=4, seed=0, batches_per_group=None).groups
+    made = create("pyramid", teacher, iterations=2).synthesize(group, Silent())
+    assert made.targets_NK is None and set(made.losses) == {"mean", "std"}

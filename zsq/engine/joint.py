@@ -86,23 +86,31 @@ class JointInversion:
         self._step = runtime.compiled(self._losses)
 
     def _losses(
-        self, images: Tensor, draws: list[Tensor], others: list[SetSums]
+        self, images: Tensor, draws: list[Tensor], others: list[SetSums], targets_NK: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, list[LayerSums]]:
         viewed = apply_views(self.views, images, draws)
         with self.runtime.autocast():
             outputs, layers = self.tapped(viewed)
-        forward = TeacherPass(viewed, outputs, layers, None, others=others)
+        forward = TeacherPass(viewed, outputs, layers, targets_NK, others=others)
         return *weighted(self.terms, forward), place_sums(forward), layers
 
     def run(
-        self, batch_sizes: Sequence[int], generator: torch.Generator, log: StepLog
+        self,
+        batch_sizes: Sequence[int],
+        generator: torch.Generator,
+        log: StepLog,
+        targets_NK: Tensor | None = None,
     ) -> tuple[list[Tensor], LossHistory]:
         """Every batch's last iterate, as the parameterisation gives it, on the device.
+
+        Args:
+            targets_NK: class probabilities asked of the images, in the order of the batches.
 
         Raises:
             NonFiniteError: a loss, or the images, became NaN or infinite.
         """
         images = [self.parameterise(size) for size in batch_sizes]
+        targets = self._split(targets_NK, batch_sizes)
         for parameterisation in images:
             parameterisation.reset(generator)
         optimised = [Optimised(p, self.iterations, self.runtime.device, self.optimizer) for p in images]
@@ -119,8 +127,8 @@ class JointInversion:
                 draws = self._draws(shape, generator)
                 torch.compiler.cudagraph_mark_step_begin()
                 one.optimizer.zero_grad()
-                others = stored.others(index)
-                total, losses, sums, layers = self._step(one.parameterisation(), draws, others)
+                others, wanted_NK = stored.others(index), targets[index]
+                total, losses, sums, layers = self._step(one.parameterisation(), draws, others, wanted_NK)
                 guard.watch(iteration, total, losses, sums)
                 total.backward()
                 stored.store(index, layers)
@@ -133,6 +141,11 @@ class JointInversion:
         for batch in made:
             guard.finished(batch)
         return made, history
+
+    def _split(self, targets_NK: Tensor | None, batch_sizes: Sequence[int]) -> Sequence[Tensor | None]:
+        if targets_NK is None:
+            return [None] * len(batch_sizes)
+        return targets_NK.to(self.runtime.device).split(list(batch_sizes))
 
     def _draws(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
         return [self.runtime.sent(draw) for draw in draw_views(self.views, shape, generator)]

@@ -14,6 +14,7 @@ from zsq.engine.outputs import PerImage, flat
 from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
 
 ZSCORE_EPSILON = 1e-6
+RELATIVE_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,42 @@ def bn_alignment(alignment: Alignment) -> Callable[[TeacherPass], Tensor]:
     return lambda forward: alignment(forward.layers, forward.others)
 
 
+def set_gap(alignment: Alignment, moment: int) -> Callable[[TeacherPass], Tensor]:
+    """Mean over layers and channels of the squared gap of the whole set's mean (0) or std (1)."""
+
+    def gap(forward: TeacherPass) -> Tensor:
+        assert forward.others is not None
+        pairs = zip(forward.layers, forward.others, strict=True)
+        return torch.stack(
+            [alignment.gaps(sums, rest)[moment].square().mean() for sums, rest in pairs]
+        ).mean()
+
+    return gap
+
+
+def relative_set_gap(moment: int) -> Callable[[TeacherPass], Tensor]:
+    """Mean over layers and channels of the squared gap of the whole set's mean (0) or std (1), in units of
+    the stored std: ((m - M) / S)^2 or (s / S - 1)^2.
+
+    A channel that is nearly constant beside the others of its layer counts less: `RELATIVE_FLOOR` of their
+    mean variance is added to its own.
+    """
+
+    def gap(forward: TeacherPass) -> Tensor:
+        assert forward.others is not None
+        gaps = []
+        for sums, rest in zip(forward.layers, forward.others, strict=True):
+            gap_C, var_C = mean_gap_and_var(sums, "set", others=rest)
+            floor = RELATIVE_FLOOR * sums.var_C.mean()
+            wanted_C = sums.var_C + floor
+            if moment == 1:
+                gap_C = (var_C + floor).sqrt() - wanted_C.sqrt()
+            gaps.append((gap_C.square() / wanted_C).mean())
+        return torch.stack(gaps).mean()
+
+    return gap
+
+
 def input_alignment(alignment: Alignment) -> Callable[[TeacherPass], Tensor]:
     """The images' own statistics against mean 0 and std 1 (ZeroQ, Cai et al., CVPR 2020)."""
     return lambda forward: alignment([input_sums(forward.viewed_NCHW)])
@@ -84,6 +121,15 @@ def soft_inception(forward: TeacherPass) -> Tensor:
     wanted_N, classes_N = forward.targets_NK.max(1)
     found_N = forward.logits_NK.softmax(1).gather(1, classes_N[:, None])[:, 0]
     return (found_N - wanted_N).square().mean()
+
+
+def confidence_shortfall(forward: TeacherPass) -> Tensor:
+    """Mean over images of relu(log t - log p_y), y the class of the largest target and t that target: an
+    image may be surer of its class than asked, not less."""
+    assert forward.targets_NK is not None
+    wanted_N, classes_N = forward.targets_NK.max(1)
+    found_N = forward.logits_NK.log_softmax(1).gather(1, classes_N[:, None])[:, 0]
+    return (wanted_N.log() - found_N).relu().mean()
 
 
 def marginal_distance(centres: ClassCentres, lower: float, upper: float) -> Callable[[TeacherPass], Tensor]:

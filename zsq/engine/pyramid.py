@@ -16,13 +16,13 @@ from zsq.engine.schedules import MakeSchedule, Schedule
 COARSEST = 4  # pixels of the shortest side, at least
 
 
-def pyramid_sides(size: Sequence[int]) -> list[tuple[int, ...]]:
+def pyramid_sides(size: Sequence[int], most: int | None = None) -> list[tuple[int, ...]]:
     """Sides of the maps for images of this `size`, (height, width) or (length,), the finest first: each half
-    of the one before, rounded up, while the shortest side keeps `COARSEST` pixels. A side of one pixel
-    stays."""
+    of the one before, rounded up, while the shortest side keeps `COARSEST` pixels, and `most` maps at most.
+    A side of one pixel stays."""
     shortest = min((side for side in size if side > 1), default=1)
     levels = max(1, int(math.log2(max(1, shortest / COARSEST))) + 1)
-    return [tuple(-(-side // 2**level) for side in size) for level in range(levels)]
+    return [tuple(-(-side // 2**level) for side in size) for level in range(min(levels, most or levels))]
 
 
 class Pyramid(Parameterisation):
@@ -39,14 +39,16 @@ class Pyramid(Parameterisation):
         batch: int,
         device: str,
         rate: float,
+        levels: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         schedule: MakeSchedule = Schedule,
     ) -> None:
-        """`batch` images of `spec`; `rate`, `betas` and `schedule` are Adam's, the same for all maps."""
+        """`batch` images of `spec` from at most `levels` maps; `rate`, `betas` and `schedule` are Adam's, the
+        same for all maps."""
         super().__init__()
         self.maps = nn.ParameterList(
             nn.Parameter(torch.empty(batch, spec.channels, *sides, device=device))
-            for sides in pyramid_sides(spec.size)
+            for sides in pyramid_sides(spec.size, levels)
         )
         self._group = ParameterGroup(list(self.maps), rate, betas, schedule)
 

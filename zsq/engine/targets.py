@@ -23,6 +23,20 @@ def balanced_labels(group: Group, num_classes: int) -> Tensor:
     return F.one_hot(classes, num_classes).float()
 
 
+def shuffled_labels(group: Group, num_classes: int) -> Tensor:
+    """All classes once in a random order, then again, and so on: of each class nearly equally many."""
+    generator = group.generator("labels")
+    rounds = -(-group.num_images // num_classes)
+    classes = torch.cat([torch.randperm(num_classes, generator=generator) for _ in range(rounds)])
+    return F.one_hot(classes[: group.num_images], num_classes).float()
+
+
+def with_confidence(targets_NK: Tensor, low: float, generator: torch.Generator) -> Tensor:
+    """One-hot rows whose 1 becomes t ~ U(low, 1); the other classes share the rest."""
+    kept_N1 = low + (1 - low) * torch.rand(len(targets_NK), 1, generator=generator)
+    return targets_NK * kept_N1 + (1 - targets_NK) * (1 - kept_N1) / max(1, targets_NK.shape[1] - 1)
+
+
 def softened(targets_NK: Tensor, low: float, generator: torch.Generator) -> Tensor:
     """One-hot rows whose 1 becomes t ~ U(low, 1) at even odds; the other classes share the rest."""
     count, num_classes = targets_NK.shape
