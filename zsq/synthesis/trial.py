@@ -15,7 +15,9 @@ from zsq.engine.estimate import job_seconds, seconds_per_image_iteration
 from zsq.generators import create
 from zsq.plan import Plan
 
+# At least so many images, and of small ones, which are slower in small batches, what a few seconds allow.
 TRIAL_IMAGES = 32
+TRIAL_SECONDS = 5.0
 TRIAL_ITERATIONS = (1, 4)
 
 # Shorter jobs are estimated from a forward pass alone, which knows nothing of the method.
@@ -41,7 +43,8 @@ def seconds_per_pass(
     if not has_trial or job_seconds(rough, passes, runtime) < WORTH_A_TRIAL_SECONDS:
         return rough
     plain = Runtime(runtime.device, threads=runtime.threads)
-    images = min(batch, TRIAL_IMAGES)
+    allowed = round(TRIAL_SECONDS / (sum(TRIAL_ITERATIONS) * rough))
+    images = min(batch, max(TRIAL_IMAGES, allowed))
     short, longer = (
         create(method.name, teacher, overrides, iterations, plain, images) for iterations in TRIAL_ITERATIONS
     )

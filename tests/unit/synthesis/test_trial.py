@@ -36,6 +36,12 @@ def test_what_both_runs_share_is_not_counted(runs):
     assert {images for _, images in runs} == {trial.TRIAL_IMAGES}
 
 
+def test_small_images_are_tried_in_whole_batches(runs, monkeypatch):
+    monkeypatch.setattr(trial, "seconds_per_image_iteration", lambda teacher, batch: 0.01)
+    assert per_pass(batch=1000) == pytest.approx(0.25)
+    assert {images for _, images in runs} == {100}
+
+
 def test_a_small_batch_is_tried_as_it_is(runs):
     assert per_pass(batch=3) == pytest.approx(0.25)
     assert {images for _, images in runs} == {3}
