@@ -88,9 +88,11 @@ def shard_hashes(method: str, cls: Any, folder: Path) -> dict[str, str]:
     """Of the shard files of one small run."""
     out = folder / method
     real = ("--real", "embedded:digits:train") if cls.facts.needs_real else ()
-    # Facts of early commits say nothing of boxes.
+    # Facts of early commits say nothing of boxes and attention.
     detects = getattr(cls.facts, "needs_boxes", False)
-    teacher = "embedded:digits-detector" if detects else "embedded:digits"
+    attends = getattr(cls.facts, "needs_attention", False)
+    teacher = "embedded:digits-vit" if attends else "embedded:digits"
+    teacher = "embedded:digits-detector" if detects else teacher
     run(
         *("generate", "--teacher", teacher, "--method", method, "--out", out, *real),
         *("--count", IMAGES, "--batch", IMAGES // 2, "--shard-size", IMAGES // 2, "--iterations", STEPS),

@@ -13,20 +13,25 @@ from zsq.core.errors import UnknownNameError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.engine import suitability
+from zsq.generators.ce_tv import CETV
 from zsq.generators.clusterq import ClusterQ
 from zsq.generators.deepinversion import DeepInversion
 from zsq.generators.dgh import DGH, DGHOptions
 from zsq.generators.dsg import DSG
 from zsq.generators.dsg_generative import DSGGenerative
+from zsq.generators.fdd import FDD
 from zsq.generators.fdda import FDDA
 from zsq.generators.gdfq import GDFQ
 from zsq.generators.genie import Genie
 from zsq.generators.gzsq import GZSQ, GZSQMoment
 from zsq.generators.intraq import IntraQ
 from zsq.generators.leaves import Leaves
+from zsq.generators.mimiq import MimiQ
 from zsq.generators.noise import Noise
+from zsq.generators.psaq import PSAQ
 from zsq.generators.pyramid import PyramidMethod
 from zsq.generators.qimera import Qimera
+from zsq.generators.sardfq import SARDFQ
 from zsq.generators.tsz import TSZ
 from zsq.generators.zeroq import ZeroQ
 
@@ -52,6 +57,11 @@ METHODS: dict[str, type[Generator]] = {
     "gdfq": GDFQ,
     "qimera": Qimera,
     "tsz": TSZ,
+    "psaq": PSAQ,
+    "fdd": FDD,
+    "mimiq": MimiQ,
+    "sardfq": SARDFQ,
+    "ce_tv": CETV,
 }
 
 

@@ -168,6 +168,34 @@ def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch
     return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=TASKS[task]())
 
 
+class Attentive(nn.Module):
+    """Two attentions of two heads over 4 x 4 places of an image, added to it, before any other network."""
+
+    def __init__(self, channels, network):
+        super().__init__()
+        self.embed = nn.Conv2d(channels, 8, 1)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.blocks = nn.ModuleList([nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2)])
+        self.back = nn.Conv2d(8, channels, 1)
+        self.network = network
+
+    def forward(self, x):
+        places = F.adaptive_avg_pool2d(self.embed(x), 4).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), places], 1)
+        for block in self.blocks:
+            tokens = tokens + block(tokens, tokens, tokens, need_weights=False)[0]
+        maps = self.back((tokens[:, 1:] + tokens[:, :1]).transpose(1, 2).unflatten(2, (4, 4)))
+        return self.network(x + F.interpolate(maps, x.shape[2:]))
+
+
+def with_attention(teacher):
+    """The same network behind two attentions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Attentive(teacher.spec.channels, teacher.network)
+    return dataclasses.replace(teacher, network=network)
+
+
 def as_detector(teacher):
     """The same network with logits (N, K) read as K boxes of half the image's sides, which the logits move
     along the diagonal, and as the scores of K classes for each box."""

@@ -94,9 +94,10 @@ class Facts:
     """What a method or student declares about itself.
 
     `needs_labels`: it asks each image for a class; `takes_labels`: where the teacher has classes.
-    `needs_moments`: statistics of the layers that follow from the weights. `needs_boxes`: a detector that can
-    be asked for boxes. `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the
-    real world it reads: "none", or e.g. "1 image per class".
+    `needs_attention`: attention whose logits, weights and outputs can be read. `needs_moments`: statistics of
+    the layers that follow from the weights. `needs_boxes`: a detector that can be asked for boxes.
+    `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the real world it
+    reads: "none", or e.g. "1 image per class".
     """
 
     paper: str
@@ -104,6 +105,7 @@ class Facts:
     needs_labels: bool = False
     takes_labels: bool = False
     needs_batch_norm: bool = False
+    needs_attention: bool = False
     needs_moments: bool = False
     needs_boxes: bool = False
     needs_layer_norm: bool = False

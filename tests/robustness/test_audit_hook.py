@@ -26,7 +26,9 @@ def during(action):
     return list(seen)
 
 def teacher_of(method):
-    return "embedded:digits-detector" if METHODS[method].facts.needs_boxes else "embedded:digits"
+    facts = METHODS[method].facts
+    kind = "-detector" if facts.needs_boxes else "-vit" if facts.needs_attention else ""
+    return f"embedded:digits{kind}"
 
 def generate(method):
     synthesize.generate(

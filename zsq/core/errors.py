@@ -55,6 +55,10 @@ class NoBatchNormError(UsageError):
     """A method that matches BN statistics was given a teacher without BN."""
 
 
+class NoAttentionError(UsageError):
+    """A method that reads attention was given a teacher without any, or with none that we understand."""
+
+
 class UntraceableError(UsageError):
     """A network whose graph cannot be captured, or an operation that no quantizer handles."""
 

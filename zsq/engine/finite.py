@@ -43,8 +43,9 @@ def require_finite_outputs(teacher: Teacher) -> None:
 def place_sums(forward: TeacherPass) -> Tensor:
     """(L + 2,) sums that are finite where images, layers' statistics and outputs are: see `Guard`."""
     squares = [sums.s2_NC.detach().sum() for sums in forward.layers]
-    seen = forward.viewed_NCHW.detach().sum().to(squares[0])
-    said = [each.detach().sum().to(squares[0]) for each in flat(forward.outputs)]
+    seen = forward.viewed_NCHW.detach().sum()
+    seen = seen.to(squares[0]) if squares else seen
+    said = [each.detach().sum().to(seen) for each in flat(forward.outputs)]
     return torch.stack([seen, *squares, sum(said, torch.zeros_like(seen))])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from zsq.contract import Generator, StepLog, SyntheticBatch, Teacher
 from zsq.core.runtime import Runtime
+from zsq.engine.attention import AttentionTeacher, attention_bytes
 from zsq.engine.executed import FeatureTap
 from zsq.engine.finite import Guard, place_sums
 from zsq.engine.memories import Memory
-from zsq.engine.objectives import TeacherPass, Term, weighted
+from zsq.engine.objectives import TeacherPass, Term, nothing, weighted
 from zsq.engine.outputs import PerImage
 from zsq.engine.parameterise import Optimised, Parameterisation
 from zsq.engine.statistics import LayerSums
@@ -42,10 +44,15 @@ Step = tuple[Tensor, Tensor, Tensor, TeacherPass | None]
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive iterations with one view and fresh optimizer state."""
+    """Consecutive iterations with one view, and with fresh optimizer state and schedule unless `continues`:
+    then with those of the stage before. `terms` stand in place of some of the inversion's; others are 0.
+    `passes`: of each image through the teacher in a step, whose views show it so often."""
 
     iterations: int
     views: tuple[View, ...] = ()
+    terms: tuple[Term, ...] | None = None
+    continues: bool = False
+    passes: int = 1
 
 
 @dataclass
@@ -95,10 +102,12 @@ class Inversion:
         runtime: Runtime,
         features: FeatureTap | None = None,
         memories: Sequence[Memory] = (),
+        attention: AttentionTeacher | None = None,
     ) -> None:
         """`parameterisation` and `terms` stand for one batch size; terms of weight 0 are left out.
 
-        features: hooked on `tapped`, for terms that read them. memories: called around each step.
+        features: hooked on `tapped`, for terms that read them. memories: called around each step. attention:
+        `tapped` itself, for terms that read its attention.
         """
         self.tapped = tapped
         self.parameterisation = parameterisation
@@ -107,16 +116,22 @@ class Inversion:
         self.runtime = runtime
         self.features = features
         self.memories = tuple(memories)
-        self._steps = [runtime.compiled(self._step(stage.views)) for stage in self.stages]
+        self.attention = attention
+        self._steps = [runtime.compiled(self._step(stage)) for stage in self.stages]
 
-    def _step(self, views: tuple[View, ...]) -> Callable[..., Step]:
+    def _step(self, stage: Stage) -> Callable[..., Step]:
+        terms = self.terms if stage.terms is None else stage.terms
+        by_name = {term.name: term for term in terms if term.weight != 0}
+        terms = [by_name.get(term.name, Term(term.name, 0.0, nothing)) for term in self.terms]
+
         def step(draws: list[Tensor], targets_NK: Tensor | None) -> Step:
-            images = apply_views(views, self.parameterisation(), draws)
+            images = apply_views(stage.views, self.parameterisation(), draws)
             with self.runtime.autocast():
                 outputs, layers = self.tapped(images)
             features = self.features.take() if self.features else None
-            forward = TeacherPass(images, outputs, layers, targets_NK, features_NF=features)
-            return *weighted(self.terms, forward), place_sums(forward), forward if self.memories else None
+            blocks = self.attention.take() if self.attention else ()
+            forward = TeacherPass(images, outputs, layers, targets_NK, features_NF=features, blocks=blocks)
+            return *weighted(terms, forward), place_sums(forward), forward if self.memories else None
 
         return step
 
@@ -133,31 +148,40 @@ class Inversion:
         history = LossHistory(tuple(term.name for term in self.terms))
         guard = Guard(history.names, self.tapped.names, self.runtime)
         targets_NK = targets_NK.to(device) if targets_NK is not None else None
-        for stage, step in zip(self.stages, self._steps, strict=True):
-            optimised = Optimised(self.parameterisation, stage.iterations, device)
+        taken = begun = 0  # steps of the run, and before the optimizer at hand
+        for index, (stage, step) in enumerate(zip(self.stages, self._steps, strict=True)):
+            if index == 0 or not stage.continues:
+                optimised, begun = Optimised(self.parameterisation, self._length(index), device), taken
             shape = self.parameterisation().shape
             for iteration in range(stage.iterations):
-                draws = [self.runtime.sent(draw) for draw in draw_views(stage.views, shape, generator)]
+                drawn = draw_views(stage.views, shape, generator, iteration / stage.iterations)
+                draws = [self.runtime.sent(draw) for draw in drawn]
                 targets_NK = self.parameterisation.redraw(generator, targets_NK)
                 for memory in self.memories:
-                    memory.before_step(iteration, generator)
+                    memory.before_step(taken, generator)
                 torch.compiler.cudagraph_mark_step_begin()
                 optimised.optimizer.zero_grad()
                 total, values, sums, forward = step(draws, targets_NK)
                 guard.watch(iteration, total, values, sums)
                 total.backward()
-                optimised.step(iteration, total.detach())
+                optimised.step(taken - begun, total.detach())
                 for memory in self.memories:
                     assert forward is not None
                     with torch.no_grad():
-                        memory.after_step(iteration, forward)
+                        memory.after_step(taken, forward)
+                taken += 1
                 # Else the next step would begin beside what this one holds.
                 del total, sums, forward
-                history.note(iteration, stage.iterations, [values], shape[0], log)
+                history.note(iteration, stage.iterations, [values], stage.passes * shape[0], log)
         with torch.no_grad():
             images = self.parameterisation().detach().clone()
         guard.finished(images)
         return images, history
+
+    def _length(self, first: int) -> int:
+        """Iterations of a stage and of those that continue it."""
+        rest = itertools.takewhile(lambda stage: stage.continues, self.stages[first + 1 :])
+        return self.stages[first].iterations + sum(stage.iterations for stage in rest)
 
 
 class InversionMethod(Generator):
@@ -167,6 +191,10 @@ class InversionMethod(Generator):
         """Keep the parts."""
         super().__init__(teacher, options, runtime)
         self._inversions: dict[Hashable, Inversion] = {}
+
+    def network_bytes(self, batch: int) -> int:
+        """What attention takes, where the method reads it: no layer puts it out."""
+        return attention_bytes(self.teacher, batch) if self.facts.needs_attention else 0
 
     @abstractmethod
     def inversion(self, batch: int) -> Inversion:

@@ -4,14 +4,14 @@ of tensors that only change between steps."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from zsq.engine.classes import class_moments
-from zsq.engine.objectives import TeacherPass
+from zsq.engine.objectives import TeacherPass, of_images
 from zsq.engine.statistics import EPSILON, mean_gap_and_var
 
 
@@ -150,11 +150,4 @@ def on_images(
     term: Callable[[TeacherPass], Tensor], rows: Callable[[int], slice]
 ) -> Callable[[TeacherPass], Tensor]:
     """`term` on some images of the batch: those that `rows` names of its size."""
-
-    def loss(forward: TeacherPass) -> Tensor:
-        chosen = rows(len(forward.viewed_NCHW))
-        layers = [replace(s, s1_NC=s.s1_NC[chosen], s2_NC=s.s2_NC[chosen]) for s in forward.layers]
-        targets_NK = forward.targets_NK[chosen] if forward.targets_NK is not None else None
-        return term(TeacherPass(forward.viewed_NCHW[chosen], forward.logits_NK[chosen], layers, targets_NK))
-
-    return loss
+    return lambda forward: term(of_images(forward, rows(len(forward.viewed_NCHW))))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsq.engine.attention import BlockTap
 from zsq.engine.classes import ClassCentres
 from zsq.engine.outputs import PerImage, flat
 from zsq.engine.statistics import Alignment, LayerSums, SetSums, input_sums, mean_gap_and_var
@@ -24,7 +25,7 @@ class TeacherPass:
     `outputs`: of a network that returns one tensor, that; else all that it returned of each image.
 
     `others`: per layer, the sums of the set's other images, for whole-set statistics. `features_NF`: what
-    enters the last layer, where it is tapped.
+    enters the last layer, where it is tapped. `blocks`: the attention, where it is.
     """
 
     viewed_NCHW: Tensor
@@ -33,6 +34,7 @@ class TeacherPass:
     targets_NK: Tensor | None
     others: Sequence[SetSums] | None = None
     features_NF: Tensor | None = None
+    blocks: Sequence[BlockTap] = ()
 
     @property
     def logits_NK(self) -> Tensor:
@@ -44,6 +46,20 @@ class TeacherPass:
     def filled_outputs(self) -> list[Tensor]:
         """The outputs (N, ...) that hold a value of each image."""
         return [each for each in flat(self.outputs) if each.dim() > 1 and each.numel()]
+
+
+def of_images(forward: TeacherPass, chosen: slice) -> TeacherPass:
+    """The pass of some images of the batch alone, and the targets of the same rows."""
+    given, outputs = forward.features_NF, forward.outputs
+    return replace(
+        forward,
+        viewed_NCHW=forward.viewed_NCHW[chosen],
+        outputs=outputs[chosen] if isinstance(outputs, Tensor) else tuple(each[chosen] for each in outputs),
+        layers=[replace(s, s1_NC=s.s1_NC[chosen], s2_NC=s.s2_NC[chosen]) for s in forward.layers],
+        targets_NK=None if forward.targets_NK is None else forward.targets_NK[chosen],
+        features_NF=None if given is None else given[chosen],
+        blocks=[tap.of_images(chosen) for tap in forward.blocks],
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,11 @@ def weighted(terms: Sequence[Term], forward: TeacherPass) -> tuple[Tensor, Tenso
     values = [term.function(forward) for term in terms]
     total = torch.stack([t.weight * v for t, v in zip(terms, values, strict=True)]).sum()
     return total, torch.stack(values).detach()
+
+
+def nothing(forward: TeacherPass) -> Tensor:
+    """0: a term in a stage that does without it."""
+    return forward.viewed_NCHW.new_zeros(())
 
 
 def bn_alignment(alignment: Alignment) -> Callable[[TeacherPass], Tensor]:

@@ -54,12 +54,14 @@ class Plateau(Schedule):
 
 
 class Cosine(Schedule):
-    """Linear warm-up over `warmup` steps, then half a cosine to zero."""
+    """Linear warm-up over `warmup` steps, then half a cosine to the rate `final`."""
 
-    def __init__(self, rate: float, iterations: int, device: str, warmup: int = 0) -> None:
+    def __init__(
+        self, rate: float, iterations: int, device: str, warmup: int = 0, final: float = 0.0
+    ) -> None:
         """`warmup` in steps."""
         super().__init__(rate, iterations, device)
-        self.warmup = warmup
+        self.warmup, self.final = warmup, final
         self._set(0)
 
     def step(self, iteration: int, loss: Tensor) -> None:
@@ -73,6 +75,7 @@ class Cosine(Schedule):
             share = 0.5 + 0.5 * math.cos(
                 math.pi * (iteration - self.warmup) / max(1, self.iterations - self.warmup)
             )
+            share += (1 - share) * self.final / self.initial
         self.rate.fill_(self.initial * share)
 
 

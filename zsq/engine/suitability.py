@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from zsq.contract import Facts, Teacher
-from zsq.core.errors import MismatchError, NoBatchNormError
+from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError, UntraceableError
+from zsq.engine.attention import require_attention
 from zsq.engine.detector import require_boxes
 from zsq.engine.statistics import require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.weights import require_estimates
+
+# What a fact asks for -> the check of a teacher for it, with the name of who asks.
+NEEDS: Mapping[str, Callable[[Teacher, str], object]] = {
+    "needs_batch_norm": require_batch_norm,
+    "needs_labels": class_count,
+    "needs_boxes": require_boxes,
+    "needs_moments": require_estimates,
+    "needs_attention": require_attention,
+}
+Refusal = (NoBatchNormError, NoAttentionError, MismatchError, UntraceableError)
+
+# Named first for a teacher that has both, such as LeViT and MobileViT. Not measured yet.
+FIRST_WITH_BOTH: Literal["needs_batch_norm", "needs_attention"] = "needs_batch_norm"
 
 
 def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Facts]) -> None:
@@ -21,32 +36,54 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
 
     Raises:
         NoBatchNormError: no batch norm with stored statistics.
+        NoAttentionError: no attention, or none that we understand.
         MismatchError: no classes, no boxes, or no statistics that follow from the weights.
+        UntraceableError: the network cannot be captured, to find its attention.
     """
     try:
-        _check(teacher, owner, facts)
-    except (NoBatchNormError, MismatchError) as error:
-        fit = [name for name in others if name != owner and suits(teacher, others[name])]
+        for need, check in NEEDS.items():
+            if getattr(facts, need):
+                check(teacher, owner)
+    except Refusal as error:
+        fit = [name for name in suited(teacher, others) if name != owner]
         remedy = f"this teacher suits {', '.join(fit)}" if fit else "nothing here takes this teacher"
         remedy = f"nothing but {fit[0]} suits this teacher" if len(fit) == 1 else remedy
         raise type(error)(str(error), remedy=remedy) from None
 
 
+def suited(teacher: Teacher, others: Mapping[str, Facts]) -> list[str]:
+    """The names of those that `teacher` suits. First come those that read what it stores of its images: batch
+    norm statistics or attention."""
+    fit = [name for name, reason in refusals(teacher, others).items() if reason is None]
+    second = "needs_attention" if FIRST_WITH_BOTH == "needs_batch_norm" else "needs_batch_norm"
+    ranks = {name: _rank(others[name], (FIRST_WITH_BOTH, second)) for name in fit}
+    return sorted(fit, key=ranks.__getitem__)
+
+
+def _rank(facts: Facts, needs: tuple[str, ...]) -> int:
+    return next((rank for rank, need in enumerate(needs) if getattr(facts, need)), len(needs))
+
+
+def refusals(teacher: Teacher, others: Mapping[str, Facts]) -> dict[str, str | None]:
+    """Name -> why `teacher` does not suit it, in one line that calls it "it"; None where it does."""
+    known: dict[str, str | None] = {}
+
+    def lacks(need: str) -> str | None:
+        if need not in known:
+            try:
+                NEEDS[need](teacher, "it")
+                known[need] = None
+            except Refusal as error:
+                known[need] = str(error)
+        return known[need]
+
+    found = {}
+    for name, facts in others.items():
+        reasons = (lacks(need) for need in NEEDS if getattr(facts, need))
+        found[name] = next((reason for reason in reasons if reason is not None), None)
+    return found
+
+
 def suits(teacher: Teacher, facts: Facts) -> bool:
     """Whether `teacher` has what `facts` ask for."""
-    try:
-        _check(teacher, "", facts)
-    except (NoBatchNormError, MismatchError):
-        return False
-    return True
-
-
-def _check(teacher: Teacher, owner: str, facts: Facts) -> None:
-    if facts.needs_batch_norm:
-        require_batch_norm(teacher, owner)
-    if facts.needs_labels:
-        class_count(teacher, owner)
-    if facts.needs_boxes:
-        require_boxes(teacher, owner)
-    if facts.needs_moments:
-        require_estimates(teacher, owner)
+    return refusals(teacher, {"it": facts})["it"] is None

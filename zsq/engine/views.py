@@ -6,7 +6,8 @@ Signals (N, C, L) are maps of height 1 to every view, and a side of one pixel is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import kornia
@@ -27,9 +28,28 @@ class View(Protocol):
         """The view of the images under `draw`."""
 
 
-def draw_views(views: Sequence[View], shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+class TimedView(ABC):
+    """A view whose draws change over a run."""
+
+    @abstractmethod
+    def draw_at(self, progress: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """As `View.draw`, when the share `progress`, from 0 to below 1, of the stage's iterations is done."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """As at the beginning."""
+        return self.draw_at(0.0, shape, generator)
+
+
+def draw_views(
+    views: Sequence[View], shape: Sequence[int], generator: torch.Generator, progress: float = 0.0
+) -> list[Tensor]:
     """One draw per view, in order."""
-    return [view.draw(shape, generator) for view in views]
+    return [
+        view.draw_at(progress, shape, generator)
+        if isinstance(view, TimedView)
+        else view.draw(shape, generator)
+        for view in views
+    ]
 
 
 def apply_views(views: Sequence[View], images_NCHW: Tensor, draws: Sequence[Tensor]) -> Tensor:
@@ -81,6 +101,22 @@ class Roll:
     def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
         """Roll with wrap-around; the shift stays a tensor."""
         return _Rolled.apply(images_NCHW, draw)
+
+
+class GrowingRoll(TimedView):
+    """A `Roll` by up to +-`first` pixels in the first half of the iterations, `second` in the second."""
+
+    def __init__(self, first: int, second: int) -> None:
+        """Largest shifts."""
+        self.rolls = (Roll(first), Roll(second))
+
+    def draw_at(self, progress: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(2,) int64: shift down and shift right."""
+        return self.rolls[progress >= 0.5].draw(shape, generator)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Roll with wrap-around."""
+        return self.rolls[0](images_NCHW, draw)
 
 
 class _Rolled(torch.autograd.Function):
@@ -156,6 +192,80 @@ def _resampled(strips_NCHW: Tensor, corners_N42: Tensor) -> Tensor:
     x, y = axes[0][:, None, :].expand(-1, sides[1], -1), axes[1][:, :, None].expand(-1, -1, sides[0])
     grid = torch.stack([x, y], -1).to(strips_NCHW)
     return F.grid_sample(strips_NCHW, grid, align_corners=True, padding_mode="border")
+
+
+class PatchZoom:
+    """The images, and behind them a quarter of each at full size (bilinear): as many images again. No
+    gradient of a quarter leaves it (the multi-semantic patches of SARDFQ, ICCV 2025)."""
+
+    def __init__(self, quarters: Callable[[torch.Generator], Tensor]) -> None:
+        """`quarters` draws which quarter is shown of each image, (N,) int64: 0 top left, 1 top right, 2
+        bottom left, 3 bottom right."""
+        self.quarters = quarters
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(N,) int64."""
+        return self.quarters(generator)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """(2 N, C, H, W): the images, then their quarters."""
+        maps = _as_maps(images_NCHW)
+        height, width = (max(1, side // 2) for side in maps.shape[2:])
+        rows = (maps[:, :, :height], maps[:, :, -height:])
+        four = torch.stack([part for row in rows for part in (row[..., :width], row[..., -width:])], 1)
+        shown = four[torch.arange(len(maps), device=maps.device), draw]
+        zoomed = F.interpolate(shown, maps.shape[2:], mode="bilinear", align_corners=True)
+        return torch.cat([images_NCHW, zoomed.view_as(images_NCHW)])
+
+
+class ColourAffine(TimedView):
+    """Each image's colours shifted per channel by N(0, s^2), s falling from `shift` to 0 over the run, then
+    as (x - a) / b of the whole image, a ~ U(-1, 1) and log b ~ U(-1, 1) (MimiQ, Choi et al., AAAI 2025)."""
+
+    def __init__(self, shift: float) -> None:
+        """`shift`: standard deviation at the beginning."""
+        self.shift = shift
+
+    def draw_at(self, progress: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(N, C + 1): each channel's shift, with -a in it, and 1 / b."""
+        count, channels = shape[:2]
+        shifts = torch.randn(count, channels, generator=generator) * self.shift * (1 - progress)
+        a, b = 2 * torch.rand(2, count, 1, generator=generator) - 1
+        return torch.cat([shifts - a, (-b).exp()], 1)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """Shift and scale."""
+        draw = draw.to(images_NCHW).view(*draw.shape, *[1] * (images_NCHW.dim() - 2))
+        return (images_NCHW + draw[:, :-1]) * draw[:, -1:]
+
+
+class BandFilter:
+    """The images with some spatial frequencies alone, once for each band, one batch behind the other (FDD).
+
+    A band (inner, outer) keeps inner <= r <= outer, r in units of the highest frequency along an axis; an
+    outer of 1 keeps the corners beyond it too.
+    """
+
+    def __init__(self, *bands: tuple[float, float]) -> None:
+        """Inner and outer radius of each band, from 0 to 1."""
+        self.bands = bands
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Nothing random: an empty tensor."""
+        return torch.empty(0)
+
+    def __call__(self, images_NCHW: Tensor, draw: Tensor) -> Tensor:
+        """(bands x N, C, H, W), real."""
+        sides = images_NCHW.shape[2:]
+        axes = [torch.fft.fftfreq(side, device=images_NCHW.device) * 2 for side in sides[:-1]]
+        axes.append(torch.fft.rfftfreq(sides[-1], device=images_NCHW.device) * 2)
+        radius = torch.stack([axis.square() for axis in torch.meshgrid(*axes, indexing="ij")]).sum(0).sqrt()
+        spectrum = torch.fft.rfftn(images_NCHW, dim=tuple(range(2, images_NCHW.dim())))
+        shown = [
+            torch.fft.irfftn(spectrum * ((radius >= inner) & ((radius <= outer) | (outer >= 1))), s=sides)
+            for inner, outer in self.bands
+        ]
+        return torch.cat(shown)
 
 
 class RandomCrop:

@@ -21,7 +21,7 @@ from zsq.synthesis import synthesize
 LEARNING = [
     name
     for name, cls in METHODS.items()
-    if name != "noise" and not (cls.facts.needs_real or cls.facts.needs_boxes)
+    if name != "noise" and not (cls.facts.needs_real or cls.facts.needs_boxes or cls.facts.needs_attention)
 ]
 # These run the captured graph, in which a network does not count its calls.
 FROM_WEIGHTS = [name for name in LEARNING if METHODS[name].facts.needs_moments]

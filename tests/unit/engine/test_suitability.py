@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from toys import as_detector, make_teacher, without_bn
+from toys import as_detector, make_teacher, with_attention, without_bn
 
-from zsq.core.errors import MismatchError, NoBatchNormError
-from zsq.engine.suitability import suits
+from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError
+from zsq.engine.suitability import FIRST_WITH_BOTH, suited, suits
 from zsq.generators import METHODS, require
 
 
@@ -36,20 +36,40 @@ class OddArguments(nn.Module):
 def test_where_nothing_follows_from_the_weights_what_asks_nothing_is_named(build):
     teacher = make_teacher(build)
     for name in ("dsg", "gzsq", "gzsq_moment"):
-        with pytest.raises((NoBatchNormError, MismatchError), match=r"this teacher suits noise, leaves$"):
+        with pytest.raises(
+            (NoBatchNormError, MismatchError), match=r"this teacher suits noise, leaves, ce_tv$"
+        ):
             require(name, teacher)
     require("noise", teacher)
 
 
 def test_who_suits_follows_from_the_facts():
     plain, faces, bare = make_teacher(), make_teacher(task="embed"), make_teacher(without_bn)
-    detector = as_detector(plain)
+    detector, transformer = as_detector(plain), with_attention(bare)
     for cls in METHODS.values():
-        boxes = cls.facts.needs_boxes
-        assert suits(plain, cls.facts) == (not boxes)
-        assert suits(faces, cls.facts) == (not (cls.facts.needs_labels or boxes))
-        assert suits(bare, cls.facts) == (not (cls.facts.needs_batch_norm or boxes))
-        assert suits(detector, cls.facts) == (not cls.facts.needs_labels)
+        missing = cls.facts.needs_boxes or cls.facts.needs_attention
+        assert suits(plain, cls.facts) == (not missing)
+        assert suits(faces, cls.facts) == (not (cls.facts.needs_labels or missing))
+        assert suits(bare, cls.facts) == (not (cls.facts.needs_batch_norm or missing))
+        assert suits(detector, cls.facts) == (not (cls.facts.needs_labels or cls.facts.needs_attention))
+        unsuited = cls.facts.needs_batch_norm or cls.facts.needs_boxes or cls.facts.needs_moments
+        assert suits(transformer, cls.facts) == (not unsuited)
+
+
+def test_methods_that_read_attention_are_named_first_where_there_is_no_batch_norm():
+    with pytest.raises(
+        NoBatchNormError, match=r"this teacher suits psaq, fdd, mimiq, sardfq, noise, leaves, ce_tv$"
+    ):
+        require("dgh", with_attention(make_teacher(without_bn)))
+    with pytest.raises(NoAttentionError, match=r"which psaq reads; .* suits noise, leaves, gzsq"):
+        require("psaq", make_teacher(without_bn))
+
+
+def test_of_a_teacher_with_both_one_family_is_named_first():
+    facts = {name: cls.facts for name, cls in METHODS.items()}
+    names = suited(with_attention(make_teacher()), facts)
+    assert FIRST_WITH_BOTH == "needs_batch_norm"
+    assert names.index("dgh") < names.index("psaq") < names.index("noise")
 
 
 def test_refusal_leaves_no_trace_on_the_teacher():

@@ -1,0 +1,29 @@
+"""The control of PSAQ-ViT: its run without what it reads of attention."""
+
+from __future__ import annotations
+
+from zsq.contract import Facts
+from zsq.engine.attention import Untapped
+from zsq.engine.invert import Inversion
+from zsq.engine.objectives import Term, cross_entropy
+from zsq.engine.varied import DEVIATIONS, Varied, VariedOptions
+
+
+class CETV(Varied):
+    """Pixels; class targets and a total variation to reach."""
+
+    name = "ce_tv"
+    options_class = VariedOptions
+    facts = Facts(
+        paper="the ablation of Li et al., PSAQ-ViT, ECCV 2022",
+        summary="class targets and total variation alone: what other methods must beat",
+        needs_labels=True,
+        deviations=DEVIATIONS,
+    )
+
+    def inversion(self, batch: int) -> Inversion:
+        """PSAQ-ViT's objective without its entropy."""
+        o, variation = self.options, self.variation(batch)
+        terms = [Term("ce", o.ce_weight, cross_entropy), Term("tv", o.tv_weight, variation.loss)]
+        pixels, tapped = self.varied_pixels(batch), Untapped(self.teacher)
+        return Inversion(tapped, pixels, terms, self.phases(), self.runtime, memories=[variation])
