@@ -21,7 +21,8 @@ from zsq.synthesis import synthesize
 LEARNING = [
     name
     for name, cls in METHODS.items()
-    if name != "noise" and not (cls.facts.needs_real or cls.facts.needs_boxes or cls.facts.needs_attention)
+    if "iterations" in cls.options_class.model_fields
+    and not (cls.facts.needs_real or cls.facts.needs_boxes or cls.facts.needs_attention)
 ]
 # These run the captured graph, in which a network does not count its calls.
 FROM_WEIGHTS = [name for name in LEARNING if METHODS[name].facts.needs_moments]
