@@ -102,6 +102,15 @@ def require(name: str, teacher: Teacher) -> None:
     suitability.require(teacher, name, method_class(name).facts, others)
 
 
+def suited(teacher: Teacher) -> dict[str, str | None]:
+    """Every method: None for those that suit `teacher`, in the order in which to try them, then in one line
+    why the others do not."""
+    facts = {name: cls.facts for name, cls in available_methods().items()}
+    reasons = suitability.refusals(teacher, facts)
+    fit = suitability.ordered([name for name, reason in reasons.items() if reason is None], facts)
+    return dict.fromkeys(fit) | {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def default_effort(spec: ImageSpec) -> Effort:
     """`standard` for networks that take 64 px or more, where published lengths take hours; else
     `published`."""

@@ -55,6 +55,18 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}")
 
 
+def methods_for(teacher: Teacher) -> list[dict[str, Any]]:
+    """One dict per method, first those that suit `teacher`, in the order in which to try them; `refusal` says
+    of the others why they do not."""
+    from zsq.generators import available_methods, suited
+
+    known = available_methods()
+    return [
+        {"name": name, "summary": known[name].facts.summary} | ({"refusal": reason} if reason else {})
+        for name, reason in suited(teacher).items()
+    ]
+
+
 @dataclass(frozen=True)
 class Suited:
     """A method or student, for a teacher: the seconds it takes here, or in one line why it cannot be."""
@@ -70,16 +82,14 @@ def suited_methods(
     """Every method, making `count` images by its defaults where a teacher pass takes `seconds_per_pass`."""
     from zsq.engine.estimate import forward_gflops, job_seconds
     from zsq.engine.finite import require_finite_outputs
-    from zsq.generators import available_methods, require
+    from zsq.generators import suited
     from zsq.synthesis.resolved import method_options
 
     require_finite_outputs(teacher)
     gflops, found = forward_gflops(teacher), []
-    for name in available_methods():
-        try:
-            require(name, teacher)
-        except ZsqError as error:
-            found.append(Suited(name, None, str(error)))
+    for name, reason in suited(teacher).items():
+        if reason is not None:
+            found.append(Suited(name, None, reason))
             continue
         asked = GenerateConfig(teacher=teacher.name, method=name, set={})
         cls, _, options = method_options(asked, teacher.spec, count)

@@ -284,6 +284,7 @@ COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "list": {
         "": ("text", ["methods", "teachers", "students", "passes", "recipes"]),
         "--json": ("flag", []),
+        "--teacher": TEACHERS,
     },
     "inspect": {
         "": ("path", ["run", "zeroq/shards", "student.json", "student.safetensors"]),

@@ -87,6 +87,15 @@ def test_list(what, capsys):
     assert all(entry["summary"] for entry in entries)
 
 
+def test_list_says_which_methods_suit_a_teacher(capsys):
+    entries = json.loads(call(capsys, "list", "methods", "--teacher", "embedded:digits-vit", "--json").out)
+    fit = [entry["name"] for entry in entries if "refusal" not in entry]
+    assert fit[:4] == ["psaq", "fdd", "mimiq", "sardfq"] and "noise" in fit
+    refused = {entry["name"]: entry["refusal"] for entry in entries if "refusal" in entry}
+    assert "no BatchNorm layer" in refused["dgh"]
+    assert call(capsys, "list", "students", "--teacher", "embedded:digits").status == 2
+
+
 def test_gap_ends_in_a_table_and_a_report(tmp_path, capsys):
     generate(capsys, "--out", "mine")
     sources = ("--shards", "mine", "--real", "embedded:digits:val", "--eval", "embedded:digits:val")

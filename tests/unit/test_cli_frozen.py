@@ -37,7 +37,7 @@ COMMANDS = {
     "run": [
         *("recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", "--offline", *RUNTIME)
     ],
-    "list": ["what", "--json"],
+    "list": ["what", "--json", "--teacher", "--offline"],
     "inspect": ["folder", "--teacher", "--weights", "--images", "--fit", "--class-names", "--offline"],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance", "--offline"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],

@@ -14,11 +14,24 @@ from zsq.config import IMAGES, OFFLINE
 def list_(
     what: Annotated[str, typer.Argument(help="methods, teachers, timm, students, passes or recipes.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="Of methods: say which suit this teacher, those to try first in front.")
+    ] = None,
+    offline: Offline = OFFLINE,
 ) -> None:
     """Show what there is, with its facts."""
-    from zsq.catalogue import catalogue
+    from zsq.catalogue import catalogue, methods_for
+    from zsq.core.errors import OptionError
 
-    entries = catalogue(what)
+    for given, option in ((teacher is not None, "--teacher"), (offline, "--offline")):
+        if given and (what != "methods" or teacher is None):
+            raise OptionError(f"{option} with {what}", "zsq list methods --teacher T")
+    if teacher is None:
+        entries = catalogue(what)
+    else:
+        from zsq.teacher import load_teacher
+
+        entries = methods_for(load_teacher(teacher, offline=offline))
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return

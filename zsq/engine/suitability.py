@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from zsq.contract import Facts, Teacher
@@ -52,12 +52,15 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
 
 
 def suited(teacher: Teacher, others: Mapping[str, Facts]) -> list[str]:
-    """The names of those that `teacher` suits. First come those that read what it stores of its images: batch
-    norm statistics or attention."""
-    fit = [name for name, reason in refusals(teacher, others).items() if reason is None]
+    """The names of those that `teacher` suits, see `ordered`."""
+    return ordered([name for name, reason in refusals(teacher, others).items() if reason is None], others)
+
+
+def ordered(names: Sequence[str], others: Mapping[str, Facts]) -> list[str]:
+    """First those that read what a teacher stores of its images: batch norm statistics or attention."""
     second = "needs_attention" if FIRST_WITH_BOTH == "needs_batch_norm" else "needs_batch_norm"
-    ranks = {name: _rank(others[name], (FIRST_WITH_BOTH, second)) for name in fit}
-    return sorted(fit, key=ranks.__getitem__)
+    ranks = {name: _rank(others[name], (FIRST_WITH_BOTH, second)) for name in names}
+    return sorted(names, key=ranks.__getitem__)
 
 
 def _rank(facts: Facts, needs: tuple[str, ...]) -> int:
