@@ -83,6 +83,24 @@ def dsg(passes: int) -> tuple[Source, ...]:
     )
 
 
+def pyramid(passes: int) -> tuple[Source, ...]:
+    """Our own method, without one of its parts in turn, and what it stands beside."""
+    without = (
+        {"levels": 1},
+        {"relative": False},
+        {"betas": [0.9, 0.999]},
+        {"confidence_weight": 0.0},
+        {"sigma": 0.0},
+    )
+    return (
+        Source(REAL),
+        Source("dgh", passes),
+        Source("pyramid", passes),
+        *(Source("pyramid", passes, options) for options in without),
+        Source("leaves"),
+    )
+
+
 def without_norm(passes: int) -> tuple[Source, ...]:
     """What needs no batch norm."""
     plain = {"texture": 0.0}
@@ -111,6 +129,9 @@ EXPERIMENTS = {
     ),
     "dsg-resnet20": Experiment(
         lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, dsg(50), sets=1
+    ),
+    "pyramid-resnet20": Experiment(
+        lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, pyramid(100)
     ),
     "folded-resnet20": Experiment(
         lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, without_norm(50), folded=True
