@@ -83,8 +83,8 @@ class Defaults:
 # norm: on images that do not come from the network, a student that trains can lose what it knows.
 TABLE = (
     Defaults(64, 6, "dgh", 128, 30, ("ptq",)),
-    Defaults(64, 1, "dgh", 256, 300, ("genie-m",), {"iterations": 200}, gflops=5),
-    Defaults(64, 1, "dgh", 64, 300, ("genie-m",), {"iterations": 200}),
+    Defaults(64, 1, "pyramid", 256, 100, ("genie-m",), {"iterations": 200}, gflops=5),
+    Defaults(64, 1, "pyramid", 64, 100, ("genie-m",), {"iterations": 200}),
     Defaults(0, 6, "dgh", 256, 100, ("ptq",)),
     Defaults(0, 1, "dgh", 512, 250, ("genie-m",)),
     Defaults(0, 1, "leaves", 256, None, ("ptq",)),

@@ -41,7 +41,8 @@ def test_every_row_can_be_carried_out(tiny_teacher):
 @pytest.mark.parametrize("spec", [image_spec(), LARGE])
 def test_the_narrower_width_decides(bits, student, spec):
     chosen = choose(make_teacher(spec=spec), Bits.parse(bits))
-    assert (chosen.student, chosen.method, chosen.notes) == (student, "dgh", ())
+    method = "pyramid" if spec is LARGE and student == "genie-m" else "dgh"
+    assert (chosen.student, chosen.method, chosen.notes) == (student, method, ())
 
 
 def test_every_teacher_and_width_has_a_row(operations):
