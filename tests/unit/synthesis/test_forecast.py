@@ -57,8 +57,10 @@ def test_what_decides_the_memory(tmp_path):
     "name", [name for name, cls in available_methods().items() if not cls.facts.needs_real]
 )
 def test_every_method_has_an_estimate(name, tmp_path):
-    boxes = available_methods()[name].facts.needs_boxes
-    teacher = load_teacher("embedded:digits-detector") if boxes else None
+    facts = available_methods()[name].facts
+    teacher = None
+    if facts.needs_boxes or facts.needs_attention:
+        teacher = load_teacher(f"embedded:digits-{'detector' if facts.needs_boxes else 'vit'}")
     assert memory(tmp_path, teacher, method=name, iterations=None) > 0
 
 
