@@ -38,7 +38,8 @@ class Options(Record):
     """
 
     @model_serializer(mode="wrap")
-    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, object]]) -> dict[str, object]:
+        # Not Any: pydantic 2.10 looks the name up in the module of each subclass.
         fields = dump(self)
         fields_of = type(self).model_fields
         for name in self._marked("later"):
