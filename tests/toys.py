@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -216,3 +217,21 @@ def as_detector(teacher):
         return found
 
     return dataclasses.replace(teacher, task=Detect(decode=decode, dense=dense))
+
+
+def batch_norm_inputs(teacher, images):
+    """(values, mean, var) as numpy arrays: of the images with the moments of standard space, then of what
+    enters each BN layer with those that it stores."""
+    inputs = [(images.numpy(), np.zeros(3), np.ones(3))]
+    handles = [
+        module.register_forward_pre_hook(
+            lambda m, x: inputs.append((x[0].numpy(), m.running_mean.numpy(), m.running_var.numpy()))
+        )
+        for module in teacher.network.modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        teacher.network(images)
+    for handle in handles:
+        handle.remove()
+    return inputs

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toys import NETWORKS, image_spec, make_teacher
+from toys import NETWORKS, batch_norm_inputs, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.core.runtime import Runtime
@@ -29,18 +29,7 @@ def teacher64():
 
 def whole_set_by_hand(teacher, images):
     """Mean over the images themselves and all BN inputs of the squared gaps of mean and of std."""
-    inputs = [(images.numpy(), np.zeros(3), np.ones(3))]
-    handles = [
-        module.register_forward_pre_hook(
-            lambda m, x: inputs.append((x[0].numpy(), m.running_mean.numpy(), m.running_var.numpy()))
-        )
-        for module in teacher.network.modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    ]
-    with torch.no_grad():
-        teacher.network(images)
-    for handle in handles:
-        handle.remove()
+    inputs = batch_norm_inputs(teacher, images)
     means = [np.square(x.mean((0, 2, 3)) - mean).mean() for x, mean, _ in inputs]
     roots = [np.sqrt(x.var((0, 2, 3)) + 1e-6) - np.sqrt(var + 1e-6) for x, _, var in inputs]
     return np.mean(means), np.mean([np.square(root).mean() for root in roots])

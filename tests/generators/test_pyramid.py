@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from toys import NETWORKS, image_spec, make_teacher
+from toys import NETWORKS, batch_norm_inputs, image_spec, make_teacher
 
 from zsq.contract import Silent
 from zsq.engine.joint import StoredSums, WithInput
@@ -32,18 +32,7 @@ def relative_by_hand(x, mean, var):
 def test_parts_of_the_set_see_the_gaps_of_the_whole():
     teacher = make_teacher(NETWORKS["downsample"], dtype=torch.float64)
     images = torch.randn(10, *teacher.spec.shape, generator=rng(), dtype=torch.float64)
-    inputs = [(images.numpy(), np.zeros(3), np.ones(3))]
-    handles = [
-        module.register_forward_pre_hook(
-            lambda m, x: inputs.append((x[0].numpy(), m.running_mean.numpy(), m.running_var.numpy()))
-        )
-        for module in teacher.network.modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    ]
-    with torch.no_grad():
-        teacher.network(images)
-    for handle in handles:
-        handle.remove()
+    inputs = batch_norm_inputs(teacher, images)
     wanted = np.mean([relative_by_hand(*each) for each in inputs], axis=0)
 
     batches, tapped, stored = images.split((6, 4)), WithInput(TappedTeacher(teacher)), StoredSums((6, 4))
