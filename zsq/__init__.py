@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zsq.api import audit as audit
     from zsq.api import generate as generate
     from zsq.api import inspect as inspect
+    from zsq.api import inspect_student as inspect_student
     from zsq.api import inspect_teacher as inspect_teacher
     from zsq.api import measure_gap as measure_gap
     from zsq.api import quantize as quantize
@@ -38,6 +39,7 @@ _HOMES = {
     "generate": "zsq.api",
     "import_images": "zsq.imports.importing",
     "inspect": "zsq.api",
+    "inspect_student": "zsq.api",
     "inspect_teacher": "zsq.api",
     "load_images": "zsq.images.sources",
     "load_student": "zsq.saved.saving",

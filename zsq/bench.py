@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from zsq.contract import FittedStudent, QuantizedTensor
-from zsq.core.errors import RunFolderError
+from zsq.core.errors import MismatchError, RunFolderError
 from zsq.core.files import atomic_write_bytes, read_regular
 from zsq.core.progress import Reporter, append_line
 from zsq.core.records import Record, first_fault
@@ -24,6 +24,7 @@ from zsq.generators import available_methods
 from zsq.measure import gap
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import score_teacher
+from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
 from zsq.measure.protocol import REAL, Protocol, RunRecord
 from zsq.measure.setfacts import bn_distances, intra_class_distances
 from zsq.report.build import build_report
@@ -38,6 +39,9 @@ FITS_FILE = "fits.jsonl"
 MAX_FITS_BYTES = 2**30
 EVENTS_FILE = "events.jsonl"
 SHEET_IMAGES = 40
+# Of the evaluation images, and the layers that are tried alone, to say which layers hurt: few enough to be
+# small beside scoring a student.
+LAYER_IMAGES, LAYERS_TRIED = 32, 10
 
 
 class Budget:
@@ -53,10 +57,12 @@ class Budget:
 
 
 class FitEntry(Record):
-    """One line of the log."""
+    """One line of the log. `layers` are of the first fit of a source alone, and of a student whose layers
+    stand for the teacher's."""
 
     record: RunRecord
     tensors: list[QuantizedTensor]
+    layers: StudentNoise | None = None
 
 
 class FitLog:
@@ -71,6 +77,8 @@ class FitLog:
         self.path = path
         self.records: list[RunRecord] = []
         self.tensors: dict[str, list[QuantizedTensor]] = {}
+        # "student bits" -> source -> its layers.
+        self.layers: dict[str, dict[str, StudentNoise]] = {}
         try:
             lines = read_regular(path, MAX_FITS_BYTES).splitlines(keepends=True)
         except FileNotFoundError:
@@ -86,13 +94,16 @@ class FitLog:
             except ValidationError as error:
                 found = f"{path} line {number}: {first_fault(error)}"
                 raise RunFolderError(found, "a fit", "remove that line: the fit is made again") from None
-            self._remember(entry.record, entry.tensors)
+            self._remember(entry)
 
-    def add(self, record: RunRecord, tensors: Sequence[QuantizedTensor]) -> None:
+    def add(
+        self, record: RunRecord, tensors: Sequence[QuantizedTensor], layers: StudentNoise | None = None
+    ) -> None:
         """Append one fit."""
-        entry = {"record": record, "tensors": [asdict(tensor) for tensor in tensors]}
-        append_line(self.path, json.dumps(entry))
-        self._remember(record, list(tensors))
+        entry = FitEntry(record=record, tensors=list(tensors), layers=layers)
+        held = {"record": record, "tensors": [asdict(tensor) for tensor in tensors]}
+        append_line(self.path, json.dumps(held | ({} if layers is None else {"layers": asdict(layers)})))
+        self._remember(entry)
 
     def adopt(self, records: Iterable[RunRecord]) -> None:
         """Add fits finished elsewhere, such as those of a committed table."""
@@ -100,10 +111,13 @@ class FitLog:
             if record not in self.records:
                 self.add(record, [])
 
-    def _remember(self, record: RunRecord, tensors: list[QuantizedTensor]) -> None:
-        self.records.append(record)
-        if tensors:
-            self.tensors[f"{record['student']} {record['bits']}"] = tensors
+    def _remember(self, entry: FitEntry) -> None:
+        self.records.append(entry.record)
+        student = f"{entry.record['student']} {entry.record['bits']}"
+        if entry.tensors:
+            self.tensors[student] = entry.tensors
+        if entry.layers is not None:
+            self.layers.setdefault(student, {})[entry.record["source"]] = entry.layers
 
 
 class Bench:
@@ -151,10 +165,22 @@ class Bench:
         with self.reporter.job("students", left) as job, p.runtime.threads_set():
 
             def keep(record: RunRecord, fitted: FittedStudent) -> None:
-                self.fits.add(record, fitted.tensors)
+                self.fits.add(record, fitted.tensors, self._layers(record, fitted))
                 job.advance(1, **record["metrics"])
 
             gap.measure_gap(p, arms, self.reference, done=finished, on_run=keep, should_stop=budget.spent)
+
+    def _layers(self, record: RunRecord, fitted: FittedStudent) -> StudentNoise | None:
+        """Which layers hurt, of the first fit on a source; None where a student's layers are not the
+        teacher's."""
+        if record["shard_set"] or record["seed"]:
+            return None
+        p = self.protocol
+        pixels = p.eval.pixels[:LAYER_IMAGES]
+        try:
+            return layer_noise(fitted, p.teacher, pixels, p.runtime, layers=LAYERS_TRIED, parts=(BOTH,))
+        except MismatchError:
+            return None
 
     def report(self) -> ReportData:
         """Write the report of what is finished."""
@@ -182,6 +208,7 @@ class Bench:
             cost=self._costs(),
             sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},
             quantized_tensors=self.fits.tensors,
+            layers=self.fits.layers,
             contrasts=contrasts(rows, replicates),
             roc=roc_curves(self.fits.records),
             show_real=p.show_real,

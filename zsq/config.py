@@ -152,6 +152,13 @@ class ExportConfig(Record):
     range: str = "uint8"
 
 
+class InspectConfig(ImagesConfig, OfflineConfig):
+    """`zsq inspect` of a student's layers. `layers` None: every one at the network's output."""
+
+    count: Images = 64
+    layers: PositiveInt | None = None
+
+
 class ImportConfig(Record):
     """`zsq import`. `mean` and `std` are of float values: one number, or one per channel."""
 
@@ -169,6 +176,7 @@ GAP = GapConfig.model_construct()
 VERIFY = VerifyConfig.model_construct()
 EXPORT = ExportConfig.model_construct()
 IMPORT = ImportConfig.model_construct()
+INSPECT = InspectConfig()
 RUNTIME, AUDIT_RUNTIME = RuntimeConfig(), AuditRuntime()
 IMAGES = ImagesConfig()
 OFFLINE = OfflineConfig().offline

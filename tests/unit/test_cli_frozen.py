@@ -38,7 +38,10 @@ COMMANDS = {
         *("recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", "--offline", *RUNTIME)
     ],
     "list": ["what", "--json", "--teacher", "--offline"],
-    "inspect": ["folder", "--teacher", "--weights", "--images", "--fit", "--class-names", "--offline"],
+    "inspect": [
+        *("folder", "--teacher", "--weights", "--images", "--count", "--layers", "--html"),
+        *("--fit", "--class-names", "--offline"),
+    ],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance", "--offline"],
     "export": ["folder", "--to", "--out", "--layout", "--range"],
     "audit": [

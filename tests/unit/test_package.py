@@ -43,7 +43,7 @@ def test_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     for folder, pattern in (("generators", "*.py"), ("recipes", "*")):
         files = (path for path in (REPOSITORY / folder).glob(pattern) if path.is_file())
         modules |= {f"zsq/{folder}/{path.name}" for path in files}
-    data = {"zsq/teacher/digits.safetensors", "zsq/report/report.html.j2"}
+    data = {"zsq/teacher/digits.safetensors", "zsq/report/page.html.j2"}
     data |= {"zsq/teacher/digits-detector.safetensors", "zsq/images/imagenet_wordnet_ids.txt"}
     data |= {"zsq/teacher/digits-vit.safetensors"}
     assert set(names) == modules | data

@@ -5,7 +5,7 @@ What draws or computes reports is imported where it is used: `generate` starts i
 
 from zsq.api.checking import audit, verify_export
 from zsq.api.comparing import measure_gap, run
-from zsq.api.describing import inspect, inspect_teacher
+from zsq.api.describing import inspect, inspect_student, inspect_teacher
 from zsq.api.generating import generate
 from zsq.api.quantizing import quantize
 
@@ -13,6 +13,7 @@ __all__ = [
     "audit",
     "generate",
     "inspect",
+    "inspect_student",
     "inspect_teacher",
     "measure_gap",
     "quantize",

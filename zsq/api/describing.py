@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zsq.api.given import images_given, path_of
 from zsq.config import (
     DEFAULT_COUNT,
     IMAGES,
+    INSPECT,
     OFFLINE,
     RUNTIME,
     ImagesConfig,
+    InspectConfig,
     RuntimeConfig,
     validated,
 )
+from zsq.core.errors import MismatchError
+from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import images_for, said
 from zsq.teacher import load_teacher
+
+if TYPE_CHECKING:
+    from zsq.measure.layernoise import StudentNoise
 
 
 def inspect(folder: str | Path) -> list[str]:
@@ -82,3 +90,63 @@ def inspect_teacher(
     methods = suited_lines("methods", suited_methods(loaded, count, config, seconds), count)
     students = suited_lines("students", suited_students(loaded, count, config, seconds), count)
     return [*facts.lines(), *methods, *students]
+
+
+def inspect_student(
+    folder: str | Path,
+    images: str | Path,
+    *,
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    count: int = INSPECT.count,
+    layers: int | None = INSPECT.layers,
+    html: str | Path | None = None,
+    fit: str | None = IMAGES.fit,
+    class_names: str | Path | None = IMAGES.class_names,
+    offline: bool = OFFLINE,
+    runtime: RuntimeConfig | None = None,
+    reporter: Reporter | None = None,
+) -> StudentNoise:
+    """Which layer of a saved student hurts: signal-to-noise ratios of every quantized layer, worst first.
+
+    Args:
+        images: unlabelled, of any source; the first `count` are used.
+        teacher, weights: the network that the student was fitted to; without, the one that it names.
+        layers: measure only so many layers at the network's output.
+        html: write a page with a figure there.
+        fit, class_names: as in `quantize`.
+
+    Raises:
+        MismatchError: another teacher, or a student whose layers do not stand for the teacher's.
+        ZsqError: one class per cause, see `zsq.core.errors`.
+
+    Example:
+        >>> train = "embedded:digits:train"
+        >>> done = zsq.quantize("embedded:digits", train, "ptq", "W4A4", count=32, out="student")
+        >>> noise = zsq.inspect_student("student", train, count=16)
+        >>> len(noise.layers), noise.layers[0].both < noise.layers[-1].both
+        (10, True)
+    """
+    from zsq.measure.layernoise import layer_noise
+    from zsq.report.layers import write_layers_page
+    from zsq.saved.saving import read_student
+
+    page = None if html is None else output_path(html)
+    given = images_given(fit, class_names) | {"count": count, "layers": layers}
+    asked = validated(InspectConfig, given, "inspect")
+    record, fitted = read_student(folder)
+    resolved = Runtime.resolve(**(runtime or RUNTIME).model_dump())
+    name = teacher or record.teacher.name
+    loaded = load_teacher(name, path_of(weights), offline=offline).to(resolved.device)
+    if loaded.weights_sha256 != record.teacher.weights_sha256:
+        found = f"teacher {name} with weights {loaded.weights_sha256[:16]}"
+        wanted = f"{record.teacher.weights_sha256[:16]}, which the student was fitted to"
+        raise MismatchError(found, wanted, "--weights FILE")
+    told = reporter or Reporter(quiet=True)
+    shown = images_for(loaded, images, asked, limit=asked.count)
+    for line in said(shown):
+        told.say(line)
+    noise = layer_noise(fitted, loaded, shown.pixels, resolved, layers=asked.layers, reporter=told)
+    if page is not None:
+        write_layers_page(noise, page)
+    return noise

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zsq.cli.options import ClassNames, FitPhotos, Offline, Weights, asked
-from zsq.config import IMAGES, OFFLINE
+from zsq.config import IMAGES, INSPECT, OFFLINE
 
 
 def list_(
@@ -48,33 +48,70 @@ def inspect(
     folder: Annotated[
         str | None, typer.Argument(metavar="[PATH]", help="Folder of a run or of a saved student.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Describe this teacher instead of a folder.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Describe this teacher; or with a student, the one that it was fitted to."),
+    ] = None,
     weights: Weights = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="SRC", help="Labelled images to measure the teacher's accuracy with."),
+        typer.Option(
+            metavar="SRC",
+            help="With a student: images to say on which layer hurts. With --teacher: labelled images to "
+            "measure its accuracy with.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="With a student: use only so many images.")] = INSPECT.count,
+    layers: Annotated[
+        int | None,
+        typer.Option(help="With a student: try only so many layers alone. Without it, all."),
+    ] = INSPECT.layers,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With a student: also write a page with a figure.")
     ] = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
     offline: Offline = OFFLINE,
 ) -> None:
     """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
-    saved student is and how it was made; or what a teacher is and which methods and students suit it."""
+    saved student is and how it was made, and on images which of its layers hurts; or what a teacher is and
+    which methods and students suit it."""
     from zsq import api
     from zsq.core.errors import OptionError
 
-    if (folder is None) == (teacher is None):
+    of_layers = ("count", "layers", "html")
+    if folder is not None and images is not None and _is_student(folder):
+        from zsq.report.layers import layer_lines
+
+        lines = layer_lines(api.inspect_student(folder, **asked(context, "folder")))
+        lines += [] if html is None else [html]
+    elif (folder is None) == (teacher is None):
         found = "neither PATH nor --teacher" if folder is None else f"{folder} and --teacher {teacher}"
-        raise OptionError(found, "one of them")
-    values = asked(context, "folder")
-    if folder is None:
-        lines = api.inspect_teacher(**values)
+        raise OptionError(found, "one of them, or a student with --images")
+    elif folder is None:
+        _refuse(context, of_layers, f"--teacher {teacher}", "it with a student and --images")
+        lines = api.inspect_teacher(**asked(context, "folder", *of_layers))
     else:
-        for name in ("weights", "images", "fit", "class_names", "offline"):
-            if values[name] not in (None, False):
-                option = f"--{name.replace('_', '-')}"
-                given = option if values[name] is True else f"{option} {values[name]}"
-                raise OptionError(f"{given} with {folder}", "it with --teacher alone")
+        wanted = "it with --teacher, or with a student and --images"
+        _refuse(context, ("weights", "images", "fit", "class_names", "offline", *of_layers), folder, wanted)
         lines = api.inspect(folder)
     for line in lines:
         typer.echo(line)
+
+
+def _is_student(path: str) -> bool:
+    from zsq.saved.summary import is_student
+
+    return is_student(path)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], beside: str, wanted: str) -> None:
+    """Refuse the first of the options that was typed."""
+    from zsq.core.errors import OptionError
+
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option, value = f"--{name.replace('_', '-')}", context.params[name]
+            given = option if value is True else f"{option} {value}"
+            raise OptionError(f"{given} with {beside}", wanted)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from zsq.core.files import atomic_write_text
 from zsq.measure.gap import Row
 from zsq.report import embeddings
 from zsq.report.data import ReportData, finite
+from zsq.report.layers import GAP_TEXT, worst_grid
+from zsq.report.page import page
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.report.tables import (
@@ -33,6 +34,7 @@ from zsq.tasks.metrics import against_teacher, unit, words
 
 AGAINST = "Every metric against real images and noise"
 SETS = "What the sets are like"
+WORST = "Worst layers"
 BOTH_INTERVALS = "Both intervals of every gap"
 
 SETS_TEXT = (
@@ -66,9 +68,9 @@ def build_report(data: ReportData, folder: Path) -> Path:
     """
     atomic_write_text(folder / "report.json", json.dumps(data.as_json(), indent=1, allow_nan=False) + "\n")
     atomic_write_text(folder / "report.md", markdown(data))
-    page = folder / "report.html"
-    atomic_write_text(page, html(data))
-    return page
+    path = folder / "report.html"
+    atomic_write_text(path, html(data))
+    return path
 
 
 def markdown(data: ReportData) -> str:
@@ -87,6 +89,8 @@ def markdown(data: ReportData) -> str:
         parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
     if sets_grid(data).lines:
         parts += ["## " + SETS, markdown_table(sets_grid(data)), SETS_TEXT]
+    for student, layers in data.layers.items():
+        parts += [f"## {WORST}: {student}", markdown_table(worst_grid(layers)), GAP_TEXT]
     if data.layer_names:
         parts += ["## BN distance per layer", markdown_table(distance_grid(data))]
     parts += [
@@ -112,26 +116,21 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def html(data: ReportData) -> str:
-    """The page: style, figures and images inside, nothing fetched."""
-    environment = Environment(
-        loader=PackageLoader("zsq", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page."""
     sheets = data.shown_sheets
-    return environment.get_template("report.html.j2").render(
+    return page(
         title=data.title,
         verdict=data.verdict,
         facts=teacher_facts(data),
-        gap_grid=gap_grid(data.rows, data.gaps),
+        heading="Gap to real images",
+        grid=gap_grid(data.rows, data.gaps),
         explanation=explanation(data.rows, data.embeds),
         figures=figures(data),
         sheets={source: png_data_uri(contact_sheet(pixels)) for source, pixels in sheets.items()},
         sheet_sizes={source: min(len(pixels), MAX_IMAGES) for source, pixels in sheets.items()},
         details=({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
         | ({BOTH_INTERVALS: bootstrap_grid(data.gaps)} if has_bootstrap(data.gaps) else {})
+        | {f"{WORST}: {student}": worst_grid(layers) for student, layers in data.layers.items()}
         | {
             "Every fit": runs_grid(data.rows),
             SETS: sets_grid(data),

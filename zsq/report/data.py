@@ -13,6 +13,7 @@ from torch import Tensor
 from zsq.contract import QuantizedTensor
 from zsq.measure.contrasts import Contrast
 from zsq.measure.gap import Gap, Row
+from zsq.measure.layernoise import StudentNoise
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.verdict import verdict
 
@@ -30,6 +31,7 @@ class ReportData:
         cost: source -> teacher passes per image spent on making it.
         sheets: source -> uint8 (N, C, H, W) images to show.
         quantized_tensors: "student bits" -> the tensors it quantizes.
+        layers: "student bits" -> source -> which layers of the student hurt when it is fitted on it.
         contrasts: of an embedder, each source against real images and noise.
         roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.tasks.verification.ROC_FARS`.
         show_real: whether the owner allows real images in the report; without it they are left out.
@@ -46,6 +48,7 @@ class ReportData:
     cost: Mapping[str, float] = field(default_factory=dict)
     sheets: Mapping[str, Tensor] = field(default_factory=dict)
     quantized_tensors: Mapping[str, Sequence[QuantizedTensor]] = field(default_factory=dict)
+    layers: Mapping[str, Mapping[str, StudentNoise]] = field(default_factory=dict)
     contrasts: Sequence[Contrast] = ()
     roc: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     show_real: bool = False
@@ -99,10 +102,17 @@ class ReportData:
                     student: [dataclasses.asdict(tensor) for tensor in tensors]
                     for student, tensors in self.quantized_tensors.items()
                 },
+                **({"layers": self._layers_json()} if self.layers else {}),
                 **({"contrasts": [dataclasses.asdict(c) for c in self.contrasts]} if self.contrasts else {}),
                 **({"roc": {student: dict(tars) for student, tars in self.roc.items()}} if self.roc else {}),
             }
         )
+
+    def _layers_json(self) -> dict[str, dict[str, Any]]:
+        return {
+            student: {source: dataclasses.asdict(noise) for source, noise in sources.items()}
+            for student, sources in self.layers.items()
+        }
 
 
 def finite(value: Any) -> Any:
