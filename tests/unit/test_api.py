@@ -165,13 +165,13 @@ def test_gap_resumes_after_a_kill(sets, tmp_path, monkeypatch, no_pages):
     fitted = []
     add = bench.FitLog.add
 
-    def add_or_die(self, record, tensors):
+    def add_or_die(self, record, *seen):
         fitted.append((record["source"], record["shard_set"]))
         if len(fitted) == 2:
             with self.path.open("a") as file:
                 file.write(json.dumps({"record": record})[:40])
             raise Killed
-        add(self, record, tensors)
+        add(self, record, *seen)
 
     monkeypatch.setattr(bench.FitLog, "add", add_or_die)
     with pytest.raises(Killed):

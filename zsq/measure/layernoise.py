@@ -140,11 +140,12 @@ def layer_noise(
     """
     fitted.spec.check_pixels(pixels_NCHW)
     twin = Twin(fitted, teacher, runtime.device)
-    batch = images_at_once(teacher.network, teacher.spec, BATCH)
+    at_once = images_at_once(teacher.network, teacher.spec, BATCH)
+    batches = list(norm_batches(fitted.spec, pixels_NCHW, runtime.device, at_once))
     walk = _Walk(twin)
     start, told = time.monotonic(), reporter or Reporter(quiet=True)
     with runtime.threads_set(), torch.no_grad():
-        for norm in norm_batches(fitted.spec, pixels_NCHW, runtime.device, batch):
+        for norm in batches:
             walk.see(norm)
         per_pass = (time.monotonic() - start) / (WALK_PASSES * len(pixels_NCHW))
         chosen = sorted(twin.layers, key=lambda layer: walk.own(layer))[:layers]
@@ -155,14 +156,12 @@ def layer_noise(
             f"{passes:,} forward passes, about {duration(passes * per_pass)}"
         )
         with told.job("layers", passes) as log:
-            noise = _at_the_output(
-                twin, tries, norm_batches(fitted.spec, pixels_NCHW, runtime.device, batch), log
-            )
+            noise = _at_the_output(twin, tries, batches, log)
     return _result(fitted, len(pixels_NCHW), walk, twin.layers, noise)
 
 
 def _at_the_output(
-    twin: Twin, tries: Sequence[tuple[QuantizedLayer, str]], batches: Any, log: StepLog
+    twin: Twin, tries: Sequence[tuple[QuantizedLayer, str]], batches: Sequence[Tensor], log: StepLog
 ) -> dict[tuple[str, str], float]:
     """(layer, part) -> dB of the network's output."""
     meters = {(layer.name, part): SignalToNoise() for layer, part in tries}
