@@ -2,6 +2,9 @@
 
 import threading
 
+from torch.distributed import HashStore
+
+from zsq.core.errors import ProcessesError
 from zsq.core.processes import Processes
 
 
@@ -11,21 +14,19 @@ def in_two_ranks(monkeypatch, work):
     Raises:
         AssertionError: one of them failed.
     """
-    local, barrier, failures = threading.local(), threading.Barrier(2, timeout=60), []
-
-    class Rank(Processes):
-        def wait(self):
-            barrier.wait()
+    local, store, failures = threading.local(), HashStore(), []
 
     def run(rank):
-        local.rank = rank
+        local.processes = Processes(rank, 2, 2, True, store)
         try:
-            work(rank)
+            with local.processes.job():
+                work(rank)
+        except ProcessesError:
+            pass  # the other says why
         except BaseException as error:
             failures.append(error)
-            barrier.abort()
 
-    monkeypatch.setattr(Processes, "started", classmethod(lambda cls: Rank(local.rank, 2)))
+    monkeypatch.setattr(Processes, "started", classmethod(lambda cls: local.processes))
     threads = [threading.Thread(target=run, args=(rank,), name=str(rank)) for rank in range(2)]
     for thread in threads:
         thread.start()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from zsq.contract import FittedStudent, QuantizedTensor
-from zsq.core.errors import MismatchError, RunFolderError
-from zsq.core.files import atomic_write_bytes, read_regular
-from zsq.core.progress import Reporter, append_line
-from zsq.core.records import Record, first_fault
+from zsq.core.errors import MismatchError
+from zsq.core.processes import Processes
+from zsq.core.progress import Reporter
+from zsq.fitlog import FitEntry, FitLog
 from zsq.generators import available_methods
 from zsq.measure import gap
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
-from zsq.measure.protocol import REAL, Protocol, RunRecord
+from zsq.measure.protocol import REAL, Protocol, RunRecord, fit_key
 from zsq.measure.setfacts import bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
@@ -35,8 +33,6 @@ from zsq.shards.reader import ShardDataset
 from zsq.tasks.embed import Embed
 from zsq.tasks.metrics import against_teacher
 
-FITS_FILE = "fits.jsonl"
-MAX_FITS_BYTES = 2**30
 EVENTS_FILE = "events.jsonl"
 SHEET_IMAGES = 40
 # Of the evaluation images, and the layers that are tried alone, to say which layers hurt: few enough to be
@@ -56,70 +52,6 @@ class Budget:
         return self.ends is not None and time.monotonic() >= self.ends
 
 
-class FitEntry(Record):
-    """One line of the log. `layers` are of the first fit of a source alone, and of a student whose layers
-    stand for the teacher's."""
-
-    record: RunRecord
-    tensors: list[QuantizedTensor]
-    layers: StudentNoise | None = None
-
-
-class FitLog:
-    """Finished fits on disk, one JSON line each, for resuming."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what an earlier run left; a last line that a kill cut short is removed.
-
-        Raises:
-            RunFolderError: the file cannot be read, or a whole line is no fit.
-        """
-        self.path = path
-        self.records: list[RunRecord] = []
-        self.tensors: dict[str, list[QuantizedTensor]] = {}
-        # "student bits" -> source -> its layers.
-        self.layers: dict[str, dict[str, StudentNoise]] = {}
-        try:
-            lines = read_regular(path, MAX_FITS_BYTES).splitlines(keepends=True)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be read: {error.strerror}", "the fits of this run") from None
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if whole != lines:
-            atomic_write_bytes(path, b"".join(whole))
-        for number, line in enumerate(whole, 1):
-            try:
-                entry = FitEntry.model_validate_json(line)
-            except ValidationError as error:
-                found = f"{path} line {number}: {first_fault(error)}"
-                raise RunFolderError(found, "a fit", "remove that line: the fit is made again") from None
-            self._remember(entry)
-
-    def add(
-        self, record: RunRecord, tensors: Sequence[QuantizedTensor], layers: StudentNoise | None = None
-    ) -> None:
-        """Append one fit."""
-        entry = FitEntry(record=record, tensors=list(tensors), layers=layers)
-        held = {"record": record, "tensors": [asdict(tensor) for tensor in tensors]}
-        append_line(self.path, json.dumps(held | ({} if layers is None else {"layers": asdict(layers)})))
-        self._remember(entry)
-
-    def adopt(self, records: Iterable[RunRecord]) -> None:
-        """Add fits finished elsewhere, such as those of a committed table."""
-        for record in records:
-            if record not in self.records:
-                self.add(record, [])
-
-    def _remember(self, entry: FitEntry) -> None:
-        self.records.append(entry.record)
-        student = f"{entry.record['student']} {entry.record['bits']}"
-        if entry.tensors:
-            self.tensors[student] = entry.tensors
-        if entry.layers is not None:
-            self.layers.setdefault(student, {})[entry.record["source"]] = entry.layers
-
-
 class Bench:
     """A protocol under way in a folder: shard sets, finished fits, the report."""
 
@@ -131,11 +63,29 @@ class Bench:
             RunFolderError: the folder is in the way, or was made with other settings.
         """
         self.protocol, self.out = protocol, out
+        self.processes = Processes.started()
         self.reference = score_teacher(protocol.teacher, protocol.eval, protocol.runtime)
-        open_run(out, {"command": command, **protocol.settings}, resume)
-        self.reporter = reporter.logging_to(out / EVENTS_FILE)
-        self.fits = FitLog(out / FITS_FILE)
+        if self.processes.first:
+            open_run(out, {"command": command, **protocol.settings}, resume)
+        events = out / EVENTS_FILE if self.processes.first else None
+        self.reporter = self.processes.spoken(reporter).logging_to(events)
+        self.fits = FitLog(out, self.processes.rank)
+        if self.processes.first:
+            self.fits.collect()
+        self._share()
         self.sets: dict[str, list[Path]] = {}
+
+    def _share(self) -> None:
+        """Each process knows the fits of all."""
+        if self.processes.count == 1:
+            return
+        self.processes.wait()
+        if self.processes.first:
+            self.fits.collect()
+        self.processes.wait()
+        if not self.processes.first:
+            self.fits.read()
+        self.processes.wait()
 
     def adopt(self, records: Iterable[RunRecord], sources: Iterable[str]) -> None:
         """Take fits made elsewhere for finished, where they are of this protocol and one of `sources`.
@@ -146,7 +96,9 @@ class Bench:
         own = self.protocol.belonging(records, arms)
         if isinstance(self.protocol.teacher.task, Embed):
             own = [record for record in own if "replicates" in record]
-        self.fits.adopt(own)
+        if self.processes.first:
+            self.fits.adopt(own)
+        self._share()
 
     def arms(self, num_sets: int) -> dict[str, list[Tensor]]:
         """Source -> pixels of its first `num_sets` shard sets, as many as the real sets hold."""
@@ -157,18 +109,30 @@ class Bench:
         return arms
 
     def fit(self, num_sets: int, budget: Budget) -> None:
-        """Fit and score every student on the first `num_sets` shard sets, minus what is done."""
+        """Fit and score every student on the first `num_sets` shard sets, minus what is done; the processes
+        of the job share the fits."""
         p = self.protocol
         arms = self.arms(num_sets)
         finished = p.belonging(self.fits.records, arms)
         left = len(p.fits(arms)) - len(finished)
+        counted = self.processes.counted()
         with self.reporter.job("students", left) as job, p.runtime.threads_set():
 
             def keep(record: RunRecord, fitted: FittedStudent) -> None:
                 self.fits.add(record, fitted.tensors, self._layers(record, fitted))
-                job.advance(1, **record["metrics"])
+                job.advance(counted(), **record["metrics"])
 
-            gap.measure_gap(p, arms, self.reference, done=finished, on_run=keep, should_stop=budget.spent)
+            gap.measure_gap(
+                p, arms, self.reference, done=finished, on_run=keep, should_stop=budget.spent,
+                processes=self.processes,
+            )  # fmt: skip
+        self._share()
+
+    def entries(self) -> list[FitEntry]:
+        """All finished fits, in the protocol's order whoever made them."""
+        fits = self.protocol.fits({REAL: self.protocol.real_sets, **self.sets})
+        place = {fit_key(fit.record()): number for number, fit in enumerate(fits)}
+        return sorted(self.fits.entries, key=lambda entry: place.get(fit_key(entry.record), len(place)))
 
     def _layers(self, record: RunRecord, fitted: FittedStudent) -> StudentNoise | None:
         """Which layers hurt, of the first fit on a source; None where a student's layers are not the
@@ -183,10 +147,11 @@ class Bench:
             return None
 
     def report(self) -> ReportData:
-        """Write the report of what is finished."""
-        p = self.protocol
-        rows = gap.rows_from_runs(self.fits.records)
-        replicates = gap.replicates_of(self.fits.records)
+        """The report of what is finished, which the first process writes."""
+        p, entries = self.protocol, self.entries()
+        records = [entry.record for entry in entries]
+        rows = gap.rows_from_runs(records)
+        replicates = gap.replicates_of(records)
         first_sets = {source: sets[0] for source, sets in self.arms(1).items() if sets}
         names, distances = bn_distances(p.teacher, first_sets, p.runtime)
         data = ReportData(
@@ -207,13 +172,14 @@ class Bench:
             intra_class_distance=intra_class_distances(p.teacher, first_sets, p.runtime),
             cost=self._costs(),
             sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},
-            quantized_tensors=self.fits.tensors,
-            layers=self.fits.layers,
+            quantized_tensors=quantized_tensors(entries),
+            layers=layers_that_hurt(entries),
             contrasts=contrasts(rows, replicates),
-            roc=roc_curves(self.fits.records),
+            roc=roc_curves(records),
             show_real=p.show_real,
         )
-        build_report(data, self.out)
+        if self.processes.first:
+            build_report(data, self.out)
         return data
 
     def _quality(self) -> dict[str, float | None]:
@@ -242,6 +208,24 @@ class Bench:
             source: passes_per_image(ShardDataset(sets[0])) for source, sets in self.sets.items() if sets
         }
         return {source: cost for source, cost in costs.items() if cost is not None}
+
+
+def quantized_tensors(entries: Iterable[FitEntry]) -> dict[str, list[QuantizedTensor]]:
+    """Student and bits -> its table of quantized tensors."""
+    return {_student(entry): entry.tensors for entry in entries if entry.tensors}
+
+
+def layers_that_hurt(entries: Iterable[FitEntry]) -> dict[str, dict[str, StudentNoise]]:
+    """Student and bits -> source -> its layers."""
+    found: dict[str, dict[str, StudentNoise]] = {}
+    for entry in entries:
+        if entry.layers is not None:
+            found.setdefault(_student(entry), {})[entry.record["source"]] = entry.layers
+    return found
+
+
+def _student(entry: FitEntry) -> str:
+    return f"{entry.record['student']} {entry.record['bits']}"
 
 
 def roc_curves(records: Iterable[RunRecord]) -> dict[str, dict[str, list[float]]]:

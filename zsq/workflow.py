@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from zsq.bench import Bench, Budget
-from zsq.config import GapConfig, GenerateConfig, ImagesConfig, Recipe, RecipeSource
+from zsq.config import GapConfig, GenerateConfig, ImagesConfig, Recipe, RecipeSource, RuntimeConfig
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
@@ -28,6 +29,7 @@ from zsq.teacher import load_teacher
 from zsq.widths import Bits
 
 
+@failing_together()
 def run_recipe(
     recipe: Recipe,
     out: Path,
@@ -38,18 +40,21 @@ def run_recipe(
     finished: Iterable[RunRecord] = (),
     on_report: Callable[[ReportData, list[RunRecord]], None] = lambda data, fits: None,
 ) -> ReportData:
-    """Run or continue a recipe in `out`; the report is written anew after each shard set.
+    """Run or continue a recipe in `out`; the report is written anew after each shard set. The processes of a
+    job share images and fits.
 
     Args:
         budget_hours: no new shard set and no new fit begins after this time.
         finished: fits made elsewhere; those of this recipe are not repeated.
-        on_report: called after each shard set with the report's data and all fits so far.
+        on_report: called after each shard set with the report's data and all fits so far, in
+            the first process.
 
     Raises:
         ZsqError: whatever generation, a fit or the report raises; nothing finished is lost.
     """
-    reporter = reporter or Reporter(quiet=True)
-    budget = Budget(budget_hours)
+    processes, budget = Processes.started(), Budget(budget_hours)
+    reporter = processes.spoken(reporter)
+    recipe = recipe.model_copy(update={"runtime": _of_rank(recipe.runtime, processes)})
     protocol = recipe_protocol(recipe)
     say_estimate(recipe, protocol, reporter)
     say_images(protocol, reporter)
@@ -58,17 +63,22 @@ def run_recipe(
     bench.adopt(finished, [source.label for source in recipe.sources])
     data = None
     for shard_set in range(recipe.generate.shard_sets):
-        if budget.spent():
+        if processes.agreed(budget.spent()):
             break
         for source in recipe.sources:
             folder = _made_set(recipe, source, shard_set, out, protocol.teacher, reporter)
             bench.sets.setdefault(source.label, []).append(folder)
         bench.fit(shard_set + 1, budget)
         data = bench.report()
-        on_report(data, bench.fits.records)
+        if processes.first:
+            on_report(data, [entry.record for entry in bench.entries()])
     if budget.spent():
         reporter.say("the time budget is spent: run the same command with --resume to complete the table")
     return data or bench.report()
+
+
+def _of_rank(runtime: RuntimeConfig, processes: Processes) -> RuntimeConfig:
+    return runtime.model_copy(update={"threads": processes.threads(runtime.threads)})
 
 
 def _made_set(
@@ -237,15 +247,18 @@ def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
         reporter.say(line)
 
 
+@failing_together()
 def run_gap(
     config: GapConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None
 ) -> ReportData:
-    """Measure the gap of existing shard sets; the report goes to `out`.
+    """Measure the gap of existing shard sets; the report goes to `out`. A job's processes share the fits.
 
     Raises:
         ZsqError: whatever a fit or the report raises; finished fits are kept.
     """
-    reporter = reporter or Reporter(quiet=True)
+    processes = Processes.started()
+    reporter = processes.spoken(reporter)
+    config = config.model_copy(update={"runtime": _of_rank(config.runtime, processes)})
     specs, title = _gap_students(config), f"Gap to real images: {config.teacher}"
     weights = Path(config.weights) if config.weights else None
     teacher = load_teacher(config.teacher, weights, offline=config.offline)

@@ -32,10 +32,11 @@ COMMANDS = {
     "gap": [
         *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),
         *("--seeds", "--count", "--first-last", "--passes", "--set", "--show-real", "--resume", *RUNTIME),
-        *("--fit", "--class-names", "--offline"),
+        *("--fit", "--class-names", "--offline", "--jobs"),
     ],
     "run": [
-        *("recipe", "--out", "--resume", "--budget-hours", "--fit", "--class-names", "--offline", *RUNTIME)
+        *("recipe", "--out", "--resume", "--budget-hours", "--jobs", "--fit", "--class-names", "--offline"),
+        *RUNTIME,
     ],
     "list": ["what", "--json", "--teacher", "--offline"],
     "inspect": [
@@ -75,7 +76,7 @@ DEFAULTS = {
         "show_real": False,
         "resume": False,
     },
-    "run": {"out": None, "resume": False, "budget_hours": None},
+    "run": {"out": None, "resume": False, "budget_hours": None, "jobs": None},
     "verify": {"against": None, "teacher": None, "weights": None, "tolerance": 1e-3},
     "export": {"layout": None, "range": "uint8"},
     "audit": {"weights": None, "threads": None, "device": "auto"},

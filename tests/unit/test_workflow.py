@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 
 import pytest
 from commands import Spoken
@@ -10,6 +11,7 @@ from commands import Spoken
 from zsq import bench
 from zsq.config import GenerateConfig, load_recipe, recipe_paths
 from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
+from zsq.core.jobs import in_jobs
 from zsq.core.runtime import Runtime
 from zsq.generators import METHODS
 from zsq.measure.protocol import StudentSpec, resolve_students
@@ -262,6 +264,34 @@ def test_finished_fits_of_elsewhere_are_not_repeated(recipe, tmp_path, finished,
     others.append({**fits[0], "options": {**fits[0]["options"], "weight_observer": "kl"}})
     data = run_recipe(recipe, tmp_path / "run", finished=[*others, *fits])
     assert values(data) == values(finished[0])
+
+
+def test_two_jobs_make_the_table_of_one(recipe, tmp_path, finished, no_pages):
+    """In processes of their own: threads that capture networks side by side round differently."""
+    reporter = Spoken()
+    once = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"shard_sets": 1})})
+    data = in_jobs(2, partial(run_recipe, once, tmp_path / "run"), reporter=reporter)
+    assert values(data) == {key: runs[:1] for key, runs in values(finished[0]).items()}
+    assert [row.source for row in data.rows] == [row.source for row in finished[0].rows]
+    assert sorted(path.name for path in (tmp_path / "run").glob("fits*")) == ["fits.jsonl"]
+    assert len((tmp_path / "run" / "fits.jsonl").read_text().splitlines()) == NUM_FITS // 2
+    assert len([line for line in reporter.lines if line.startswith("8 images in")]) == 2
+    for name in ("zeroq-0", "noise-0"):
+        ours, theirs = (read_manifest(folder / name).shards for folder in (tmp_path / "run", finished[1]))
+        assert ours == theirs
+
+
+def test_what_a_dead_rank_left_is_taken_up(recipe, tmp_path, finished, monkeypatch, no_pages):
+    lines = (finished[1] / "fits.jsonl").read_text().splitlines(keepends=True)
+    run_recipe(recipe, tmp_path / "run", budget_hours=0)
+    (tmp_path / "run" / "fits.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "run" / "fits-1.jsonl").write_text("".join(lines[1:4]) + lines[4][:50])
+    made, add = [], bench.FitLog.add
+    monkeypatch.setattr(bench.FitLog, "add", lambda *entry: made.append(entry) or add(*entry))
+    data = run_recipe(recipe, tmp_path / "run", resume=True)
+    assert values(data) == values(finished[0])
+    assert len(made) == 2 + NUM_FITS - 4  # two were only in the other's file, two in none
+    assert not (tmp_path / "run" / "fits-1.jsonl").exists()
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path, finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def measure_gap(
     set: Mapping[str, Any] | None = None,
     show_real: bool = GAP.show_real,
     resume: bool = False,
+    jobs: int | None = None,
     offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
@@ -52,7 +54,8 @@ def measure_gap(
     """Fit every student on real images and on every shard set, and report the gap in `out`.
 
     Shard sets of one source are replicates. `set` has keys STUDENT.OPTION; `passes` surround every student;
-    `fit` and `class_names` are as in `quantize`.
+    `fit` and `class_names` are as in `quantize`. `jobs` processes share the fits, of 1 thread each unless
+    `runtime` says more; their number changes nothing but the time.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -66,6 +69,7 @@ def measure_gap(
         >>> sorted({row.source for row in data.rows})
         ['noise', 'real']
     """
+    from zsq.core.jobs import in_jobs
     from zsq.workflow import run_gap
 
     values = {
@@ -86,7 +90,8 @@ def measure_gap(
         "offline": offline,
         "runtime": runtime or RUNTIME,
     }
-    return run_gap(validated(GapConfig, values, "gap"), output_path(out), resume=resume, reporter=reporter)
+    call = partial(run_gap, validated(GapConfig, values, "gap"), output_path(out), resume=resume)
+    return in_jobs(jobs, call, reporter=reporter)
 
 
 def run(
@@ -95,6 +100,7 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     budget_hours: float | None = None,
+    jobs: int | None = None,
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
     offline: bool = OFFLINE,
@@ -103,7 +109,8 @@ def run(
 ) -> tuple[ReportData, Path]:
     """Run a recipe by its name or path; the report's data and the run's folder.
 
-    `fit` and `class_names` are as in `quantize`, in place of the recipe's own.
+    `fit` and `class_names` are as in `quantize`, in place of the recipe's own. `jobs` is as in `measure_gap`;
+    the processes share the images too.
 
     Raises:
         ZsqError: one class per cause, see `zsq.core.errors`.
@@ -123,6 +130,7 @@ def run(
         >>> (folder / "report.html").exists()
         True
     """
+    from zsq.core.jobs import in_jobs
     from zsq.workflow import run_recipe
 
     asked = validated(ImagesConfig, images_given(fit, class_names), "run")
@@ -133,4 +141,5 @@ def run(
         given = runtime.model_dump(exclude_defaults=True)
         loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
     folder = folder_of(out, plain_name(recipe), resume)
-    return run_recipe(loaded, folder, resume=resume, budget_hours=budget_hours, reporter=reporter), folder
+    call = partial(run_recipe, loaded, folder, resume=resume, budget_hours=budget_hours)
+    return in_jobs(jobs, call, reporter=reporter), folder

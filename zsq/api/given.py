@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zsq.core.files import output_path
+from zsq.core.processes import Processes
 from zsq.runfolder import OUTPUTS, latest_folder, next_folder
 
 
@@ -29,4 +30,6 @@ def folder_of(out: str | Path | None, name: str, resume: bool) -> Path:
     if out is not None:
         return output_path(out)
     base = OUTPUTS / name
-    return latest_folder(base) if resume else next_folder(base)
+    # Of several processes the first decides: the others may find its folder already.
+    found = latest_folder(base) if resume else next_folder(base)
+    return Path(Processes.started().agreed(str(found)))

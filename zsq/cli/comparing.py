@@ -14,6 +14,7 @@ from zsq.cli.options import (
     Evaluation,
     FirstLast,
     FitPhotos,
+    Jobs,
     Offline,
     Passes,
     Precision,
@@ -64,6 +65,7 @@ def gap(
         bool, typer.Option("--show-real", help="Put real images on the contact sheet.")
     ] = GAP.show_real,
     resume: Resume = False,
+    jobs: Jobs = None,
     offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
@@ -88,6 +90,7 @@ def run(
     budget_hours: Annotated[
         float | None, typer.Option(help="Start no new work after this many hours.")
     ] = None,
+    jobs: Jobs = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
     offline: Offline = OFFLINE,
@@ -106,8 +109,11 @@ def run(
 def _show(data: Any, folder: str | Path) -> None:
     from rich.console import Console
 
+    from zsq.core.processes import Processes
     from zsq.report.tables import gap_table
 
+    if not Processes.started().first:
+        return
     typer.echo(data.verdict + "\n")
     Console().print(gap_table(data.rows, data.gaps))
     typer.echo(f"report: {Path(folder) / 'report.html'}")

@@ -67,4 +67,8 @@ def generate(
     """Make calibration images from a teacher and write them as HDF5 shards."""
     from zsq import api
 
-    typer.echo(api.generate(**asked(context)))
+    folder = api.generate(**asked(context))
+    from zsq.core.processes import Processes
+
+    if Processes.started().first:
+        typer.echo(folder)

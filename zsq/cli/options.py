@@ -42,6 +42,10 @@ Seed = Annotated[int, typer.Option(help="The seed of all random numbers.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
 Precision = Annotated[str, typer.Option(help="Number format: auto, fp32 or bf16.")]
 Compile = Annotated[str, typer.Option(help="Compile with torch: auto, on or off. Pays in long runs.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="Processes on this machine that share the work, of 1 thread each without --threads."),
+]
 Threads = Annotated[int | None, typer.Option(help="Number of CPU threads per process.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")]
 FirstLast = Annotated[

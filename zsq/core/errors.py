@@ -107,5 +107,13 @@ class MemoryShortageError(ZsqError):
     """More memory is needed than the machine or its device has."""
 
 
+class ProcessesError(ZsqError):
+    """Another process of the same job failed or is gone."""
+
+    def __init__(self, found: str) -> None:
+        """Say what is left to do."""
+        super().__init__(found, remedy="what is finished is kept, --resume continues")
+
+
 class TeacherAccuracyError(ZsqError):
     """A teacher that measures another accuracy than its card or recipe states."""

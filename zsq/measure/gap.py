@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zsq.contract import FittedStudent
 from zsq.core.errors import MismatchError, OptionError
+from zsq.core.processes import Processes
 from zsq.measure.confidence import (
     Interval,
     RowKey,
@@ -83,6 +84,7 @@ def measure_gap(
     done: Iterable[RunRecord] = (),
     on_run: Callable[[RunRecord, FittedStudent], None] = lambda record, fitted: None,
     should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
 ) -> list[RunRecord]:
     """Fit and score every student on every shard set of every arm.
 
@@ -92,9 +94,10 @@ def measure_gap(
         done: records of an earlier call; a fit found there is not repeated.
         on_run: called after each new fit, to store its record and what it wants of the student.
         should_stop: asked before each fit; once true, no further fit is made.
+        processes: those that share the fits, each with the same `done`; None is this one alone.
 
     Returns:
-        Records of all finished fits of this protocol, in its order.
+        Records of this protocol's fits that were done or that this process made, in the protocol's order.
 
     Raises:
         MismatchError: arms of different size, or images of another shape.
@@ -102,18 +105,16 @@ def measure_gap(
     """
     _check_arms(protocol, arms)
     finished = {fit_key(record): record for record in done}
-    records = []
-    stopped = False
-    for fit in protocol.fits(arms):
-        record = finished.get(fit_key(fit.record()))
-        if record is None:
-            stopped = stopped or should_stop()
-            if stopped:
-                continue
-            record, fitted = _measured(protocol, fit, arms[fit.source][fit.shard_set], reference)
-            on_run(record, fitted)
-        records.append(record)
-    return records
+    planned = {fit_key(fit.record()): fit for fit in protocol.fits(arms)}
+    missing = [key for key in planned if key not in finished]
+    for key in (processes or Processes()).taken(missing):
+        if should_stop():
+            break
+        fit = planned[key]
+        record, fitted = _measured(protocol, fit, arms[fit.source][fit.shard_set], reference)
+        on_run(record, fitted)
+        finished[key] = record
+    return [finished[key] for key in planned if key in finished]
 
 
 def _measured(

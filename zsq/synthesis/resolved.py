@@ -16,6 +16,7 @@ from zsq.contract import Generator, Teacher
 from zsq.core.errors import OptionError, RunFolderError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
+from zsq.core.processes import Processes
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import forward_gflops
 from zsq.engine.finite import require_finite_outputs
@@ -159,8 +160,10 @@ def resolve(
     counts = counts or (config.count or DEFAULT_COUNT,)
     _, batch, options = method_options(config, teacher.spec, counts[0])
     passes = cls.teacher_passes(options, counts[0])
+    asked = config.runtime.model_dump()
+    asked["threads"] = Processes.started().threads(asked["threads"])
     runtime = Runtime.resolve(
-        **config.runtime.model_dump(),
+        **asked,
         total_gflops=forward_gflops(teacher) * passes if passes else 0.0,
     )
     plan = Plan(

@@ -13,7 +13,7 @@ from zsq.config import GenerateConfig, config_sha256
 from zsq.contract import SyntheticBatch, Teacher
 from zsq.core.errors import ShardError
 from zsq.core.memory import shortage_said
-from zsq.core.processes import Processes
+from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter
 from zsq.core.version import __version__
 from zsq.engine.scoring import Scorer
@@ -58,15 +58,16 @@ def generate(
     return make(resolve(config, out, teacher, counts_of(config, out, resume)), resume, reporter)
 
 
+@failing_together()
 def make(job: ResolvedRun, resume: bool, reporter: Reporter | None) -> Path:
     """What `generate` does, of a run that is resolved; the same errors."""
     out, processes = job.out, Processes.started()
     check_memory(job, processes.local_count)
-    if processes.rank == 0:
+    if processes.first:
         open_run(out, job.resolved(), resume, grows=("count", "counts"), whole=MANIFEST_NAME)
     processes.wait()
-    events = out / "events.jsonl" if processes.rank == 0 else None
-    reporter = (reporter or Reporter(quiet=True)).logging_to(events)
+    events = out / "events.jsonl" if processes.first else None
+    reporter = processes.spoken(reporter).logging_to(events)
     for line in said(job.images) if job.images is not None else ():
         reporter.say(line)
     job.shards.mkdir(exist_ok=True)
@@ -79,7 +80,7 @@ def make(job: ResolvedRun, resume: bool, reporter: Reporter | None) -> Path:
     with job.runtime.threads_set(), shortage_said(what_to_lower(job)):
         made = _make_units(job, missing, processes, reporter)
     processes.wait()
-    if processes.rank == 0:
+    if processes.first:
         _write_manifest(job, made, time.perf_counter() - start)
         reporter.say(f"{job.plan.count} images in {job.plan.num_shards} shards: {out}")
     return out
@@ -107,7 +108,7 @@ def _make_units(job: ResolvedRun, missing: list[WorkUnit], processes: Processes,
     mine = missing[processes.rank :: processes.count]
     with reporter.job(f"{job.method.name} on {job.teacher.name}", _work(job, mine)) as log:
         # Rank 0 makes what all share, the others then find it.
-        for turn in (processes.rank == 0, processes.rank != 0):
+        for turn in (processes.first, not processes.first):
             if turn:
                 job.method.prepare(job.plan.seed, job.out / "prepared", log)
             processes.wait()
