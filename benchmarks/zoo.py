@@ -9,8 +9,10 @@ that `ptq` was fitted on.
 `sqnr` compares a student's outputs with the network's on other images: the signal-to-noise ratio in dB,
 without the mean over images. `gain` is by how many dB the network itself makes noise in its images louder:
 with random weights it can amplify any. Where `ptq` has a low `sqnr`, that of weights and of activations alone
-is measured too, and `sqnr_plain`: that of plain rounding in the same places, by code that knows no quantizer
-of zsq. If both are low, the network is the reason. `--explain` adds it to rows without it.
+is measured too, and what explains it. `sqnr_plain` is that of plain rounding in the same places, by code that
+knows no quantizer of zsq and clips nothing: if it is low too, the network is the reason. `sqnr_seen` is that
+of `ptq` fitted on the images it is compared on: if it is higher, the others have values beyond the ranges of
+the few images of the fit. `--explain` adds both to rows without them whose network is not that loud.
 
 Finished rows are kept in `benchmarks/results/zoo.json` and are not measured again; `--again` measures those
 that did not work. What did not is summed up in the end.
@@ -56,7 +58,9 @@ SMALL_SIDE = 128
 NUM_IMAGES = 16  # to fit on, and as many others to compare on
 LARGEST = 150  # million parameters that are fitted
 ENOUGH_DB = 15.0
+LOUD_DB = 35.0  # of `sqnr` and `gain` together: the network alone explains the row
 SCALES = (1, 2, 4, 8, 16, 32, 64, 128)  # patches per side of the random images
+COMPARED = 4  # seed of the images to compare on
 PROBE_DB = 60.0  # of the noise in images that `gain` is measured with
 # Student -> bits and the options that make its fit short.
 FITS: dict[str, tuple[Bits, dict[str, Any]]] = {
@@ -104,9 +108,15 @@ def all_names() -> list[str]:
 
 
 def _explain(results: Results, budget: Budget) -> None:
-    """Measure `sqnr_plain` for the rows of `ptq` that are low and have none."""
-    rows = [row for row in results.rows() if row["student"] == "ptq" and "sqnr_plain" not in row]
-    low = [row for row in rows if row.get("sqnr", ENOUGH_DB) < ENOUGH_DB]
+    """Measure what explains the rows of `ptq` that are low and neither loud nor explained."""
+    low = [
+        row
+        for row in results.rows()
+        if row["student"] == "ptq"
+        and row.get("sqnr", ENOUGH_DB) < ENOUGH_DB
+        and row["sqnr"] + row["gain"] < LOUD_DB
+        and "sqnr_seen" not in row
+    ]
     with Reporter().job("zoo explained", len(low)) as log:
         for row in low:
             if budget.spent():
@@ -114,10 +124,17 @@ def _explain(results: Results, budget: Budget) -> None:
             torch.manual_seed(0)
             teacher = _teacher(row["network"], *_build(row["network"]))
             _settle(teacher)
-            plain = {"sqnr_plain": _plain_ratio(teacher, FITS["ptq"][0])}
             results.write(rows=[each for each in results.rows() if each != row])
-            results.add(row | plain, order=_order)
+            results.add(row | _reasons(teacher), order=_order)
             log.advance(1)
+
+
+def _reasons(teacher: Teacher) -> dict[str, float]:
+    """`sqnr_plain` and `sqnr_seen`."""
+    bits, options = FITS["ptq"]
+    runner = create("ptq", teacher.spec, options, Runtime())
+    seen = runner.fit(teacher, _images(teacher.spec, COMPARED), bits)
+    return {"sqnr_plain": _plain_ratio(teacher, bits), "sqnr_seen": _noise(seen, teacher)["sqnr"]}
 
 
 def _order(row: dict[str, Any]) -> Any:
@@ -168,7 +185,7 @@ def _steps(name: str, student: str) -> Iterator[dict[str, Any]]:
             ("sqnr_activations", Bits(32, bits.activations)),
         ):
             yield {key: _noise(runner.fit(teacher, _images(teacher.spec, 1), alone), teacher)["sqnr"]}
-        yield {"sqnr_plain": _plain_ratio(teacher, bits)}
+        yield _reasons(teacher)
     _save_and_load(fitted, teacher)
     yield {"saved": True}
 
@@ -268,7 +285,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 @torch.no_grad()
 def _noise(fitted: FittedStudent, teacher: Teacher) -> dict[str, float]:
     """`sqnr` of the student and `gain` of the network, both on images that it was not fitted on."""
-    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, 4))
+    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, COMPARED))
     noise = torch.randn(norm.shape, generator=torch.Generator().manual_seed(5))
     noisy = norm + noise * (norm - norm.mean(0)).std() * 10 ** (-PROBE_DB / 20)
     outputs = teacher.network(norm)
@@ -279,7 +296,7 @@ def _noise(fitted: FittedStudent, teacher: Teacher) -> dict[str, float]:
 @torch.no_grad()
 def _plain_ratio(teacher: Teacher, bits: Bits) -> float:
     """What plain rounding leaves of the network's outputs, on the images of `_noise`."""
-    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, 4))
+    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, COMPARED))
     rounded = plainly_rounded(teacher, _images(teacher.spec, 1), bits, seed=6)
     return round(_ratio(rounded(norm), teacher.network(norm)), 1)
 
@@ -293,7 +310,7 @@ def _ratio(noisy: Tensor, exact: Tensor) -> float:
 @torch.no_grad()
 def _save_and_load(fitted: FittedStudent, teacher: Teacher) -> None:
     """Pass a student that gives the same outputs after saving and loading."""
-    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, 4)[:2])
+    norm = teacher.spec.pixels_to_norm(_images(teacher.spec, COMPARED)[:2])
     with tempfile.TemporaryDirectory() as folder:
         zsq.save_student(fitted, teacher, folder)
         if not torch.equal(zsq.load_student(folder).network(norm), fitted.network(norm)):
@@ -323,7 +340,7 @@ def _summary(all_rows: list[dict[str, Any]]) -> Iterator[str]:
         )
         yield from (
             f"  below {ENOUGH_DB:g} dB: {row['network']} {row['sqnr']}, plain rounding "
-            f"{row.get('sqnr_plain')}, gain {row['gain']}, "
+            f"{row.get('sqnr_plain')}, fitted on these images {row.get('sqnr_seen')}, gain {row['gain']}, "
             f"weights alone {row.get('sqnr_weights')}, activations alone {row.get('sqnr_activations')}"
             for row in low
             if student == "ptq"
