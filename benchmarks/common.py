@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +41,7 @@ TRAIN, TEST = str(CIFAR10 / "train20000.zip"), str(CIFAR10 / "test5000.zip")
 
 BudgetHours = Annotated[float | None, typer.Option(help="Begin nothing new after this time.")]
 Threads = Annotated[int | None, typer.Option(help="Threads.")]
+Jobs = Annotated[int | None, typer.Option(help="Processes that share the fits.")]
 
 
 def load_resnet20() -> Teacher:
@@ -140,10 +143,24 @@ class Results:
 
     def write(self, **entries: Any) -> None:
         """Put `entries` in place of those of their names."""
+        with self._alone():
+            self._put(entries)
+
+    def _put(self, entries: dict[str, Any]) -> None:
         made: dict[str, Any] = {"command": self.command} if self.command else {}
         if self.command and self.timed:
             made["machine"] = machine()
         atomic_write_text(self.path, json.dumps(self.read() | made | entries, indent=1) + "\n")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes a file of results meanwhile."""
+        folder = os.open(RESULTS, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows that are kept."""
@@ -156,8 +173,9 @@ class Results:
     def add(self, row: Mapping[str, Any], order: Callable[[dict[str, Any]], Any] | None = None) -> None:
         """Say and keep one row; `order` sorts all of them."""
         typer.echo(json.dumps(row))
-        rows = [*self.rows(), dict(row)]
-        self.write(rows=sorted(rows, key=order) if order else rows)
+        with self._alone():
+            rows = [*self.rows(), dict(row)]
+            self._put({"rows": sorted(rows, key=order) if order else rows})
 
     def once(self, group: str, name: str, measure: Callable[[], Any]) -> Any:
         """The value `name` of a group; measured, said and kept if it is not there."""
@@ -165,7 +183,8 @@ class Results:
         if name not in values:
             found = measure()
             typer.echo(f"{name}: {json.dumps(found)}")
-            self.write(**{group: self.read().get(group, {}) | {name: found}})
+            with self._alone():
+                self._put({group: self.read().get(group, {}) | {name: found}})
             return found
         return values[name]
 

@@ -1,4 +1,4 @@
-"""Tables of `sources.py` and `moments.py`, for `tables.py`."""
+"""Tables of `search.py` and `moments.py`, for `tables.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a recipe as a benchmark: `python benchmarks/table.py RECIPE [--budget-hours H]`.
+"""Run a recipe as a benchmark: `python benchmarks/table.py RECIPE [--budget-hours H] [--jobs N]`.
 
 Continues `outputs/RECIPE`, keeps finished fits in `benchmarks/results/RECIPE.json`, and takes up the fits
 found there, so that a table can be completed in several sittings and on several machines. The bootstrap
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import RESULTS, BudgetHours, Threads
+from common import RESULTS, BudgetHours, Jobs, Threads
 
 from zsq.bench import machine
 from zsq.config import Recipe, RuntimeConfig, load_recipe
 from zsq.core.files import atomic_write_text
+from zsq.core.jobs import in_jobs
 from zsq.core.progress import Reporter
 from zsq.measure.gap import gaps_from_rows, rows_from_runs
 from zsq.measure.protocol import RunRecord
@@ -34,6 +36,7 @@ def main(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
     budget_hours: BudgetHours = None,
     threads: Threads = None,
+    jobs: Jobs = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default outputs/RECIPE.")] = None,
     rewrite: Annotated[bool, typer.Option(help="Compute the kept table again, fit nothing.")] = False,
 ) -> None:
@@ -53,15 +56,8 @@ def main(
         command = f"python benchmarks/table.py {recipe}"
         write(target, {"command": command, "machine": machine(), **shown, "fits": fits})
 
-    run_recipe(
-        loaded,
-        out or Path("outputs") / name,
-        resume=True,
-        budget_hours=budget_hours,
-        reporter=Reporter(),
-        finished=finished,
-        on_report=keep,
-    )
+    call = partial(run_recipe, loaded, out or Path("outputs") / name, resume=True, budget_hours=budget_hours)
+    in_jobs(jobs, call, reporter=Reporter(), finished=finished, on_report=keep)
 
 
 def fits_of(target: Path, recipe: Recipe) -> list[RunRecord]:

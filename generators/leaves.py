@@ -16,7 +16,7 @@ Exponent = Annotated[float, Field(ge=0, le=8)]
 
 
 class LeavesOptions(Options):
-    """Constants of our own: benchmarks/sources.py measures them."""
+    """Constants of our own: benchmarks/experiments.py measures them."""
 
     leaves: int = Field(60, ge=0, le=10_000)
     exponents: tuple[Exponent, Exponent] = (0.5, 2.5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
 from torch.distributed import PrefixStore, TCPStore
@@ -81,9 +83,7 @@ def _started(
         told.seek(0)
         # Not of this terminal's group: Ctrl-C is for the first process, which ends the others.
         command = [sys.executable, "-c", "from zsq.core.jobs import take_part; take_part()"]
-        process = subprocess.Popen(
-            command, stdin=told, stdout=subprocess.DEVNULL, env=_environment(), process_group=0
-        )
+        process = subprocess.Popen(command, stdin=told, env=_environment(), process_group=0)
     return rank, process
 
 
@@ -105,8 +105,16 @@ def _watch(port: int, rank: int, process: subprocess.Popen[bytes]) -> None:
         store.set(ENDED, f"process {rank} ended ({reason})")
 
 
+def _end_with_parent() -> None:
+    """However it ends. Where the system has no such thing, a fit under way is finished first."""
+    with suppress(AttributeError, OSError, TypeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def take_part() -> None:
     """What a started process runs: the call that its standard input tells."""
+    _end_with_parent()
     told: IO[bytes] = sys.stdin.buffer
     sys.path[:] = pickle.load(told)
     rank, jobs, port = pickle.load(told)

@@ -1,9 +1,7 @@
-"""Which images a network's student needs: `python benchmarks/sources.py NAME [--budget-hours H]`.
+"""Which images a network's student needs: the experiments of `search.py`, by name.
 
-Each experiment is one network, one student and a list of sources. A student is scored by its agreement with
-the network on training images that no set uses; no test image is read. Set i has images and a student of
-seed i.
-Keeps what is finished in benchmarks/results/sources.json.
+Each is one network, one student and a list of sources. A student is scored by its agreement with the network
+on training images that no set uses; no test image is read. Set i has images and a student of seed i.
 """
 
 from __future__ import annotations
@@ -13,14 +11,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from common import RESNET20, TRAIN, WEIGHTS, BudgetHours, Results, Threads
+from common import RESNET20, TRAIN, WEIGHTS
 from torch import Tensor
 
-from zsq.bench import Budget
 from zsq.contract import Silent, Teacher
 from zsq.core.runtime import Runtime
 from zsq.generators import create as create_method
@@ -147,48 +143,58 @@ EXPERIMENTS = {
 }
 
 
-def main(
-    name: Annotated[str, typer.Argument(help="Experiment.")],
-    budget_hours: BudgetHours = None,
-    threads: Threads = 1,
-) -> None:
-    """Measure what is missing and keep it."""
-    if name not in EXPERIMENTS:
-        raise typer.BadParameter(f"one of {', '.join(EXPERIMENTS)}")
-    asked, budget, runtime = EXPERIMENTS[name], Budget(budget_hours), Runtime.resolve(threads=threads)
-    original = asked.load()
-    teacher = folded(original) if asked.folded else original
-    pixels = load_images(asked.real, teacher.spec).pixels
-    pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
-    held_out = pixels[-asked.held_out :]
-    results = Results("sources", "python benchmarks/sources.py NAME")
-    with runtime.threads_set():
-        expected = logits_of(teacher, held_out, runtime)
-        for index in range(asked.sets):
-            real = pixels[index * asked.count :][: asked.count]
-            assert (index + 1) * asked.count <= len(pixels) - asked.held_out, (
-                "sets and held-out images overlap"
-            )
-            for source in asked.sources:
-                row = facts(name, asked, source, index)
-                if results.has(row) or budget.spent():
-                    continue
-                images = (
-                    real
-                    if source.method == REAL
-                    else made(source, original, teacher, asked.count, index, runtime)
-                )
-                options = {"iterations": asked.steps}
-                fitter = create(asked.student, teacher.spec, options, runtime)
-                fitted = fitter.fit(
-                    teacher, images, Bits.parse(asked.bits), first_last=FIRST_LAST, seed=index
-                )
-                found = agreement(logits_of(fitted, held_out, runtime), expected)
-                results.add(row | {"agreement": round(found, 2)}, order=lambda row: row["experiment"])
+@dataclass(frozen=True)
+class Trial:
+    """One fit of an experiment: on set `index` of a source."""
+
+    source: Source
+    index: int
 
 
-def facts(name: str, asked: Experiment, source: Source, index: int) -> dict[str, Any]:
+class Loaded:
+    """An experiment with its network and its real images."""
+
+    def __init__(self, asked: Experiment, runtime: Runtime) -> None:
+        """The last of the shuffled images are held out.
+
+        Raises:
+            ValueError: there are too few images for all sets.
+        """
+        self.asked, self.runtime = asked, runtime
+        self.original = asked.load()
+        self.teacher = folded(self.original) if asked.folded else self.original
+        pixels = load_images(asked.real, self.teacher.spec).pixels
+        pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
+        self.real, self.held_out = pixels[: -asked.held_out], pixels[-asked.held_out :]
+        if asked.sets * asked.count > len(self.real):
+            raise ValueError("sets and held-out images overlap")
+        self.expected = logits_of(self.teacher, self.held_out, runtime)
+
+    def agreement(self, trial: Trial) -> float:
+        """In points, of one fit."""
+        asked, teacher, runtime = self.asked, self.teacher, self.runtime
+        fitter = create(asked.student, teacher.spec, {"iterations": asked.steps}, runtime)
+        fitted = fitter.fit(
+            teacher, self.images(trial), Bits.parse(asked.bits), first_last=FIRST_LAST, seed=trial.index
+        )
+        return agreement(logits_of(fitted, self.held_out, runtime), self.expected)
+
+    def images(self, trial: Trial) -> Tensor:
+        """uint8 images of the trial's set."""
+        count = self.asked.count
+        if trial.source.method == REAL:
+            return self.real[trial.index * count :][:count]
+        return made(trial.source, self.original, self.teacher, count, trial.index, self.runtime)
+
+
+def trials(asked: Experiment) -> list[Trial]:
+    """All fits, set by set."""
+    return [Trial(source, index) for index in range(asked.sets) for source in asked.sources]
+
+
+def facts(name: str, asked: Experiment, trial: Trial) -> dict[str, Any]:
     """What tells a fit from all others."""
+    source = trial.source
     return {
         "experiment": name,
         "source": source.method,
@@ -198,7 +204,7 @@ def facts(name: str, asked: Experiment, source: Source, index: int) -> dict[str,
         "student": asked.student,
         "bits": asked.bits,
         "steps": asked.steps,
-        "set": index,
+        "set": trial.index,
     }
 
 
@@ -223,7 +229,3 @@ def made(
     method.prepare(seed, Path("outputs") / "sources" / wanted.name.replace(":", "-"), Silent())
     images = [method.synthesize(group, Silent()).standard_NCHW for group in plan.groups]
     return wanted.spec.standard_to_pixels(torch.cat(images))
-
-
-if __name__ == "__main__":
-    typer.run(main)
