@@ -24,7 +24,7 @@ from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
 from zsq.measure.protocol import REAL, Protocol, RunRecord, fit_key
-from zsq.measure.setfacts import bn_distances, intra_class_distances
+from zsq.measure.setfacts import attention_figures, bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runfolder import open_run
@@ -169,6 +169,7 @@ class Bench:
             gaps=gap.gaps_from_rows(rows, replicates),
             layer_names=names,
             bn_distance=distances,
+            attention=attention_figures(p.teacher, first_sets, p.runtime),
             intra_class_distance=intra_class_distances(p.teacher, first_sets, p.runtime),
             cost=self._costs(),
             sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},

@@ -1,6 +1,7 @@
 """The Python API on the shipped teacher, with the smallest settings that do the whole job."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -106,6 +107,7 @@ def test_inspect_tells_and_shows(sets):
     lines = zsq.inspect(sets / "zeroq-0")
     assert "8 images of 1x32x32" in lines[0]
     assert any("learning_rate=0.1" in line for line in lines)
+    assert any(re.fullmatch(r"means over images: bn distance [\d.e-]+", line) for line in lines)
     assert (sets / "zeroq-0/contact_sheet.png").is_file()
 
 

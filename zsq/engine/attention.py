@@ -216,12 +216,21 @@ def require_attention(teacher: Teacher, owner: str) -> None:
         NoAttentionError: there is none, or none that we understand.
         UntraceableError: there may be some, but the network cannot be captured.
     """
+    tapped_attention(teacher, (), owner)
+
+
+def tapped_attention(teacher: Teacher, parts: Sequence[Part], owner: str) -> AttentionTeacher:
+    """`AttentionTeacher(teacher, parts, owner)`; a network without any softmax is not captured.
+
+    Raises:
+        NoAttentionError, UntraceableError: as `require_attention`.
+    """
     calls = _Softmaxes()
     with torch.no_grad(), calls:
         teacher.logits(blank(teacher.network, teacher.spec))
     if not calls.found:
         raise _no_attention(teacher, owner)
-    AttentionTeacher(teacher, (), owner)
+    return AttentionTeacher(teacher, parts, owner)
 
 
 def attention_bytes(teacher: Teacher, batch: int) -> int:

@@ -14,6 +14,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import FeatureTap, images_at_once
+from zsq.engine.scoring import AttentionScorer
 from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
 
 CHUNK = 128  # images at once, at most
@@ -38,6 +39,33 @@ def bn_distances(
     return tapped.names, {
         source: [alignment.layer(sums).item() for sums in set_sums(tapped, _chunks(pixels, teacher, runtime))]
         for source, pixels in arms.items()
+    }
+
+
+def attention_figures(
+    teacher: Teacher, arms: Mapping[str, Tensor], runtime: Runtime
+) -> dict[str, dict[str, float]]:
+    """Source -> means over its images of `patch_entropy` and `head_similarity`, see `zsq.engine.heads`; empty
+    for a teacher with BN or without attention.
+
+    Args:
+        arms: source -> uint8 (N, C, H, W).
+    """
+    try:
+        TappedTeacher(teacher)
+    except NoBatchNormError:
+        scorer = AttentionScorer.of(teacher, runtime)
+    else:
+        scorer = None
+    if scorer is None:
+        return {}
+    scores = {source: scorer.score(pixels) for source, pixels in arms.items()}
+    return {
+        source: {
+            "patch_entropy": score.patch_entropy_N.nanmean().item(),
+            "head_similarity": score.head_similarity_N.nanmean().item(),
+        }
+        for source, score in scores.items()
     }
 
 

@@ -39,8 +39,10 @@ BOTH_INTERVALS = "Both intervals of every gap"
 
 SETS_TEXT = (
     "Of the first set of each source: how many teacher passes one image took; how far the statistics of the "
-    "images are from those in the teacher's batch norm layers, mean over layers; how much two images differ "
-    "that the teacher puts into one class, as the mean cosine distance of their features."
+    "images are from those in the teacher's batch norm layers, mean over layers; of a teacher with attention "
+    "and without batch norm, how varied the patches of an image are to it (entropy of their similarities) "
+    "and how alike the heads of an attention see them (0 to 1), means over images; how much two images "
+    "differ that the teacher puts into one class, as the mean cosine distance of their features."
 )
 
 
@@ -246,16 +248,21 @@ def distance_grid(data: ReportData) -> Grid:
 
 def sets_grid(data: ReportData) -> Grid:
     """What each source cost and what its first set is like to the teacher; a dash for what is not known."""
+    said = tuple(dict.fromkeys(name for figures in data.attention.values() for name in figures))
     lines = tuple(
         (
             source,
             number(data.cost.get(source), 0),
             f"{math.fsum(values) / len(values):.4g}" if (values := data.bn_distance.get(source)) else DASH,
+            *(number(finite(data.attention.get(source, {}).get(name)), 3) for name in said),
             number(finite(data.intra_class_distance.get(source)), 3),
         )
-        for source in {**data.bn_distance, **data.intra_class_distance}
+        for source in {**data.bn_distance, **data.attention, **data.intra_class_distance}
     )
-    return Grid(("source", "teacher passes per image", "BN distance", "intra-class distance"), lines, 1)
+    titles = (name.replace("_", " ") for name in said)
+    return Grid(
+        ("source", "teacher passes per image", "BN distance", *titles, "intra-class distance"), lines, 1
+    )
 
 
 def tensors_grid(data: ReportData, student: str) -> Grid:

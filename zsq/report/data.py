@@ -27,6 +27,7 @@ class ReportData:
         settings: the resolved configuration.
         layer_names: of the BN layers, in the order of `bn_distance`.
         bn_distance: source -> distance of its images to the teacher's BN statistics, per layer.
+        attention: source -> what the teacher's attention says of its images, by name; of one without BN.
         intra_class_distance: source -> mean cosine distance between the features of two images of a class.
         cost: source -> teacher passes per image spent on making it.
         sheets: source -> uint8 (N, C, H, W) images to show.
@@ -44,6 +45,7 @@ class ReportData:
     gaps: Sequence[Gap]
     layer_names: Sequence[str] = ()
     bn_distance: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    attention: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     intra_class_distance: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     sheets: Mapping[str, Tensor] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class ReportData:
                 "rows": [dataclasses.asdict(row) for row in self.rows],
                 "gaps": [dataclasses.asdict(gap) for gap in self.gaps],
                 "bn_distance": {"layers": list(self.layer_names), "sources": dict(self.bn_distance)},
+                **({"attention": dict(self.attention)} if self.attention else {}),
                 "intra_class_distance": dict(self.intra_class_distance),
                 "cost": dict(self.cost),
                 "quantized_tensors": {

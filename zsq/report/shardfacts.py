@@ -35,4 +35,7 @@ def shard_lines(folder: str | Path) -> list[str]:
         else "no teacher: images made elsewhere",
         "options " + ", ".join(f"{key}={value}" for key, value in provenance.options.items()),
     ]
+    if said := dataset.diagnostics():
+        means = (f"{name.replace('_', ' ')} {values.nanmean().item():.3g}" for name, values in said.items())
+        lines.append("means over images: " + ", ".join(means))
     return [*lines, f"contact sheet: {sheet}"]

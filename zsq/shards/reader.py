@@ -31,6 +31,7 @@ from zsq.shards.schema import (
     ARRAYS,
     ATTRIBUTES,
     BOX_ARRAYS,
+    DIAGNOSTICS,
     OPTIONAL_ARRAYS,
     ShardContent,
     ShardEntry,
@@ -57,9 +58,11 @@ def read_shard(path: Path | str) -> tuple[ShardContent, ShardProvenance]:
         content = ShardContent(
             pixels=shard.read("pixels"),
             labels=shard.read("labels"),
-            logits=shard.read("logits") if shard.has("logits") else None,
             bn_distance=shard.read("bn_distance"),
-            targets=shard.read("targets") if shard.has("targets") else None,
+            **{
+                name: shard.read(name) if shard.has(name) else None
+                for name in ("logits", "targets", "patch_entropy", "head_similarity")
+            },
             boxes=shard.boxes() if shard.has("box_ends") else None,
         )
         check_content(content, shard.provenance.spec, path.name)
@@ -258,6 +261,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
             self.provenance = first.provenance
             missing = [name for name in self._columns if not first.has(name)]
             self._has_boxes = first.has("box_ends")
+            self._diagnostics = [name for name in DIAGNOSTICS if first.has(name)]
         if missing:
             raise ImagesError(f"{folder} stores no {missing[0]}", f"shards with {missing[0]}")
 
@@ -296,6 +300,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def labels(self, indices: Sequence[int] | np.ndarray | None = None) -> Tensor:
         """Labels in memory: int64 (N,), all or those at `indices`; -1 where there is none."""
         return torch.from_numpy(self._gather("labels", indices))
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the teacher says of each image, see `ShardContent`: name -> float32 (N,), without those that
+        are NaN of every image."""
+        found = {name: torch.from_numpy(self._gather(name, None)) for name in self._diagnostics}
+        return {name: values for name, values in found.items() if not values.isnan().all()}
 
     def boxes(self, indices: Sequence[int] | np.ndarray | None = None) -> tuple[Target, ...] | None:
         """The boxes of all images or those at `indices`, see `zsq.core.boxes`; None where none are stored."""

@@ -30,11 +30,17 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "targets": (np.dtype("<f2"), 2),
     "logits": (np.dtype("<f4"), 2),
     "bn_distance": (np.dtype("<f4"), 1),
+    "patch_entropy": (np.dtype("<f4"), 1),
+    "head_similarity": (np.dtype("<f4"), 1),
     "box_ends": (np.dtype("<i8"), 1),
     "boxes": (np.dtype("<f4"), 2),
     "box_labels": (np.dtype("<i8"), 1),
 }
-OPTIONAL_ARRAYS = frozenset({"targets", "logits", "box_ends", "boxes", "box_labels"})
+# What the teacher says of each image: a number, NaN where it has none to say.
+DIAGNOSTICS = ("bn_distance", "patch_entropy", "head_similarity")
+OPTIONAL_ARRAYS = frozenset(
+    {"targets", "logits", "patch_entropy", "head_similarity", "box_ends", "boxes", "box_labels"}
+)
 # Those with a row per box; HDF5 stores no chunk of nothing, so both are absent where no image has a box.
 BOX_ARRAYS = frozenset({"boxes", "box_labels"})
 
@@ -72,6 +78,8 @@ class ShardContent:
     bn_distance  float32 (N,), NaN where the teacher has no BN or there is no teacher
     targets      float16 (N, K), rows sum to 1; None for a method without labels
     boxes        of each image, see `zsq.core.boxes`; None for a method that makes none
+    patch_entropy    float32 (N,), of patch similarities; None of a teacher with BN or without attention
+    head_similarity  float32 (N,), 0 to 1, of an attention's heads; NaN where none has two, None as above
     """
 
     pixels: np.ndarray
@@ -80,6 +88,8 @@ class ShardContent:
     bn_distance: np.ndarray
     targets: np.ndarray | None = None
     boxes: tuple[Target, ...] | None = None
+    patch_entropy: np.ndarray | None = None
+    head_similarity: np.ndarray | None = None
 
     @property
     def num_images(self) -> int:
@@ -188,9 +198,14 @@ def check_content(content: ShardContent, spec: ImageSpec, file: str) -> None:
     _check_labels(content, file)
     for boxes in content.boxes or ():
         check_boxes(boxes, spec, file)
-    distance = content.bn_distance
-    if not ((distance >= 0) & np.isfinite(distance) | np.isnan(distance)).all():
-        raise ShardError(f"{file}: bn_distance is negative or infinite", "0 or more, or NaN for none")
+    for name in DIAGNOSTICS:
+        values = getattr(content, name)
+        if values is None:
+            continue
+        if np.isinf(values).any():
+            raise ShardError(f"{file}: {name} is infinite", "finite numbers, or NaN for none")
+        if name != "patch_entropy" and (values < 0).any():
+            raise ShardError(f"{file}: {name} is negative", "0 or more, or NaN for none")
 
 
 def _check_outputs(content: ShardContent, file: str) -> None:

@@ -137,7 +137,8 @@ def _contents(
 ) -> list[ShardContent]:
     """What each shard of the unit holds."""
     pixels = job.teacher.spec.standard_to_pixels(torch.cat([batch.standard_NCHW.cpu() for batch in made]))
-    logits, distances = scorer.score(pixels)
+    scores = scorer.score(pixels)
+    attention = scores.attention
     targets = (
         torch.cat([b.targets_NK for b in made if b.targets_NK is not None])
         if made[0].targets_NK is not None
@@ -153,8 +154,10 @@ def _contents(
             ShardContent(
                 pixels=pixels[rows].numpy(),
                 labels=labels[rows].numpy(),
-                logits=None if logits is None else logits[rows].numpy(),
-                bn_distance=distances[rows].numpy(),
+                logits=None if scores.logits_NK is None else scores.logits_NK[rows].numpy(),
+                bn_distance=scores.bn_distance_N[rows].numpy(),
+                patch_entropy=None if attention is None else attention.patch_entropy_N[rows].numpy(),
+                head_similarity=None if attention is None else attention.head_similarity_N[rows].numpy(),
                 targets=targets[rows].numpy().astype(np.float16) if soft and targets is not None else None,
                 boxes=tuple(boxes[rows]) if made[0].boxes is not None else None,
             )

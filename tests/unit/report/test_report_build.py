@@ -145,6 +145,16 @@ def test_a_teacher_without_batch_norm_still_has_figures_of_its_sets(make_data):
     assert "What the sets are like" in html(data) and "BN distance per layer" not in text
 
 
+def test_what_attention_says_of_each_source_has_columns_of_its_own(make_data):
+    said = {"real": {"patch_entropy": 1.5, "head_similarity": float("nan")}}
+    data = make_data(layer_names=(), bn_distance={}, intra_class_distance={}, attention=said)
+    text = markdown(data)
+    assert "| BN distance | patch entropy | head similarity | intra-class distance |" in text
+    assert "| real | \u2013 | \u2013 | 1.500 | \u2013 | \u2013 |" in text
+    assert data.as_json()["attention"] == {"real": {"patch_entropy": 1.5, "head_similarity": None}}
+    assert "attention" not in make_data().as_json()
+
+
 def test_a_new_report_replaces_the_old(make_data, tmp_path):
     build_report(make_data(title="first"), tmp_path)
     build_report(make_data(title="second"), tmp_path)

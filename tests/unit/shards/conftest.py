@@ -20,7 +20,7 @@ SIZES = (4, 4, 3)
 
 @pytest.fixture
 def make_content():
-    def make(num_images=4, seed=0, targets=True, logits=True, boxes=False):
+    def make(num_images=4, seed=0, targets=True, logits=True, boxes=False, attention=False):
         random = np.random.default_rng(seed)
         probabilities = random.dirichlet(np.ones(NUM_CLASSES), num_images).astype(np.float16)
         return ShardContent(
@@ -30,6 +30,8 @@ def make_content():
             bn_distance=random.random(num_images).astype(np.float32),
             targets=probabilities if targets else None,
             boxes=tuple(make_boxes(random) for _ in range(num_images)) if boxes else None,
+            patch_entropy=random.normal(size=num_images).astype(np.float32) if attention else None,
+            head_similarity=random.random(num_images).astype(np.float32) if attention else None,
         )
 
     return make

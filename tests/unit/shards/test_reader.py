@@ -10,7 +10,7 @@ import torch
 
 from zsq.core.errors import ImagesError, ShardError
 from zsq.shards.reader import MAX_OPEN_FILES, ShardDataset, ShardFile, read_shard
-from zsq.shards.schema import shard_name
+from zsq.shards.schema import DIAGNOSTICS, shard_name
 from zsq.shards.writer import write_shard
 
 
@@ -19,7 +19,9 @@ def files_open_below(folder):
     return [target for target in targets if target.is_relative_to(folder)]
 
 
-@pytest.mark.parametrize("parts", [{}, {"targets": False}, {"targets": False, "logits": False}])
+@pytest.mark.parametrize(
+    "parts", [{}, {"targets": False}, {"targets": False, "logits": False}, {"attention": True}]
+)
 def test_reads_back_what_was_written(parts, tmp_path, make_content, provenance):
     content = make_content(**parts)
     write_shard(tmp_path / "shard-00000.h5", content, provenance)
@@ -72,6 +74,16 @@ def test_whole_set_and_chosen_rows(make_run):
     chosen = [10, 2, 7, 2, 0]
     np.testing.assert_array_equal(images.pixels(chosen).numpy(), pixels[chosen])
     np.testing.assert_array_equal(images.labels(chosen).numpy(), labels[chosen])
+
+
+def test_what_the_teacher_says_of_each_image(make_run):
+    for parts, names in (({}, ["bn_distance"]), ({"attention": True}, list(DIAGNOSTICS))):
+        run, contents = make_run(**parts)
+        said = ShardDataset(run).diagnostics()
+        assert list(said) == names
+        for name, values in said.items():
+            wanted = np.concatenate([getattr(content, name) for content in contents])
+            np.testing.assert_array_equal(values.numpy(), wanted, strict=True)
 
 
 def test_reads_without_a_manifest_and_from_the_shards_folder(make_run):

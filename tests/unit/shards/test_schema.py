@@ -14,6 +14,10 @@ def broken(content, **arrays):
 def test_intact_content_passes(make_content, provenance):
     check_content(make_content(), provenance.spec, "shard-00000.h5")
     check_content(make_content(targets=False, logits=False), provenance.spec, "shard-00000.h5")
+    content = make_content(attention=True)
+    unknown = replace(content, head_similarity=content.head_similarity * np.float32(np.nan))
+    assert (content.patch_entropy < 0).any()
+    check_content(unknown, provenance.spec, "shard-00000.h5")
 
 
 BREAKS = {
@@ -32,6 +36,9 @@ BREAKS = {
     "other columns": lambda c: {"logits": c.logits[:, :-1]},
     "negative distance": lambda c: {"bn_distance": -1 - c.bn_distance},
     "infinite distance": lambda c: {"bn_distance": c.bn_distance + np.float32(np.inf)},
+    "infinite entropy": lambda c: {"patch_entropy": c.patch_entropy - np.float32(np.inf)},
+    "negative similarity": lambda c: {"head_similarity": -1 - c.head_similarity},
+    "fewer similarities": lambda c: {"head_similarity": c.head_similarity[:-1]},
     "targets sum to 2": lambda c: {"targets": c.targets * np.float16(2)},
     "negative targets": lambda c: {"targets": np.stack([1 - c.targets[:, 0], c.targets[:, 0]] * 5, 1) - 0.1},
     "NaN targets": lambda c: {"targets": c.targets * np.float16(np.nan)},
@@ -40,7 +47,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("case", BREAKS)
 def test_each_broken_array_is_refused_in_one_line_naming_the_file(case, make_content, provenance):
-    content = make_content()
+    content = make_content(attention=True)
     content = broken(content, **BREAKS[case](content))
     with pytest.raises(ShardError, match=r"^shard-00042\.h5: ") as caught:
         check_content(content, provenance.spec, "shard-00042.h5")
