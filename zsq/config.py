@@ -21,6 +21,7 @@ from zsq.core.errors import OptionError, UnknownNameError
 from zsq.core.photofit import Fit
 from zsq.core.records import Record, first_fault, read_toml
 from zsq.core.selection import split_source
+from zsq.widths import WidthOrFloat
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -103,9 +104,11 @@ class FitConfig(ImagesConfig, OfflineConfig):
 
 
 class OneFitConfig(FitConfig):
-    """What one fit takes, whatever chose its images and student; `eval` are images to score on."""
+    """What one fit takes, whatever chose its images and student; `eval` are images to score on. `widths`: row
+    of the student's table -> its own width."""
 
     bits: str
+    widths: dict[str, WidthOrFloat] = Field(default={})
     seed: Seed = 0
     eval: str | None = None
 
@@ -221,11 +224,12 @@ class RecipeGenerate(Record):
 
 class RecipeStudent(Record):
     """A student, at one or several bit widths, between the analytic `passes`; on the first `shard_sets` sets
-    or on all."""
+    or on all. `widths`: of single rows, or the file that has them."""
 
     name: str
     bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
     first_last: int | None = None
+    widths: dict[str, WidthOrFloat] | str = Field(default={})
     passes: tuple[str, ...] = ()
     shard_sets: PositiveInt | None = None
     set: dict[str, Any] = Field({})

@@ -30,7 +30,7 @@ from zsq.core.runtime import Runtime
 from zsq.plan import Group
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
-from zsq.widths import Bits
+from zsq.widths import Bits, check_least
 
 
 @dataclass(frozen=True)
@@ -292,9 +292,9 @@ class Fit:
 class Student(ABC):
     """A recipe that fits a quantized copy of a teacher on images, whatever their source.
 
-    `form` is that of its grids. `starts_from`: forms of grids that it can take over from another student;
-    none where it starts from the teacher alone. `start_options` have no effect behind another student, and
-    must be at their defaults.
+    `form` is that of its grids. `least_bits`: the fewest of weights and of activations that it takes.
+    `starts_from`: forms of grids that it can take over from another student; none where it starts from the
+    teacher alone. `start_options` have no effect behind another student, and must be at their defaults.
     """
 
     name: ClassVar[str]
@@ -302,6 +302,7 @@ class Student(ABC):
     options_class: ClassVar[type[Options]] = Options
     folds_batch_norm: ClassVar[bool] = False
     form: ClassVar[Form] = "affine"
+    least_bits: ClassVar[Bits] = Bits(2, 2)
     starts_from: ClassVar[frozenset[Form]] = frozenset()
     start_options: ClassVar[tuple[str, ...]] = ()
     # Analytic pass -> why the student cannot take it.
@@ -318,12 +319,21 @@ class Student(ABC):
         return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)
 
     def check(self, fit: Fit) -> None:
-        """Refuse images that are not the teacher's, a teacher that the student cannot learn from, or a start
-        that it cannot take."""
+        """Refuse images that are not the teacher's, widths below the least, a teacher that the student cannot
+        learn from, or a start that it cannot take."""
+        self.check_bits(fit.bits, fit.first_last)
         fit.teacher.spec.check_pixels(fit.pixels_NCHW)
         if fit.start is not None and not self.starts_from:
             found = f"student {self.name} cannot start from the result of {fit.start.student}"
             raise OptionError(found, "one that trains on its grids, such as lsq-kd")
+
+    def check_bits(self, bits: Bits, first_last: int | None) -> None:
+        """Refuse widths below the least.
+
+        Raises:
+            OptionError: of weights, activations, the first and last layer, or of a row.
+        """
+        check_least(self.name, self.least_bits, bits, first_last)
 
     @abstractmethod
     def run(self, fit: Fit) -> FittedStudent:
@@ -370,7 +380,7 @@ class Student(ABC):
             UntraceableError: the network's graph cannot be captured or holds an operation we cannot place.
             MismatchError: images of another shape than the teacher's, a teacher that the student cannot
                 learn from, or a start of other bits.
-            OptionError: a student that cannot start from this one.
+            OptionError: a student that cannot start from this one, or widths that it does not take.
         """
         if start is not None and first_last is None:
             first_last = start.first_last

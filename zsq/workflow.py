@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from zsq.bench import Bench, Budget
-from zsq.config import GapConfig, GenerateConfig, ImagesConfig, Recipe, RecipeSource, RuntimeConfig
+from zsq.config import (
+    GapConfig,
+    GenerateConfig,
+    ImagesConfig,
+    Recipe,
+    RecipeSource,
+    RecipeStudent,
+    RuntimeConfig,
+)
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
@@ -26,7 +34,7 @@ from zsq.synthesis.resolved import method_options
 from zsq.synthesis.synthesize import generate
 from zsq.tasks.embed import Embed
 from zsq.teacher import load_teacher
-from zsq.widths import Bits
+from zsq.widths import Bits, Rows, read_widths
 
 
 @failing_together()
@@ -144,10 +152,22 @@ def _recipe_teacher(recipe: Recipe) -> Teacher:
 
 def _recipe_students(recipe: Recipe) -> list[StudentSpec]:
     return [
-        StudentSpec(s.name, Bits.parse(bits), s.set, s.first_last, s.passes, s.shard_sets)
+        StudentSpec(
+            s.name,
+            Bits.parse(bits).with_rows(_recipe_widths(recipe, s)),
+            s.set,
+            s.first_last,
+            s.passes,
+            s.shard_sets,
+        )
         for s in recipe.students
         for bits in s.bits
     ]
+
+
+def _recipe_widths(recipe: Recipe, student: RecipeStudent) -> Rows:
+    widths = student.widths
+    return read_widths(recipe.located(widths)) if isinstance(widths, str) else widths
 
 
 def _recipe_runtime(recipe: Recipe, teacher: Teacher, specs: Sequence[StudentSpec]) -> Runtime:

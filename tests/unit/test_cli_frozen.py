@@ -21,6 +21,7 @@ COMMANDS = {
             "--effort",
             "--weights",
             "--first-last",
+            "--widths",
             "--passes",
             "--fit",
             "--class-names",

@@ -8,6 +8,7 @@ from typing import Any
 from zsq.core.files import output_path
 from zsq.core.processes import Processes
 from zsq.runfolder import OUTPUTS, latest_folder, next_folder
+from zsq.widths import Rows, read_widths
 
 
 def text_of(path: str | Path | None) -> str | None:
@@ -23,6 +24,13 @@ def path_of(path: str | Path | None) -> Path | None:
 def images_given(fit: str | None, class_names: str | Path | None) -> dict[str, Any]:
     """The fields of ImagesConfig."""
     return {"fit": fit, "class_names": text_of(class_names)}
+
+
+def widths_given(widths: str | Path | Rows | None) -> dict[str, int]:
+    """Rows and their widths as a configuration holds them, where a file has them too."""
+    if widths is None:
+        return {}
+    return read_widths(widths) if isinstance(widths, str | Path) else dict(widths)
 
 
 def folder_of(out: str | Path | None, name: str, resume: bool) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import images_given, text_of
+from zsq.api.given import images_given, text_of, widths_given
 from zsq.config import (
     IMAGES,
     OFFLINE,
@@ -22,6 +22,7 @@ from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.measure.quantize import Quantized
 from zsq.request.fulfil import fulfil
+from zsq.widths import Rows
 
 
 def quantize(
@@ -34,6 +35,7 @@ def quantize(
     effort: Effort | None = QUANTIZE.effort,
     weights: str | Path | None = None,
     first_last: int | None = QUANTIZE.first_last,
+    widths: str | Path | Rows | None = None,
     seed: int = QUANTIZE.seed,
     eval: str | None = QUANTIZE.eval,
     count: int | None = QUANTIZE.count,
@@ -56,6 +58,8 @@ def quantize(
     Args:
         bits: of weights and activations, as in `W4A4`.
         method, effort: of the images to make.
+        widths: of single rows of the student's table, before all other rules: row -> bits (32 for float), or
+            a CSV file with the header `row,bits`.
         count: use so many of `images`, or make so many.
         passes: analytic passes around the fit, in order, such as `["fold", "equalize", "correct-bias"]`.
         out: write the student there for `load_student`: NAME.safetensors, or a folder. None: nowhere; where
@@ -92,6 +96,7 @@ def quantize(
         "effort": effort,
         "weights": text_of(weights),
         "first_last": first_last,
+        "widths": widths_given(widths),
         "seed": seed,
         "eval": eval,
         "count": count,

@@ -51,6 +51,10 @@ Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or 
 FirstLast = Annotated[
     int | None, typer.Option(help="Bits of the first and last layer. Without it, the student decides.")
 ]
+Widths = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Bits of single rows: a CSV file with the header row,bits."),
+]
 Passes = Annotated[
     str | None,
     typer.Option(metavar="P,P", help="Analytic changes before and after the fit; see `zsq list passes`."),

@@ -23,6 +23,7 @@ from zsq.cli.options import (
     Teacher,
     Threads,
     Weights,
+    Widths,
     asked,
 )
 from zsq.config import IMAGES, OFFLINE, QUANTIZE, RUNTIME
@@ -49,6 +50,7 @@ def quantize(
     effort: Effort = QUANTIZE.effort,
     weights: Weights = QUANTIZE.weights,
     first_last: FirstLast = QUANTIZE.first_last,
+    widths: Widths = None,
     seed: Seed = QUANTIZE.seed,
     eval: Evaluation = QUANTIZE.eval,
     count: Annotated[

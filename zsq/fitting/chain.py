@@ -16,6 +16,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.fitting.starts import check_follows, named_options
+from zsq.widths import Bits
 
 
 class ChainOptions(Options):
@@ -129,6 +130,9 @@ def chain_of(kinds: tuple[type[Student], ...]) -> type[Student]:
         "options_class": create_model("ChainOptions", __base__=ChainOptions, **fields),
         "folds_batch_norm": any(kind.folds_batch_norm for kind in kinds),
         "form": kinds[-1].form,
+        "least_bits": Bits(
+            max(kind.least_bits.weights for kind in kinds), max(kind.least_bits.activations for kind in kinds)
+        ),
         "refused_passes": refused,
     }
     return type("Chain", (Chain,), stated)

@@ -11,6 +11,7 @@ from zsq.contract import Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import OptionError
 from zsq.fitting.calibration import norm_batches
 from zsq.passes import Fitted, Prepared, check_passes, finish, prepare, sees_images
+from zsq.widths import Bits
 
 
 class Passed(Student):
@@ -36,6 +37,10 @@ class Passed(Student):
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
         """The same number as for the student alone."""
         return self.student.images_trained(teacher, num_images)
+
+    def check_bits(self, bits: Bits, first_last: int | None) -> None:
+        """As the student does."""
+        self.student.check_bits(bits, first_last)
 
     def check(self, fit: Fit) -> None:
         """See `Student.check`; it starts from what the passes make of the teacher, and from nothing else."""

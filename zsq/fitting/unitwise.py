@@ -27,7 +27,7 @@ from zsq.placement.units import Granularity, Unit, partition
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.rounding import Dropped, SoftRounding
-from zsq.widths import MOST_BITS, Width, WidthOrFloat
+from zsq.widths import MOST_BITS, GridWidth, WidthOrFloat
 
 SMALL_INPUT_ITERATIONS = 2000
 
@@ -49,7 +49,7 @@ class UnitwiseOptions(Options):
     # Where --first-last does not say; None: as --bits.
     first_last: WidthOrFloat | None = MOST_BITS
     # Bits of the inputs of the layers after the first ones; None: as all others.
-    second_input: Width | None = None
+    second_input: GridWidth | None = None
     residual_stream: Literal["float", "quantized"] = "float"
 
     @property
@@ -158,6 +158,7 @@ class UnitwiseStudent(Student):
         teacher, device = fit.teacher, self.runtime.device
         if fit.first_last is None:
             fit = replace(fit, first_last=self.options.first_last)
+            self.check_bits(fit.bits, fit.first_last)
         placement = self._placed(fit)
         network = channels_last(placement.network.to(device))
         network.requires_grad_(False)
@@ -191,7 +192,7 @@ class UnitwiseStudent(Student):
             fold=self.folds_batch_norm,
         )
         if self.options.second_input is not None:
-            placement = with_second_input(placement, self.options.second_input)
+            placement = with_second_input(placement, self.options.second_input, fit.bits.rows)
         if self.options.residual_stream == "quantized":
             quantize_residuals(placement)
         return placement

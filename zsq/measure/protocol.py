@@ -73,6 +73,7 @@ def resolve_students(
     resolved: dict[str, ResolvedStudent] = {}
     for spec in specs:
         student = create(spec.name, images, spec.options, runtime, passes=spec.passes)
+        student.check_bits(spec.bits, spec.first_last)
         whole = replace(spec, options=student.options.model_dump(mode="json"))
         entry = ResolvedStudent(whole, student)
         if entry.name in resolved:
@@ -84,8 +85,8 @@ def resolve_students(
 class RunRecord(TypedDict):
     """One finished fit, as JSON holds it: everything that names it, then what was measured.
 
-    `replicates` and `roc` are there for some tasks, as `zsq.tasks.Scores` has them; `passes` only
-    where the student has some.
+    `replicates` and `roc` are there for some tasks, as `zsq.tasks.Scores` has them; `passes` and `widths`
+    (row -> bits) only where the student has some.
     """
 
     source: str
@@ -99,6 +100,7 @@ class RunRecord(TypedDict):
     metrics: dict[str, FiniteFloat]
     seconds: FiniteFloat
     passes: NotRequired[list[str]]
+    widths: NotRequired[dict[str, int]]
     replicates: NotRequired[dict[str, list[float]]]
     roc: NotRequired[list[float]]
 
@@ -134,6 +136,8 @@ class PlannedFit:
         )
         if spec.passes:
             record["passes"] = list(spec.passes)
+        if spec.bits.own:
+            record["widths"] = spec.bits.rows
         return record
 
 

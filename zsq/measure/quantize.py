@@ -81,6 +81,7 @@ class Preparation:
             ZsqError: one class per cause.
         """
         student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
+        student.check_bits(_bits(config), config.first_last)
         _check_out(teacher, out)
         _check_onnx(teacher, config, onnx)
         evaluation, reference = None, None
@@ -92,7 +93,11 @@ class Preparation:
     @property
     def bits(self) -> Bits:
         """Of weights and activations."""
-        return Bits.parse(self.config.bits)
+        return _bits(self.config)
+
+
+def _bits(config: QuantizeConfig) -> Bits:
+    return Bits.parse(config.bits).with_rows(config.widths)
 
 
 def quantize_images(
@@ -169,7 +174,7 @@ def _check_onnx(teacher: Teacher, config: QuantizeConfig, onnx: Path | None) -> 
     if onnx is not None:
         if onnx.is_dir():
             raise OptionError(f"--onnx {onnx} is a folder", "a file")
-        check_exportable(config.student, Bits.parse(config.bits), config.first_last)
+        check_exportable(config.student, _bits(config), config.first_last)
         check_network_exportable(teacher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from torch import fx
@@ -11,10 +12,14 @@ from zsq.placement.sites import Placement, Site
 from zsq.placement.units import is_addition, quantizer_calls
 
 
-def with_second_input(placement: Placement, bits: int) -> Placement:
-    """With `bits` for the inputs of the layers that come right after the first ones (the setting A2-8)."""
+def with_second_input(placement: Placement, bits: int, own: Container[str] = ()) -> Placement:
+    """With `bits` for the inputs of the layers that come right after the first ones (the setting A2-8), but
+    not for the rows of `own`."""
     second = {str(node.target) for node in quantizer_calls(placement) if _follows_first(placement, node)}
-    sites = (replace(site, bits=bits) if site.path in second else site for site in placement.sites)
+    sites = (
+        replace(site, bits=bits) if site.path in second and site.name not in own else site
+        for site in placement.sites
+    )
     return Placement(placement.network, tuple(sites))
 
 

@@ -24,7 +24,7 @@ from zsq.graph.fold import fold_batch_norms
 from zsq.graph.vocabulary import calls_module, is_layer, multiplied, name_of, operands, operation
 from zsq.quantizers.grids import Kind, Quantizer
 from zsq.quantizers.layers import quantizable
-from zsq.widths import FLOAT_BITS, Bits, check_first_last
+from zsq.widths import FLOAT_BITS, Bits, Widths
 
 # Of the operands of a product.
 SIDES = ("left", "right")
@@ -94,17 +94,18 @@ def place(
     """Sites for `bits` in a copy of `network`, BN folded into the layers before it if `fold`.
 
     First are the layers that no other layer precedes, last those that none follows. `first_last` replaces the
-    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. `slopes`:
-    those of each PReLU are weights too, whatever `first_last`.
+    width of their weights and of the last layers' inputs, where `bits` quantizes these at all. A row that has
+    a width of its own in `bits` has that one. `slopes`: those of each PReLU are weights too, whatever
+    `first_last`.
 
     Args:
         example: as `zsq.graph.capture` takes it.
 
     Raises:
         UntraceableError: as `zsq.graph.capture`; or an operation with weights that is not known.
-        OptionError: as `check_first_last`.
+        OptionError: as `check_first_last`; or a width for a row that the network does not have.
     """
-    check_first_last(first_last)
+    widths = Widths(bits, first_last)
     module = capture(network, example)
     _refuse_unknown(module)
     if fold:
@@ -113,12 +114,13 @@ def place(
     after, before = _reached(layers, forward=True), _reached(layers, forward=False)
     ends = {node for node in layers if node not in after or node not in before}
     sites = [
-        *_weight_sites(module, layers, ends, bits.weights, first_last),
-        *_activation_sites(module, after, {node for node in layers if node not in before}, bits, first_last),
+        *_weight_sites(module, layers, ends, widths),
+        *_activation_sites(module, after, {node for node in layers if node not in before}, widths),
     ]
     if slopes:
         prelus = [node for node in module.graph.nodes if calls_module(module, node, nn.PReLU)]
-        sites += _weight_sites(module, prelus, set(), bits.weights, None)
+        sites += _weight_sites(module, prelus, set(), widths)
+    widths.check_rows()
     module.graph.lint()
     module.recompile()
     return Placement(module, tuple(sites))
@@ -168,16 +170,12 @@ def _reached(starts: list[fx.Node], *, forward: bool) -> set[fx.Node]:
     return reached
 
 
-def _width(bits: int, first_last: int | None, at_end: bool) -> int:
-    return first_last if at_end and first_last is not None and bits != FLOAT_BITS else bits
-
-
 def _weight_sites(
-    module: fx.GraphModule, layers: list[fx.Node], ends: set[fx.Node], bits: int, first_last: int | None
+    module: fx.GraphModule, layers: list[fx.Node], ends: set[fx.Node], widths: Widths
 ) -> Iterator[Site]:
     end_names = {str(node.target) for node in ends}
     for name in dict.fromkeys(str(node.target) for node in layers):
-        width = _width(bits, first_last, name in end_names)
+        width = widths.of(f"{name}.weight", "weight", name in end_names)
         if width == FLOAT_BITS:
             continue
         layer = module.get_submodule(name)
@@ -186,7 +184,7 @@ def _weight_sites(
 
 
 def _activation_sites(
-    module: fx.GraphModule, after: set[fx.Node], last: set[fx.Node], bits: Bits, first_last: int | None
+    module: fx.GraphModule, after: set[fx.Node], last: set[fx.Node], widths: Widths
 ) -> Iterator[Site]:
     """Sites of what layers and products read behind a first layer: `after` are the nodes that follow one."""
     readers: dict[fx.Node, list[Read]] = {}
@@ -197,14 +195,14 @@ def _activation_sites(
     taken: Counter[str] = Counter()
     names = _product_names(module)
     for reads in readers.values():
-        width = _width(bits.activations, first_last, any(node in last for node, _ in reads))
-        if width == FLOAT_BITS:
-            continue
         name = _input_name(module, names, *reads[0])
         # A layer called again on another tensor gets a second quantizer.
         number = taken[name]
         taken[name] += 1
         name += str(number) if number else ""
+        width = widths.of(name, "activation", any(node in last for node, _ in reads))
+        if width == FLOAT_BITS:
+            continue
         path = _path_of(name)
         module.add_submodule(path, nn.Identity())
         _insert(module, path, reads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,15 @@ def tensors_grid(data: ReportData, student: str) -> Grid:
         (t.name, t.kind, "signed" if t.signed else "unsigned", str(t.bits), str(t.num_scales))
         for t in data.quantized_tensors[student]
     )
-    return Grid(("tensor", "kind", "grid", "bits", "scales"), lines, 3)
+    return Grid(("tensor", "kind", "grid", "bits", "scales"), (*lines, *_means(data, student)), 3)
+
+
+def _means(data: ReportData, student: str) -> Iterator[tuple[str, ...]]:
+    """A line for each kind whose rows have several widths."""
+    for kind in ("weight", "activation"):
+        widths = [t.bits for t in data.quantized_tensors[student] if t.kind == kind]
+        if len(set(widths)) > 1:
+            yield ("mean of rows", kind, "", f"{math.fsum(widths) / len(widths):.2f}", "")
 
 
 def _settings(data: ReportData) -> str:

@@ -98,11 +98,27 @@ class Cost:
         """Bytes of all weights in float32."""
         return sum(layer.num_weights * 4 for layer in self.layers)
 
+    @property
+    def mean_weight_bits(self) -> float:
+        """Width of a weight, over all weights of all layers."""
+        num_weights = sum(layer.num_weights for layer in self.layers)
+        return sum(layer.num_weights * layer.weight_bits for layer in self.layers) / max(num_weights, 1)
+
+    @property
+    def mean_activation_bits(self) -> float:
+        """Width of a layer's input, over all multiply-adds of all layers."""
+        macs = sum(layer.macs for layer in self.layers)
+        return sum(layer.macs * layer.activation_bits for layer in self.layers) / max(macs, 1)
+
+    def mean_bits(self) -> str:
+        """Both means as text."""
+        return f"W{self.mean_weight_bits:.2f} A{self.mean_activation_bits:.2f}"
+
     def summary(self) -> str:
         """One line of the sums."""
         return (
             f"{self.macs:,} multiply-adds, {self.bit_operations:,} bit operations "
-            f"(float {self.float_bit_operations:,}), "
+            f"(float {self.float_bit_operations:,}), a mean of {self.mean_bits()}, "
             f"{self.weight_bytes:,} weight bytes (float {self.float_weight_bytes:,})"
         )
 

@@ -17,7 +17,7 @@ from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
 from zsq.tasks import TASKS, Task, TaskName
-from zsq.widths import Bits, Width, check_first_last
+from zsq.widths import Bits, Width, WidthOrFloat, check_first_last
 
 # The last part of a quantizer's path; a second quantizer of the same place has a number.
 _PLACE = re.compile(r"[a-z]+_quantizer\d*")
@@ -138,7 +138,7 @@ class MadeRecord(StrictRecord):
 
 class StudentRecord(StrictRecord):
     """The JSON file. `channels_last` names the tensors that are laid out so; `made` is None of a student that
-    was put together by hand."""
+    was put together by hand. `widths` are those that single rows were asked to have, `bits` all others'."""
 
     format: Literal["zsq student"]
     format_version: Literal[2]
@@ -146,6 +146,7 @@ class StudentRecord(StrictRecord):
     student: str
     bits: str
     first_last: int | None
+    widths: dict[str, WidthOrFloat] = Field(default={})
     task: TaskRecord
     image: ImageSpec
     teacher: TeacherIdentity
@@ -171,3 +172,8 @@ class StudentRecord(StrictRecord):
         except OptionError as error:
             raise ValueError(str(error)) from None
         return self
+
+    @property
+    def asked_bits(self) -> Bits:
+        """The widths that the student was asked to have."""
+        return Bits.parse(self.bits).with_rows(self.widths)

@@ -43,7 +43,6 @@ from zsq.saved.record import (
 from zsq.saved.stored_graph import build_graph, graph_tensors, move_to, record_graph
 from zsq.saved.stored_grids import is_stored, restore, weight_integers
 from zsq.tasks.nesting import Outputs, named_tensors, plain, shapes
-from zsq.widths import Bits
 
 TENSORS, RECORD = ".safetensors", ".json"
 DEFAULT_STEM = "student"
@@ -138,8 +137,9 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         format_version=2,
         zsq_version=__version__,
         student=fitted.student,
-        bits=str(fitted.bits),
+        bits=str(fitted.bits.uniform),
         first_last=fitted.first_last,
+        widths=fitted.bits.rows,
         task=TaskRecord.of(fitted.task),
         image=fitted.spec,
         made=None if fitted.made is None else MadeRecord.of(fitted.made),
@@ -152,7 +152,8 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         channels_last=channels_last,
         graph=graph,
     )
-    return data, record.model_dump_json(indent=1) + "\n"
+    # Left out where no row has a width of its own: files stay as they were.
+    return data, record.model_dump_json(indent=1, exclude=None if record.widths else {"widths"}) + "\n"
 
 
 def cost_record(cost: Cost) -> CostRecord:
@@ -244,7 +245,7 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
     network = build_graph(record.graph, quantizers, tensors)
     fitted = FittedStudent(
         record.student,
-        Bits.parse(record.bits),
+        record.asked_bits,
         record.first_last,
         network,
         record.image,

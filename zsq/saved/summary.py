@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zsq.saved.cost import student_cost
 from zsq.saved.record import MadeRecord, StudentRecord
 from zsq.saved.saving import RECORD, TENSORS, probe, read_student, student_files
 from zsq.tasks.nesting import shapes
@@ -28,13 +29,15 @@ def student_lines(path: str | Path) -> list[str]:
     """
     record, fitted = read_student(path)
     ends = "" if record.first_last is None else f", first and last layer {record.first_last} bits"
+    own = f", {len(record.widths)} rows with bits of their own" if record.widths else ""
     teacher, cost = record.teacher, record.cost
     lines = [
-        f"student {_shown(record.student)} {record.bits}{ends}, {len(record.grids)} quantized tensors",
+        f"student {_shown(record.student)} {record.bits}{ends}{own}, {len(record.grids)} quantized tensors",
         f"teacher {_shown(teacher.name)} {_shown(teacher.weights_sha256[:16])}, "
         f"takes {'x'.join(map(str, record.image.shape))}, of one image gives {_shown(shapes(probe(fitted)))}",
         f"{cost.bit_operations:,} bit operations (float {cost.float_bit_operations:,}), "
-        f"{cost.weight_bytes:,} weight bytes (float {cost.float_weight_bytes:,})",
+        f"{cost.weight_bytes:,} weight bytes (float {cost.float_weight_bytes:,}), "
+        f"a mean of {student_cost(fitted).mean_bits()}",
     ]
     return [*lines, *_made_lines(record)]
 

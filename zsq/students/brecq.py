@@ -13,7 +13,7 @@ from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.placement.units import Unit
-from zsq.widths import MOST_BITS, Width
+from zsq.widths import MOST_BITS, GridWidth
 
 
 class BRECQOptions(UnitwiseOptions):
@@ -23,7 +23,7 @@ class BRECQOptions(UnitwiseOptions):
     student), a mean over 32 images; the public code has it and leaves it off.
     """
 
-    second_input: Width | None = MOST_BITS
+    second_input: GridWidth | None = MOST_BITS
     fisher: bool = False
     reconstruct_first: bool = False
     # Iterations for activations as a share of those for weights: 5,000 of 20,000.

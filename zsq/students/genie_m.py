@@ -13,14 +13,14 @@ from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
-from zsq.widths import MOST_BITS, Width
+from zsq.widths import MOST_BITS, GridWidth
 
 
 class GenieMOptions(UnitwiseOptions):
     """Constants of GENIE-M. `second_input=null` is QDrop's setting; `keep` is QDrop's too."""
 
     rounding_weight: float = Field(1.0, ge=0)
-    second_input: Width | None = MOST_BITS
+    second_input: GridWidth | None = MOST_BITS
     residual_stream: Literal["float", "quantized"] = "quantized"
     keep: float = Field(0.5, ge=0, le=1)
     step_learning_rate: float = Field(1e-4, gt=0)

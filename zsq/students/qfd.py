@@ -26,6 +26,7 @@ from zsq.placement.subgraphs import up_to
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
+from zsq.widths import Width
 
 Pair = tuple[Tensor, Tensor]  # logits and pooled feature
 
@@ -38,7 +39,7 @@ class QFDOptions(TrainingOptions):
     """
 
     learning_rate: float = Field(1e-3, gt=0)
-    feature_bits: int = Field(4, ge=1, le=8)
+    feature_bits: Width = 4
     feature_weight: float = Field(0.5, ge=0)
     task_loss: Literal["kl", "ce"] = "kl"
     temperature: float = Field(4.0, gt=0)

@@ -110,9 +110,9 @@ def test_first_last_leaves_alone_what_the_bits_leave_in_float():
     assert not place(Residual(), IMAGES, Bits(32, 32), first_last=8, fold=True).sites
 
 
-@pytest.mark.parametrize("first_last", [1, 9, 16, -1])
+@pytest.mark.parametrize("first_last", [0, 9, 16, -1])
 def test_wrong_first_last_bits_are_refused(first_last):
-    with pytest.raises(OptionError, match=r"--first-last .*2\.\.8, or 32"):
+    with pytest.raises(OptionError, match=r"--first-last .*1\.\.8, or 32"):
         place(Residual(), IMAGES, Bits(4, 4), first_last=first_last, fold=True)
 
 
