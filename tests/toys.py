@@ -1,6 +1,7 @@
 """Tiny teachers of every kind of architecture, with BN statistics of structured images."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -127,6 +128,7 @@ class NormedLinear(nn.Linear):
         return super().forward(self.norm(x))
 
 
+@functools.cache
 def normed(build):
     """What `build` makes, with a LayerNorm in front of its last linear layer."""
 
@@ -169,6 +171,12 @@ def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch
     return Teacher("toy", network.to(dtype), spec, outputs, "0" * 64, task=TASKS[task]())
 
 
+@functools.cache
+def shared_teacher(build=plain, spec=None, **changes):
+    """`make_teacher`'s, one for all tests of a process, which then captures it once; nobody may change it."""
+    return make_teacher(build, spec, **changes)
+
+
 class Attentive(nn.Module):
     """Two attentions of two heads over 4 x 4 places of an image, added to it, before any other network."""
 
@@ -190,11 +198,15 @@ class Attentive(nn.Module):
 
 
 def with_attention(teacher):
-    """The same network behind two attentions."""
+    """The same network behind two attentions; of one network it is one, which is captured once."""
+    return dataclasses.replace(teacher, network=_attentive(teacher.network, teacher.spec.channels))
+
+
+@functools.lru_cache(maxsize=64)
+def _attentive(network, channels):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = Attentive(teacher.spec.channels, teacher.network)
-    return dataclasses.replace(teacher, network=network)
+        return Attentive(channels, network)
 
 
 def as_detector(teacher):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import in_two_ranks
-from toys import NETWORKS, as_detector, image_spec, make_teacher, with_attention, without_bn
+from toys import NETWORKS, as_detector, image_spec, make_teacher, shared_teacher, with_attention, without_bn
 
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
@@ -134,7 +134,7 @@ def test_a_group_made_alone_is_that_of_the_whole_run(name, make, tiny_teacher):
 
 
 def test_the_teacher_stays_bit_identical_and_without_hooks(name, make):
-    teacher = make_teacher(NETWORKS["dropout"])
+    teacher = shared_teacher(NETWORKS["dropout"])
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
     make(name, teacher)
     assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
@@ -216,25 +216,25 @@ def test_bn_distance_of_stored_images_is_below_noises(name, make):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_images_of_every_shape(name, make, spec):
-    teacher = make_teacher(spec=spec)
+    teacher = shared_teacher(spec=spec)
     check(make(name, teacher, count=3, batch=2), teacher, 3)
 
 
 @pytest.mark.parametrize("outputs", [2, 1000])
 def test_any_number_of_classes(name, make, outputs):
-    teacher = make_teacher(outputs=outputs)
+    teacher = shared_teacher(outputs=outputs)
     check(make(name, teacher), teacher, 4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_teachers_of_every_kind(name, make, network):
-    teacher = make_teacher(NETWORKS[network])
+    teacher = shared_teacher(NETWORKS[network])
     check(make(name, teacher), teacher, 4)
 
 
 @pytest.mark.parametrize("network", ["plain", "squeeze-excite"])
 def test_a_batch_of_one(name, make, network):
-    teacher = make_teacher(NETWORKS[network])
+    teacher = shared_teacher(NETWORKS[network])
     check(make(name, teacher, count=1, batch=1), teacher, 1)
 
 
@@ -256,7 +256,7 @@ def config(tmp_path):
             "iterations": SHORT,
         }
         if METHODS[name].facts.needs_real:
-            pixels, labels = given_images(make_teacher())
+            pixels, labels = given_images(shared_teacher())
             np.savez(tmp_path / "given.npz", images=pixels.permute(0, 2, 3, 1), labels=labels)
             values["real"] = str(tmp_path / "given.npz")
         return GenerateConfig(**(values | changes))
@@ -269,25 +269,25 @@ def test_networks_without_bn_are_refused_before_anything_is_written(name, config
     with pytest.raises(
         NoBatchNormError, match=f"which {name} matches; .* suits noise, leaves, gzsq, gzsq_moment, ce_tv$"
     ):
-        synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(without_bn))
+        synthesize.generate(config(name), tmp_path / "run", teacher=shared_teacher(without_bn))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", LABEL_METHODS)
 def test_networks_without_classes_are_refused_before_anything_is_written(name, config, tmp_path):
     with pytest.raises(MismatchError, match=f"since {name} asks for classes; .* suits zeroq, dsg"):
-        synthesize.generate(config(name), tmp_path / "run", teacher=make_teacher(task="embed"))
+        synthesize.generate(config(name), tmp_path / "run", teacher=shared_teacher(task="embed"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in LABEL_METHODS])
 def test_the_others_take_networks_without_classes(name, make):
-    check(make(name, make_teacher(task="embed")), make_teacher(task="embed"), 4)
+    check(make(name, shared_teacher(task="embed")), shared_teacher(task="embed"), 4)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in BN_METHODS])
 def test_the_others_take_networks_without_bn(name, make):
-    check(make(name, make_teacher(without_bn)), make_teacher(without_bn), 4)
+    check(make(name, shared_teacher(without_bn)), shared_teacher(without_bn), 4)
 
 
 def shard_bytes(run):
@@ -296,7 +296,7 @@ def shard_bytes(run):
 
 def test_a_run_on_disk_and_its_resume(name, config, tmp_path):
     """Shards that verify, of the pixels the method makes; a lost and a damaged shard come back the same."""
-    teacher, run = suited(name, make_teacher()), tmp_path / "run"
+    teacher, run = suited(name, shared_teacher()), tmp_path / "run"
     synthesize.generate(config(name), run, teacher=teacher)
     verify_run(run)
     whole = shard_bytes(run)
@@ -310,13 +310,13 @@ def test_a_run_on_disk_and_its_resume(name, config, tmp_path):
     lost.unlink()
     damaged.unlink()
     damaged.write_bytes(whole[damaged.name][:-100])
-    synthesize.generate(config(name), run, teacher=suited(name, make_teacher()), resume=True)
+    synthesize.generate(config(name), run, teacher=suited(name, shared_teacher()), resume=True)
     assert shard_bytes(run) == whole
 
 
 def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
     settings = config(name)  # once: the random weights it draws are of a generator that threads share
-    alone = synthesize.generate(settings, tmp_path / "alone", teacher=suited(name, make_teacher()))
+    alone = synthesize.generate(settings, tmp_path / "alone", teacher=suited(name, shared_teacher()))
     teachers = [suited(name, make_teacher()) for _ in range(2)]
     written = []
 

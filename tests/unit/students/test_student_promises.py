@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_students import fit, outputs, small_options
 from torch import nn
-from toys import NETWORKS, image_spec, make_teacher, normed, plain, structured_images, without_bn
+from toys import NETWORKS, image_spec, normed, plain, shared_teacher, structured_images, without_bn
 
 import zsq
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError, UntraceableError
@@ -43,7 +43,7 @@ def images_of(teacher, count=12):
 def teacher_for(name, build=plain, **changes):
     """Of classes, or of embeddings where the student refuses classes; with a LayerNorm where it needs one."""
     build = normed(build) if STUDENTS[name].facts.needs_layer_norm else build
-    return make_teacher(build, **changes, task="embed" if name == "quantface" else "classify")
+    return shared_teacher(build, **changes, task="embed" if name == "quantface" else "classify")
 
 
 def fitted_on(name, teacher, count=12, bits="W4A4", **options):
