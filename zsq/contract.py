@@ -200,9 +200,8 @@ class Generator(ABC):
         """Make the group's images; `log` advances in image-iterations."""
 
 
-# How a file holds a quantizer. affine: s (q - z). interval: levels between two learned ends, at a scale of
-# their own. log-sqrt2: powers of the root of two.
-Form = Literal["affine", "interval", "log-sqrt2"]
+# The name of a kind of grid, which its quantizer states: how a file holds it.
+Form = str
 
 # Joins the names of students of which each starts from the result of the one before: a chain.
 THEN = ","

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -215,8 +216,8 @@ def _make_step(
 
 
 def parameters_by_role(network: nn.Module) -> dict[Role, list[Tensor]]:
-    """Trainable parameters of the quantizers in `network`."""
-    found: dict[Role, list[Tensor]] = {"rounding": [], "weight step": [], "activation step": []}
+    """Trainable parameters of the quantizers in `network`; none of a role that no quantizer has."""
+    found: dict[Role, list[Tensor]] = defaultdict(list)
     for module in network.modules():
         if isinstance(module, Quantizer):
             for role, parameter in module.roles().items():

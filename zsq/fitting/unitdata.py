@@ -15,7 +15,7 @@ from zsq.fitting.calibration import norm_batches
 from zsq.fitting.features import Features, fits_in_memory
 from zsq.placement.subgraphs import up_to
 from zsq.placement.units import Unit
-from zsq.quantizers.grids import FakeQuantizer
+from zsq.quantizers.grids import Quantizer
 
 # Of the gradients that weight errors, in the public code.
 PUBLISHED_BATCH = 32
@@ -72,7 +72,7 @@ def gather(
     """
     num, runtime = len(images.pixels_NCHW), images.runtime
     prefix = up_to(student, [unit.input])
-    differs = sees_student and any(isinstance(module, FakeQuantizer) for module in prefix.modules())
+    differs = sees_student and any(isinstance(module, Quantizer) for module in prefix.modules())
     shapes = [unit.input_shape] * (1 + differs) + [unit.output_shape] * (1 + weighted)
     resident = fits_in_memory(num, shapes)
     entering, leaving = (

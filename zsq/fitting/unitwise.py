@@ -24,7 +24,7 @@ from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
 from zsq.placement.subgraphs import unit_network
 from zsq.placement.units import Granularity, Unit, partition
-from zsq.quantizers.grids import FakeQuantizer
+from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.rounding import Dropped, SoftRounding
 from zsq.widths import MOST_BITS, GridWidth, WidthOrFloat
@@ -261,7 +261,7 @@ class UnitwiseStudent(Student):
 
         def wrapped(node: fx.Node, module: nn.Module) -> nn.Module:
             # Identities stand where no quantizer has been put yet. What is dropped is drawn per image.
-            drops = isinstance(module, FakeQuantizer) and node.meta.get("images_first", True)
+            drops = isinstance(module, Quantizer) and node.meta.get("images_first", True)
             if str(node.target) not in paths or phase.keep == 1 or not drops:
                 return module
             return Dropped(module, phase.keep, tuple(node.meta["tensor_meta"].shape[1:]))

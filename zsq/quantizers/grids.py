@@ -6,8 +6,8 @@ and the value that comes out is s (q - z). Rounding is to nearest, ties to even.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from zsq.contract import Form
 SMALLEST_STEP = 1e-30
 
 Kind = Literal["weight", "activation"]
-# What a parameter of a quantizer is for.
-Role = Literal["rounding", "weight step", "activation step"]
+# What a parameter of a quantizer is for, such as "rounding" or "weight step".
+Role = str
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -95,13 +95,17 @@ def keep_positive(steps: Iterable[Tensor]) -> None:
 class Quantizer(nn.Module):
     """What stands at a site of a student and counts as a row of its table.
 
-    A class that a file can hold states its `form`, and has `integers`, `values` and `restored`.
+    A class that a file can hold states its `form`, has `integers`, `values` and `restored`, and is decorated
+    with `stored`. It needs no line outside its own file in `zsq/quantizers`. What a file keeps of it, beside
+    its bits and bounds, is its state dict, all float32.
     """
 
     kind: Kind
     form: ClassVar[Form]
     # What QuantizeLinear of ONNX has no form for; None where it has one.
     no_onnx_form: ClassVar[str | None] = "a range that moves"
+    # Whether a weight can be exactly zero, as a pruned one is.
+    holds_zero: ClassVar[bool] = True
 
     @property
     def num_scales(self) -> int:
@@ -122,12 +126,16 @@ class Quantizer(nn.Module):
         """The parameters that a reconstruction may train."""
         return {}
 
+    def as_affine(self) -> FakeQuantizer:
+        """The same grid as s (q - z), of a class without a `no_onnx_form`."""
+        raise NotImplementedError
+
     def integers(self, weight: Tensor) -> Tensor:
         """Integers of the grid on which the quantizer puts `weight`, float32, same shape."""
         raise NotImplementedError
 
     def values(self, integers: Tensor) -> Tensor:
-        """float32 weights that the quantizer puts on these integers."""
+        """float32 weights that the quantizer puts on these integers, which are float32 too."""
         raise NotImplementedError
 
     @classmethod
@@ -140,6 +148,24 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
 
+Kept = TypeVar("Kept", bound=type[Quantizer])
+# Form and kind -> the class that files hold so; all of them once `zsq.saved.stored_grids` is imported.
+STORED: dict[tuple[Form, Kind], type[Quantizer]] = {}
+
+
+def stored(*kinds: Kind) -> Callable[[Kept], Kept]:
+    """Let files hold a class as its `form`, for weights or activations or both."""
+
+    def kept(cls: Kept) -> Kept:
+        for kind in kinds:
+            taken = STORED.setdefault((cls.form, kind), cls)
+            assert taken is cls, f"{taken.__name__} is the {cls.form} grid of a {kind} already"
+        return cls
+
+    return kept
+
+
+@stored("weight", "activation")
 class FakeQuantizer(Quantizer):
     """One tensor's grid as a module: a buffer per step and zero point, or a parameter per learned step."""
 
@@ -189,6 +215,10 @@ class FakeQuantizer(Quantizer):
     def roles(self) -> dict[Role, Tensor]:
         """The step, learned or not."""
         return {"weight step" if self.kind == "weight" else "activation step": self.step}
+
+    def as_affine(self) -> FakeQuantizer:
+        """Itself."""
+        return self
 
     def integers(self, weight: Tensor) -> Tensor:
         """q of s (q - z)."""

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import Kind, Quantizer, clip
+from zsq.quantizers.grids import Kind, Quantizer, clip, stored
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import NUM_RATIOS, lp_affine
 
@@ -80,10 +80,12 @@ class IntervalQuantizer(Quantizer):
         return 1
 
 
+@stored("weight")
 class IntervalWeight(IntervalQuantizer):
     """A weight on `scale` (2 levels - 1): an even number of values around zero, none of them zero."""
 
     kind, form = "weight", "interval"
+    holds_zero = False
 
     def __init__(self, weight: Tensor, bits: int, search: bool) -> None:
         """Starts where the error is least, or (`search` false) at 3 standard deviations around zero with the
@@ -113,6 +115,7 @@ class IntervalWeight(IntervalQuantizer):
         return True
 
 
+@stored("activation")
 class IntervalActivation(IntervalQuantizer):
     """An activation on `low` + `scale` levels."""
 

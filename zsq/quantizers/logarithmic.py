@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from zsq.quantizers.grids import SMALLEST_STEP, Kind, Quantizer
+from zsq.quantizers.grids import SMALLEST_STEP, Kind, Quantizer, stored
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import PERCENTILES, quantile
 
@@ -22,6 +22,7 @@ def log_sqrt2(x: Tensor, largest: Tensor | float, bits: int) -> Tensor:
     return torch.where(exponent < levels, largest * torch.exp2(-exponent / 2), 0.0)
 
 
+@stored("activation")
 class LogSqrt2Quantizer(Quantizer):
     """An activation without values below zero; `largest` is the largest value of its grid."""
 

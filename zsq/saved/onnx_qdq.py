@@ -26,7 +26,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.saved.stored_graph import move_to
-from zsq.saved.stored_grids import CLASSES, weight_integers
+from zsq.saved.stored_grids import no_onnx_form, weight_integers
 from zsq.students import STUDENTS
 from zsq.tasks.nesting import Outputs, named_tensors, plain
 from zsq.widths import Bits
@@ -84,9 +84,9 @@ def check_exportable(student: str, bits: Bits, first_last: int | None) -> None:
         OptionError: other widths or grids. MissingExtraError: a package is not there.
     """
     last = student.rpartition(THEN)[2]
-    grid = CLASSES[STUDENTS[last].form, "activation"] if last in STUDENTS else FakeQuantizer
-    if grid.no_onnx_form is not None:
-        _refuse_grids(student, grid.no_onnx_form)
+    lacking = no_onnx_form(STUDENTS[last].form) if last in STUDENTS else None
+    if lacking is not None:
+        _refuse_grids(student, lacking)
     if bits not in WIDTHS or first_last not in (None, 8):
         ends = "" if first_last is None else f" --first-last {first_last}"
         expected = f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any"
@@ -191,15 +191,15 @@ def _with_onnx_quantizers(network: nn.Module, student: str) -> nn.Module:
             continue
         if quantizer.no_onnx_form is not None:
             _refuse_grids(student, quantizer.no_onnx_form)
-        assert isinstance(quantizer, FakeQuantizer)
+        affine = quantizer.as_affine()
         if quantizer.kind == "weight":
             layer = copied.get_submodule(path.removesuffix(".weight_quantizer"))
             assert isinstance(layer.weight, Tensor)
-            copied.set_submodule(path, _QuantizedWeight(layer.weight.detach(), quantizer))
+            copied.set_submodule(path, _QuantizedWeight(layer.weight.detach(), affine))
         else:
             # QuantizeLinear saturates at the ends of its integer type and nowhere else.
-            assert quantizer.hi - quantizer.lo == 255, "an 8-bit grid"
-            copied.set_submodule(path, _QuantizedActivation(quantizer))
+            assert affine.hi - affine.lo == 255, "an 8-bit grid"
+            copied.set_submodule(path, _QuantizedActivation(affine))
     return copied
 
 

@@ -68,7 +68,7 @@ class GridRecord(StrictRecord):
     name: str
     path: Dotted
     kind: Kind
-    form: Form
+    form: Annotated[Form, Field(pattern=r"^[a-z0-9-]{1,40}$")]
     bits: Width
     lo: Annotated[int, Field(ge=-128, le=0)]
     hi: Annotated[int, Field(ge=1, le=255)]

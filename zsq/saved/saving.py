@@ -238,7 +238,7 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
             integers = tensors[grid.name]
             _check_integers(grid, integers)
             # The slopes of a PReLU are quantized as one row.
-            tensors[grid.name] = quantizer.values(integers).detach().view(integers.shape)
+            tensors[grid.name] = quantizer.values(integers.float()).detach().view(integers.shape)
     _check_finite(record, tensors)
     for name in record.channels_last:
         tensors[name] = _in_channels_last(tensors[name])

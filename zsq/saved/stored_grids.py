@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 
 import torch
 from torch import Tensor
 
+from zsq import quantizers
 from zsq.contract import Form
-from zsq.quantizers.grids import FakeQuantizer, Kind, Quantizer
-from zsq.quantizers.intervals import IntervalActivation, IntervalWeight
-from zsq.quantizers.logarithmic import LogSqrt2Quantizer
+from zsq.quantizers.grids import STORED, Kind, Quantizer
 
-CLASSES: dict[tuple[Form, Kind], type[Quantizer]] = {
-    ("affine", "weight"): FakeQuantizer,
-    ("affine", "activation"): FakeQuantizer,
-    ("interval", "weight"): IntervalWeight,
-    ("interval", "activation"): IntervalActivation,
-    ("log-sqrt2", "activation"): LogSqrt2Quantizer,
-}
+# Every grid's file puts its own class into `STORED`.
+for found in iter_modules(quantizers.__path__):
+    import_module(f"{quantizers.__name__}.{found.name}")
 
 
 def is_stored(module: object) -> bool:
     """Whether a file can hold this quantizer; not so a subclass, which may do anything."""
-    return type(module) in CLASSES.values()
+    return type(module) in STORED.values()
+
+
+def no_onnx_form(form: Form) -> str | None:
+    """What QuantizeLinear of ONNX lacks for grids of this form; None where it lacks nothing."""
+    lacking = (cls.no_onnx_form for (each, _), cls in STORED.items() if each == form)
+    return next((what for what in lacking if what is not None), None)
 
 
 def weight_integers(weight: Tensor, quantizer: Quantizer) -> Tensor:
@@ -31,7 +34,7 @@ def weight_integers(weight: Tensor, quantizer: Quantizer) -> Tensor:
     makes of `weight`."""
     container = torch.int8 if quantizer.bounds[0] < 0 else torch.uint8
     stored = quantizer.integers(weight).to(container)
-    values = quantizer(quantizer.values(stored))
+    values = quantizer(quantizer.values(stored.float()))
     assert torch.equal(values, quantizer(weight)), "the weight lies on a grid of integers"
     return stored
 
@@ -46,6 +49,6 @@ def restore(
     """
     if any(tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError("a grid that is not finite float32")
-    if (form, kind) not in CLASSES:
+    if (form, kind) not in STORED:
         raise ValueError(f"a {form} grid, which no {kind} has")
-    return CLASSES[form, kind].restored(kind, bits, bounds, tensors)
+    return STORED[form, kind].restored(kind, bits, bounds, tensors)
