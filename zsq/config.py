@@ -63,7 +63,7 @@ class GenerateConfig(OfflineConfig):
     None is what a resumed run has, else `DEFAULT_COUNT`.
 
     `iterations` wins over `effort`, whose None is `standard` for networks of 64 px and more,
-    else `published`.
+    else `published`. `sealed`: the run refuses to open what it does not need.
     """
 
     teacher: str
@@ -77,6 +77,7 @@ class GenerateConfig(OfflineConfig):
     effort: Effort | None = None
     real: str | None = None
     set: dict[str, Any] = Field({})
+    sealed: bool = False
     runtime: RuntimeConfig = RuntimeConfig()
 
 

@@ -9,7 +9,7 @@ RUNTIME = ["--precision", "--compile", "--threads", "--device"]
 COMMANDS = {
     "generate": [
         *("--teacher", "--method", "--weights", "--count", "--batch", "--shard-size", "--seed", "--out"),
-        *("--iterations", "--effort", "--real", "--set", "--resume", "--offline", *RUNTIME),
+        *("--iterations", "--effort", "--real", "--set", "--resume", "--sealed", "--offline", *RUNTIME),
     ],
     "quantize": [
         *(

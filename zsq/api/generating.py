@@ -17,6 +17,7 @@ from zsq.config import (
 )
 from zsq.core.effort import Effort
 from zsq.core.progress import Reporter
+from zsq.core.seal import watched
 from zsq.request.defaults import choice_line, choose
 from zsq.runfolder import plain_name, stored_options
 from zsq.synthesis import synthesize
@@ -38,6 +39,7 @@ def generate(
     real: str | None = GENERATE.real,
     set: Mapping[str, Any] | None = None,
     resume: bool = False,
+    sealed: bool = GENERATE.sealed,
     offline: bool = OFFLINE,
     runtime: RuntimeConfig | None = None,
     reporter: Reporter | None = None,
@@ -57,6 +59,8 @@ def generate(
             else `published`.
         set: overrides of the method's options.
         out: the run's folder, by default the first free `outputs/TEACHER-METHOD`.
+        sealed: once the teacher is loaded, open no file but its own and the interpreter's, and no socket; the
+            manifest states what was opened. This process opens nothing else meanwhile, in any thread.
         offline: refuse a teacher whose own weights are not on this machine, rather than download them.
 
     Raises:
@@ -80,6 +84,7 @@ def generate(
         "effort": effort,
         "real": real,
         "set": dict(set or {}),
+        "sealed": sealed,
         "offline": offline,
         "runtime": runtime or RUNTIME,
     }
@@ -87,16 +92,26 @@ def generate(
         folder = folder_of(out, f"{plain_name(teacher)}-{method}", resume)
         config = validated(GenerateConfig, values, "generate")
         return synthesize.generate(config, folder, resume=resume, reporter=reporter)
-    loaded = load_teacher(teacher, path_of(weights), offline=offline)
+    with watched(sealed):
+        return _with_own_choice(values, out, resume, reporter)
+
+
+def _with_own_choice(
+    values: dict[str, Any], out: str | Path | None, resume: bool, reporter: Reporter | None
+) -> Path:
+    """What `generate` does where it chooses the method itself."""
+    teacher, count = values["teacher"], values["count"]
+    loaded = load_teacher(teacher, path_of(values["weights"]), offline=values["offline"])
     chosen = choose(loaded)
     folder = folder_of(out, f"{plain_name(teacher)}-{chosen.method}", resume)
     config = validated(GenerateConfig, values | {"method": chosen.method}, "generate")
     # A run that goes on says itself how many images it has.
     config = chosen.completed(config, with_count=not (resume and stored_options(folder)))
+    iterations = values["effort"] or values["iterations"]
     parts = [
         (None, f"method {config.method}"),
         (count, f"{config.count} images" if config.count else ""),
-        (effort or iterations, f"{config.iterations} iterations" if config.iterations else ""),
+        (iterations, f"{config.iterations} iterations" if config.iterations else ""),
     ]
     for line in (choice_line(teacher, parts), *chosen.notes):
         (reporter or Reporter(quiet=True)).say(line)

@@ -43,6 +43,8 @@ def verify(
         raise OptionError("--teacher without --against", "--against EXPORT", "name the export to compare")
     result = verify_run(folder)
     typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
+    for line in result.seal.lines() if result.seal is not None else ():
+        typer.echo(line)
     if against is not None:
         from zsq import api
 

@@ -58,6 +58,12 @@ def generate(
             "--resume", help="Go on with the run that is in the folder. A larger --count adds images."
         ),
     ] = False,
+    sealed: Annotated[
+        bool,
+        typer.Option(
+            "--sealed", help="Open no file but the teacher's, and no socket; the manifest states which."
+        ),
+    ] = GENERATE.sealed,
     offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,

@@ -107,6 +107,14 @@ class MemoryShortageError(ZsqError):
     """More memory is needed than the machine or its device has."""
 
 
+class SealError(ZsqError):
+    """A sealed run that wanted to open what it does not need."""
+
+    def __init__(self, found: str) -> None:
+        """Say what it may open."""
+        super().__init__(found, "the teacher's files and its own alone", "run without --sealed to allow it")
+
+
 class ProcessesError(ZsqError):
     """Another process of the same job failed or is gone."""
 

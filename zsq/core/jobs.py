@@ -69,7 +69,7 @@ def _others(jobs: int, call: Callable[..., Any]) -> Iterator[Processes]:
 
 
 def _member(store: TCPStore, rank: int, jobs: int) -> Processes:
-    return Processes(rank, jobs, jobs, True, PrefixStore(PREFIX, store))
+    return Processes(rank, jobs, jobs, True, PrefixStore(PREFIX, store), f"{HOST}:{store.port}")
 
 
 def _started(

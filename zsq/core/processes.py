@@ -38,7 +38,7 @@ class Processes:
     """This process among those of one job; one alone by default.
 
     `local_count` are those on this machine. `launched`: something started the processes as ranks, even if it
-    is one rank. All of them make the same calls in the same order.
+    is one rank. `address` is where they meet. All of them make the same calls in the same order.
 
     Raises:
         ProcessesError: by every call that looks for the others, once one of them failed.
@@ -49,6 +49,7 @@ class Processes:
     local_count: int = 1
     launched: bool = False
     store: Store | None = None
+    address: str | None = None
     numbers: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @classmethod
@@ -90,6 +91,18 @@ class Processes:
         self._look(lambda store: store.check([key]))
         with self._lost_said():
             return json.loads(self.store.get(key))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process gives here, as JSON holds it, by rank; empty in all but the first process."""
+        if self.store is None:
+            return [value]
+        key = f"given {next(self.numbers)}"
+        with self._lost_said():
+            self.store.set(f"{key} {self.rank}", json.dumps(value))
+        self.wait()
+        ranks = range(self.count if self.first else 0)
+        with self._lost_said():
+            return [json.loads(self.store.get(f"{key} {rank}")) for rank in ranks]
 
     def taken(self, items: Sequence[Item]) -> Iterator[Item]:
         """Items that this process takes: each goes to the one that asks first. All name the same items."""
@@ -210,7 +223,8 @@ def _of_environment() -> Processes:
     local_count = min(count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
     if count == 1:
         return Processes(launched=True)
-    return Processes(rank, count, local_count, True, _store_of_environment(rank))
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return Processes(rank, count, local_count, True, _store_of_environment(rank), address)
 
 
 def _store_of_environment(rank: int) -> Store:

@@ -38,8 +38,15 @@ def fast_bf16(device: str) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def compiled_folder() -> Path:
+    """Where the compiler keeps its results, from now on."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zsq" / "compiled"
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache)))
+
+
 def has_cpp_compiler() -> bool:
     """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
+    compiled_folder()  # before torch chooses one
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -143,8 +150,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], runtime: Runtime) -> None:
         """Keep the compiler's results in the user's cache folder: the next process starts in seconds."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zsq" / "compiled"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        compiled_folder()
         mode = "reduce-overhead" if torch.device(runtime.device).type == "cuda" else None
         self.function, self.failures = function, runtime.failures
         self.compiled = torch.compile(_with_own_code(function), dynamic=False, mode=mode)

@@ -15,6 +15,7 @@ from zsq.core.errors import ImagesError, ShardError
 from zsq.core.files import atomic_write_text, read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
+from zsq.core.seal import SealRecord
 from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
 from zsq.tasks import TaskName
 
@@ -61,7 +62,8 @@ class MethodRecord(Record):
 
 
 class Manifest(Record):
-    """The content of manifest.json. `teacher` is None for images made elsewhere."""
+    """The content of manifest.json. `teacher` is None for images made elsewhere; `seal` is what a sealed run
+    opened."""
 
     format_version: Literal[1] = 1
     zsq_version: str
@@ -78,9 +80,13 @@ class Manifest(Record):
     seconds: NonNegativeFloat
     image_iterations_per_second: NonNegativeFloat
     data_read: str
+    sealed: bool = False
+    seal: SealRecord | None = None
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Manifest:
+        if self.sealed != (self.seal is not None):
+            raise ValueError("sealed is true exactly where seal is there")
         total = sum(entry.num_images for entry in self.shards)
         if total != self.num_images:
             raise ValueError(f"num_images is {self.num_images}, the shards sum to {total}")

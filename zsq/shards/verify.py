@@ -10,6 +10,7 @@ from typing import Any
 
 from zsq.core.errors import ShardError
 from zsq.core.files import open_regular
+from zsq.core.seal import SealRecord
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import read_shard
 from zsq.shards.schema import ShardEntry, ShardProvenance
@@ -31,6 +32,7 @@ class VerifyResult:
 
     num_images: int
     num_shards: int
+    seal: SealRecord | None = None
 
 
 def verify_shard(path: Path, sha256: str | None = None) -> tuple[ShardEntry, ShardProvenance]:
@@ -67,7 +69,7 @@ def verify_run(folder: Path | str) -> VerifyResult:
     damages = list(_damages(folder, manifest))
     if damages:
         raise DamageError(damages)
-    return VerifyResult(manifest.num_images, len(manifest.shards))
+    return VerifyResult(manifest.num_images, len(manifest.shards), manifest.seal)
 
 
 def _damages(folder: Path | str, manifest: Manifest) -> Iterator[str]:

@@ -91,6 +91,7 @@ class ResolvedRun:
             "batch": self.plan.batch,
             "shard_size": self.plan.shard_size,
             "seed": self.plan.seed,
+            **({"sealed": True} if self.config.sealed else {}),
             **self.runtime.record(),
         }
 
@@ -152,6 +153,8 @@ def resolve(
     if config.real is None and cls.facts.needs_real:
         what = f"{cls.facts.data_read}, or the folder of a zsq run"
         raise OptionError(f"{config.method} without --real", f"--real SRC: {what}")
+    if config.sealed and config.real is not None:
+        raise OptionError("--sealed with --real", "a run that reads no images")
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights, offline=config.offline)

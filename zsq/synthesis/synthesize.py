@@ -15,6 +15,8 @@ from zsq.core.errors import ShardError
 from zsq.core.memory import shortage_said
 from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter
+from zsq.core.runtime import compiled_folder
+from zsq.core.seal import Seal, SealRecord, merged, watched
 from zsq.core.version import __version__
 from zsq.engine.scoring import Scorer
 from zsq.images.sources import said
@@ -55,12 +57,20 @@ def generate(
         ZsqError: see `resolve`; RunFolderError: the folder is in the way; StorageError: the disk refused;
             MemoryShortageError: the run needs more than there is.
     """
-    return make(resolve(config, out, teacher, counts_of(config, out, resume)), resume, reporter)
+    with watched(config.sealed):
+        return make(resolve(config, out, teacher, counts_of(config, out, resume)), resume, reporter)
 
 
 @failing_together()
 def make(job: ResolvedRun, resume: bool, reporter: Reporter | None) -> Path:
     """What `generate` does, of a run that is resolved; the same errors."""
+    with watched(job.config.sealed) as seal:
+        if seal is not None:
+            seal.shut(job.out, compiled_folder() if job.runtime.compile else None)
+        return _make(job, resume, reporter, seal)
+
+
+def _make(job: ResolvedRun, resume: bool, reporter: Reporter | None, seal: Seal | None) -> Path:
     out, processes = job.out, Processes.started()
     check_memory(job, processes.local_count)
     if processes.first:
@@ -80,8 +90,9 @@ def make(job: ResolvedRun, resume: bool, reporter: Reporter | None) -> Path:
     with job.runtime.threads_set(), shortage_said(what_to_lower(job)):
         made = _make_units(job, missing, processes, reporter)
     processes.wait()
+    sealed = _seal_record(seal, processes)
     if processes.first:
-        _write_manifest(job, made, time.perf_counter() - start)
+        _write_manifest(job, made, time.perf_counter() - start, sealed)
         reporter.say(f"{job.plan.count} images in {job.plan.num_shards} shards: {out}")
     return out
 
@@ -209,7 +220,22 @@ def _finished(job: ResolvedRun, unit: WorkUnit, reporter: Reporter | None = None
     return entries
 
 
-def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> None:
+def _seal_record(seal: Seal | None, processes: Processes) -> SealRecord | None:
+    """What all processes of a sealed run opened; in the first of them.
+
+    Raises:
+        SealError: one of them wanted to open something else.
+    """
+    if seal is None:
+        return None
+    seal.check()
+    records = processes.gathered(seal.record())
+    return merged(records, processes.address) if records else None
+
+
+def _write_manifest(
+    job: ResolvedRun, image_iterations: int, seconds: float, sealed: SealRecord | None
+) -> None:
     entries: list[ShardEntry] = []
     for unit in job.plan.units:
         found = _finished(job, unit)
@@ -237,5 +263,7 @@ def _write_manifest(job: ResolvedRun, image_iterations: int, seconds: float) -> 
         seconds=round(seconds, 3),
         image_iterations_per_second=round(image_iterations / seconds, 1),
         data_read=job.data_read,
+        sealed=sealed is not None,
+        seal=sealed,
     )
     write_manifest(job.out, manifest)
