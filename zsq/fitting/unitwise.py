@@ -27,7 +27,7 @@ from zsq.placement.units import Granularity, Unit, partition
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.rounding import Dropped, SoftRounding
-from zsq.widths import MOST_BITS, GridWidth, WidthOrFloat
+from zsq.widths import MOST_BITS, Bits, GridWidth, WidthOrFloat
 
 SMALL_INPUT_ITERATIONS = 2000
 
@@ -118,6 +118,10 @@ class UnitwiseStudent(Student):
     def phases(self) -> tuple[Phase, ...]:
         """What is learned, in which order."""
 
+    def phases_at(self, bits: Bits) -> tuple[Phase, ...]:
+        """`phases` with the learning rates of a student of these widths."""
+        return self.phases()
+
     def single_phase(
         self, name: str, groups: tuple[ParameterGroup, ...], inputs: Inputs, keep: float = 1.0
     ) -> tuple[Phase, ...]:
@@ -174,7 +178,7 @@ class UnitwiseStudent(Student):
             log=fit.log,
         )
         self._put_quantizers(state, state.between_units())
-        for phase in self.phases():
+        for phase in self.phases_at(fit.bits):
             learned = [self._learns(phase, unit, index) for index, unit in enumerate(state.units)]
             state.log = Share(fit.log, sum(learned))
             for index, unit in enumerate(state.units):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -13,18 +14,28 @@ from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
-from zsq.widths import MOST_BITS, GridWidth
+from zsq.widths import MOST_BITS, Bits, GridWidth
 
 
 class GenieMOptions(UnitwiseOptions):
-    """Constants of GENIE-M. `second_input=null` is QDrop's setting; `keep` is QDrop's too."""
+    """Constants of GENIE-M. `second_input=null` is QDrop's setting; `keep` is QDrop's too.
+
+    `step_learning_rate` is that of students whose weights have `rate_bits` or fewer: it was published for 2
+    to 4 bits. A finer grid has as many times less as its steps are smaller.
+    """
 
     rounding_weight: float = Field(1.0, ge=0)
     second_input: GridWidth | None = MOST_BITS
     residual_stream: Literal["float", "quantized"] = "quantized"
     keep: float = Field(0.5, ge=0, le=1)
     step_learning_rate: float = Field(1e-4, gt=0)
+    rate_bits: GridWidth = 4
     activation_learning_rate: float = Field(4e-5, gt=0)
+
+    def step_rate(self, weight_bits: int) -> float:
+        """Adam's learning rate for the steps of a student whose weights have so many bits."""
+        finer = max(1.0, (2**weight_bits - 1) / (2**self.rate_bits - 1))
+        return self.step_learning_rate / finer
 
 
 class GenieM(UnitwiseStudent):
@@ -44,6 +55,8 @@ class GenieM(UnitwiseStudent):
             "public code gives it a range of its own",
             "a batch has the size asked for; in the public code it is the number of images over 32",
             "steps of activations start from all images instead of the first batch",
+            "above 4 bits the steps of weights learn as many times slower as they are smaller; "
+            "rate_bits=8 does as the public code",
         ),
     )
     options_class: ClassVar[type[Options]] = GenieMOptions
@@ -66,3 +79,17 @@ class GenieM(UnitwiseStudent):
             ParameterGroup("activation step", options.activation_learning_rate, cosine=True),
         )
         return self.single_phase("joint", groups, "mixed", options.keep)
+
+    def phases_at(self, bits: Bits) -> tuple[Phase, ...]:
+        """With the rate of weight steps at these widths."""
+        rate = self.options.step_rate(bits.weights)
+        return tuple(
+            replace(
+                phase,
+                groups=tuple(
+                    replace(group, learning_rate=rate) if group.role == "weight step" else group
+                    for group in phase.groups
+                ),
+            )
+            for phase in self.phases()
+        )

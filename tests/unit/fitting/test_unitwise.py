@@ -462,6 +462,31 @@ def test_rounding_learns_faster_in_fewer_iterations():
             assert (group.learning_rate, group.cosine) == (pytest.approx(1e-3 * factor), False)
 
 
+def test_steps_of_finer_grids_learn_more_slowly():
+    def rates(bits, **options):
+        student = create("genie-m", image_spec(size=(32, 32)), options, Runtime())
+        (phase,) = student.phases_at(bits)
+        return {group.role: group.learning_rate for group in phase.groups}
+
+    low, *rest = [rates(Bits(bits, 8)) for bits in (4, 2, 3)]
+    assert low["weight step"] == 1e-4 and rest == [low, low]
+    high = rates(Bits(8, 4))
+    assert high["weight step"] * 255 == pytest.approx(1e-4 * 15)
+    assert {**high, "weight step": 1e-4} == low
+    assert rates(Bits(8, 8), rate_bits=8) == low
+    asked = rates(Bits(6, 6), rate_bits=2, step_learning_rate=1e-3)
+    assert asked["weight step"] * 63 == pytest.approx(1e-3 * 3)
+
+
+def test_a_fit_trains_at_the_rates_of_its_bits(teacher, pixels):
+    seen = {}
+    for bits, options in (("W8A8", {}), ("W8A8", {"rate_bits": 8}), ("W3A8", {}), ("W3A8", {"rate_bits": 8})):
+        fitted = fit("genie-m", teacher, pixels[:8], bits=bits, iterations=3, **options)
+        seen[bits, *options] = fitted.network.get_parameter("first.1.weight")
+    assert not torch.equal(seen["W8A8",], seen["W8A8", "rate_bits"])
+    assert torch.equal(seen["W3A8",], seen["W3A8", "rate_bits"])
+
+
 def test_schedules():
     annealing = Annealing(20.0, 2.0, 0.2)
     assert annealing.at(0.0) == annealing.at(0.199) == (20.0, 0.0)
