@@ -251,7 +251,8 @@ class FittedStudent:
     """A quantized copy of the teacher. `network` takes the network's (norm) input, like the teacher's.
 
     `made` is None of a student that was put together by hand. A student from a file has no functions of the
-    user's own in its `task`, such as a detector's `decode`.
+    user's own in its `task`, such as a detector's `decode`. `kept`: name of a pruned weight -> how many of
+    its elements are left; all others are zero.
     """
 
     student: str
@@ -262,6 +263,7 @@ class FittedStudent:
     tensors: tuple[QuantizedTensor, ...]
     task: Task = dataclasses.field(default_factory=Classify)
     made: Made | None = None
+    kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -276,7 +278,8 @@ class FittedStudent:
 
 @dataclass(frozen=True)
 class Fit:
-    """One fit as asked for: see `Student.fit`. `start` is the student that this one starts from."""
+    """One fit as asked for: see `Student.fit`. `start` is the student that this one starts from. `masks`:
+    name of a pruned weight of the teacher -> which of its elements may be other than zero."""
 
     teacher: Teacher
     pixels_NCHW: Tensor
@@ -286,6 +289,7 @@ class Fit:
     log: StepLog
     origin: ImagesOrigin | None = None
     start: FittedStudent | None = None
+    masks: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Student(ABC):
@@ -349,8 +353,9 @@ class Student(ABC):
             images_sha256=hashlib.sha256(pixels.numpy().data).hexdigest(),
             origin=fit.origin,
         )
+        kept = {name: int(mask.sum()) for name, mask in fit.masks.items()}
         return FittedStudent(
-            self.name, fit.bits, fit.first_last, network, teacher.spec, tensors, teacher.task, made
+            self.name, fit.bits, fit.first_last, network, teacher.spec, tensors, teacher.task, made, kept
         )
 
     def fit(

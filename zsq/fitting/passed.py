@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, fx, nn
 
 from zsq.contract import Fit, FittedStudent, Student, Teacher
-from zsq.core.errors import OptionError
+from zsq.core.errors import MismatchError, OptionError
 from zsq.fitting.calibration import norm_batches
-from zsq.passes import Fitted, Prepared, check_passes, finish, prepare, sees_images
+from zsq.passes import Fitted, Prepared, check_passes, finish, prepare, sees_images, split_pass
+from zsq.quantizers.grids import holds_zero
+from zsq.quantizers.layers import weight_of
 from zsq.widths import Bits
 
 
@@ -28,7 +31,9 @@ class Passed(Student):
         refused = dict(student.refused_passes)
         if student.folds_batch_norm:
             refused["adapt-bn"] = "it folds batch norms away"
-        for name in passes:
+        if not holds_zero(student.form):
+            refused |= dict.fromkeys(("prune", "prune-global"), "its weights are never zero")
+        for name, _ in map(split_pass, passes):
             if name in refused:
                 raise OptionError(f"student {student.name} takes no pass {name}: {refused[name]}")
         self.student, self.passes = student, tuple(passes)
@@ -58,10 +63,11 @@ class Passed(Student):
         batches = list(norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device))
         prepared = self._prepare(fit.teacher, batches)
         changed = replace(fit.teacher, network=prepared.network)
-        own = replace(fit, teacher=changed)
+        own = replace(fit, teacher=changed, masks=prepared.masks)
         self.student.check(own)
         fitted = self.student.run(own)
         assert isinstance(fitted.network, fx.GraphModule)
+        _check_pruned(fitted.network, prepared, self.student.name)
         finish(self.passes, Fitted(fitted.network, prepared, batches))
         assert fitted.made is not None
         return replace(fitted, made=replace(fitted.made, passes=self.passes))
@@ -75,3 +81,12 @@ class Passed(Student):
         if self._prepared is None or self._prepared[0] is not network:
             self._prepared = network, prepare(self.passes, network, teacher.example())
         return self._prepared[1]
+
+
+@torch.no_grad()
+def _check_pruned(network: fx.GraphModule, prepared: Prepared, student: str) -> None:
+    for name, mask in prepared.masks.items():
+        weight = weight_of(network, name)
+        if bool(weight[~mask.to(weight.device)].any()):
+            found = f"student {student} does not leave pruned weights zero ('{name}')"
+            raise MismatchError(found, "one that does, such as genie-m or lsq-kd")

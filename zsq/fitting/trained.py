@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -104,6 +105,7 @@ class TrainedStudent(Student):
             if fit.start is not None:
                 # Another start may have batch norms folded, or other grids at the same places.
                 course = replace(course, structure=structure(network))
+            course = _without_pruned(course, fit.masks, self.runtime.device)
             self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
         network.eval().requires_grad_(False)
         self.settle(placement)
@@ -138,6 +140,20 @@ class TrainedStudent(Student):
             weight.copy_(torch.nextafter(weight, torch.zeros_like(weight)))
         channels_last(placement.network.to(self.runtime.device))
         return placement
+
+
+def _without_pruned(course: Course, masks: Mapping[str, Tensor], device: str) -> Course:
+    """The course in which pruned weights are zero again after each step."""
+    if not masks:
+        return course
+    held = [(course.network.get_parameter(name), mask.to(device)) for name, mask in masks.items()]
+
+    def after_step() -> None:
+        course.after_step()
+        for weight, mask in held:
+            weight.mul_(mask)
+
+    return replace(course, after_step=after_step)
 
 
 def settle_ranges(placement: Placement) -> None:

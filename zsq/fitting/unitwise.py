@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from zsq.contract import Fit, FittedStudent, StepLog, Student, Teacher
 from zsq.core.imagespec import SMALL_IMAGE, ImageSpec
@@ -76,6 +77,7 @@ class _State:
     units: tuple[Unit, ...]
     seed: int
     log: StepLog
+    masks: Mapping[str, Tensor]
 
     @property
     def network(self) -> fx.GraphModule:
@@ -176,6 +178,7 @@ class UnitwiseStudent(Student):
             units=partition(placement, self.granularity, norm[:1]),
             seed=fit.seed,
             log=fit.log,
+            masks={name: mask.to(device) for name, mask in fit.masks.items()},
         )
         self._put_quantizers(state, state.between_units())
         for phase in self.phases_at(fit.bits):
@@ -245,7 +248,8 @@ class UnitwiseStudent(Student):
                 quantizer.requires_grad_("activation step" in roles)
                 continue
             weight = state.placement.weight(site)
-            soft = SoftRounding(weight, quantizer.step, quantizer.zero_point, quantizer.lo, quantizer.hi)
+            grid = (quantizer.step, quantizer.zero_point, quantizer.lo, quantizer.hi)
+            soft = SoftRounding(weight, *grid, mask=state.masks.get(site.name))
             soft.variables.requires_grad_("rounding" in roles)
             soft.step.requires_grad_("weight step" in roles)
             state.placement.put(site, soft)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, fx, nn
 
@@ -18,6 +20,7 @@ from zsq.passes.correction import (
 )
 from zsq.passes.equalization import absorb_bias, equalize, relu6_to_relu
 from zsq.passes.expectations import expected_inputs
+from zsq.passes.pruning import prune
 from zsq.passes.smoothing import smooth
 from zsq.placement.pairs import pairs_of
 
@@ -26,12 +29,14 @@ from zsq.placement.pairs import pairs_of
 class Prepared:
     """A captured copy of a float network under passes; `outputs` are distributions of its folded layers.
 
-    `norm_batches` are the images to fit on, for passes that look at them.
+    `norm_batches` are the images to fit on, for passes that look at them. `masks`: name of a weight -> which
+    of its elements pruning left.
     """
 
     network: fx.GraphModule
     outputs: Mapping[str, Gaussian]
     norm_batches: Sequence[Tensor] = ()
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,16 @@ def _num_norms(network: nn.Module) -> int:
 class Pass:
     """An analytic pass. It has `before`, on the float network, or `after`, on the student. `needs` names
     passes that must come earlier, `excludes` passes that must not. `sees_images`: its `before` looks at the
-    images to fit on."""
+    images to fit on. `takes`: what the number behind its name is, of 0 <= number < 1, which `before` takes
+    too; without it there is none."""
 
     summary: str
-    before: Callable[[Prepared], Prepared] | None = None
+    before: Callable[..., Prepared] | None = None
     after: Callable[[Fitted], None] | None = None
     needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     sees_images: bool = False
+    takes: str | None = None
 
 
 def _fold(prepared: Prepared) -> Prepared:
@@ -96,6 +103,13 @@ def _smooth(prepared: Prepared) -> Prepared:
     return replace(prepared, outputs=outputs)
 
 
+def _prune(prepared: Prepared, sparsity: float, together: bool = False) -> Prepared:
+    masks = prune(prepared.network, sparsity, together)
+    if not masks:
+        raise MismatchError("this network has no layer to prune", "one between the first and the last")
+    return replace(prepared, masks=masks)
+
+
 def _correct_bias(fitted: Fitted) -> None:
     correct_bias(fitted.network, fitted.reference(), fitted.norm_batches)
 
@@ -122,6 +136,15 @@ PASSES: dict[str, Pass] = {
     "smooth": Pass(
         "ranges of activations into weights (SmoothQuant)", before=_smooth, needs=("fold",), sees_images=True
     ),
+    "prune": Pass(
+        "the smallest weights of each layer become zero: prune=0.5", before=_prune, takes="share of weights"
+    ),
+    "prune-global": Pass(
+        "the same in the order of all layers together",
+        before=partial(_prune, together=True),
+        takes="share of weights",
+        excludes=("prune",),
+    ),
     "correct-bias": Pass("means of layers' outputs as in float, on the images (DFQ)", after=_correct_bias),
     "correct-bias-analytic": Pass("the same from batch norm alone (DFQ)", after=_correct_bias_analytic),
     "adapt-bn": Pass(
@@ -130,16 +153,38 @@ PASSES: dict[str, Pass] = {
 }
 
 
-def check_passes(names: Sequence[str]) -> None:
-    """Check that passes exist and can follow each other.
+def split_pass(text: str) -> tuple[str, tuple[float, ...]]:
+    """`prune=0.5` -> ("prune", (0.5,)), `fold` -> ("fold", ()).
 
     Raises:
-        OptionError: an unknown name, one named twice, or an order that cannot be.
+        OptionError: an unknown name, a number missing or not wanted, or not of 0 <= number < 1.
     """
+    name, equals, value = text.partition("=")
+    if name not in PASSES:
+        raise OptionError(f"unknown pass '{name}'", f"one of {', '.join(PASSES)}")
+    takes = PASSES[name].takes
+    if takes is None:
+        if equals:
+            raise OptionError(f"pass {text}", name, "it takes no number")
+        return name, ()
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1:
+        raise OptionError(f"pass {text}", f"a {takes} from 0 to less than 1, as in {name}=0.5")
+    return name, (number,)
+
+
+def check_passes(passes: Sequence[str]) -> None:
+    """Check that passes, as `split_pass` takes them, exist and can follow each other.
+
+    Raises:
+        OptionError: as `split_pass`; one named twice, or an order that cannot be.
+    """
+    names = [split_pass(text)[0] for text in passes]
     for index, name in enumerate(names):
         earlier = names[:index]
-        if name not in PASSES:
-            raise OptionError(f"unknown pass '{name}'", f"one of {', '.join(PASSES)}")
         if name in earlier:
             raise OptionError(f"pass {name} is named twice", "once")
         for needed in PASSES[name].needs:
@@ -154,13 +199,13 @@ def check_passes(names: Sequence[str]) -> None:
             raise OptionError(found, "passes on the float network first")
 
 
-def sees_images(names: Sequence[str]) -> bool:
+def sees_images(passes: Sequence[str]) -> bool:
     """Whether what comes before a fit depends on the images to fit on."""
-    return any(PASSES[name].sees_images for name in names)
+    return any(PASSES[split_pass(text)[0]].sees_images for text in passes)
 
 
 def prepare(
-    names: Sequence[str],
+    passes: Sequence[str],
     network: nn.Module,
     example: Tensor | None = None,
     norm_batches: Sequence[Tensor] = (),
@@ -175,21 +220,21 @@ def prepare(
         UntraceableError: as `zsq.graph.capture`. MismatchError: a pass that finds nothing to do.
     """
     prepared = Prepared(capture(network, example), {}, norm_batches)
-    for name in names:
+    for name, numbers in map(split_pass, passes):
         before = PASSES[name].before
-        prepared = prepared if before is None else before(prepared)
+        prepared = prepared if before is None else before(prepared, *numbers)
     prepared.network.requires_grad_(False)
     return prepared
 
 
-def finish(names: Sequence[str], fitted: Fitted) -> None:
+def finish(passes: Sequence[str], fitted: Fitted) -> None:
     """The passes that come after a fit, on the fitted network, in place.
 
     Raises:
         MismatchError: a pass that finds nothing to do.
     """
-    for name in names:
-        after = PASSES[name].after
+    for text in passes:
+        after = PASSES[split_pass(text)[0]].after
         if after is not None:
             after(fitted)
     fitted.network.eval().requires_grad_(False)

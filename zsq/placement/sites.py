@@ -150,6 +150,13 @@ def _refuse_unknown(module: fx.GraphModule) -> None:
             )
 
 
+def end_layers(network: fx.GraphModule) -> set[fx.Node]:
+    """The calls of layers that no other layer precedes, or that none follows."""
+    layers = [node for node in network.graph.nodes if is_layer(network, node)]
+    after, before = _reached(layers, forward=True), _reached(layers, forward=False)
+    return {node for node in layers if node not in after or node not in before}
+
+
 def last_layers(network: fx.GraphModule) -> list[fx.Node]:
     """The calls of layers that no other layer follows."""
     layers = [node for node in network.graph.nodes if is_layer(network, node)]

@@ -165,6 +165,12 @@ def stored(*kinds: Kind) -> Callable[[Kept], Kept]:
     return kept
 
 
+def holds_zero(form: Form) -> bool:
+    """Whether weights on grids of this form can be zero."""
+    cls = STORED.get((form, "weight"))
+    return cls is None or cls.holds_zero
+
+
 @stored("weight", "activation")
 class FakeQuantizer(Quantizer):
     """One tensor's grid as a module: a buffer per step and zero point, or a parameter per learned step."""

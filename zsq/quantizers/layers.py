@@ -75,6 +75,12 @@ class QuantPReLU(_Quantized, nn.PReLU):
         return F.prelu(input, self.quantized_weight)
 
 
+def weight_of(network: nn.Module, name: str) -> Tensor:
+    """The weight `name`, such as `conv1.weight`, as its layer computes with it: quantized or not."""
+    layer = network.get_submodule(name.rpartition(".")[0])
+    return layer.quantized_weight if isinstance(layer, _Quantized) else network.get_parameter(name)
+
+
 # Float layer -> the same with a quantized weight.
 QUANTIZED: dict[type[nn.Module], type[_Quantized]] = {
     nn.Conv1d: QuantConv1d,

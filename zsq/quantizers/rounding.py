@@ -42,9 +42,13 @@ class SoftRounding(Quantizer):
     kind = "weight"
     base: Tensor
     zero_point: Tensor
+    mask: Tensor | None
 
-    def __init__(self, weight: Tensor, step: Tensor, zero_point: Tensor, lo: int, hi: int) -> None:
-        """Start at the weight itself; `step` and `zero_point` broadcast against it."""
+    def __init__(
+        self, weight: Tensor, step: Tensor, zero_point: Tensor, lo: int, hi: int, mask: Tensor | None = None
+    ) -> None:
+        """Start at the weight itself; `step` and `zero_point` broadcast against it. Where `mask` is false the
+        weight is zero and stays so."""
         super().__init__()
         step = step.detach().clone().clamp(min=SMALLEST_STEP)
         scaled = weight.detach() / step
@@ -53,6 +57,7 @@ class SoftRounding(Quantizer):
         self.step = nn.Parameter(step)
         self.register_buffer("base", base)
         self.register_buffer("zero_point", zero_point.detach().clone())
+        self.register_buffer("mask", mask)
         self.lo, self.hi = lo, hi
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -64,6 +69,8 @@ class SoftRounding(Quantizer):
         return {"rounding": self.variables, "weight step": self.step}
 
     def _on_grid(self, integers: Tensor) -> Tensor:
+        if self.mask is not None:
+            integers = integers * self.mask
         return self.step * clip(integers, self.lo - self.zero_point, self.hi - self.zero_point)
 
     @torch.no_grad()

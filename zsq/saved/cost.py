@@ -5,7 +5,8 @@ layers (convolutions, transposed convolutions, linear), first and last included,
 input, and all products of two activations (attention) with both operands; not biases, accumulators,
 quantizers, normalisations, nor elementwise work. Where activations are quantized, the image is 8 bits, as it
 is stored. A transposed convolution multiplies each of its inputs by every weight, whether or not the result
-is then cut off.
+is then cut off. Of a pruned layer the operations are
+those of the weights that are left, and its bytes hold these and one bit for each weight.
 """
 
 from __future__ import annotations
@@ -32,18 +33,28 @@ IMAGE_BITS = 8
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer on one image: `macs` multiply-adds, summed over its calls."""
+    """One layer on one image: `macs` multiply-adds with all weights, summed over its calls. `num_kept`:
+    weights that pruning left; None of a layer that was not pruned."""
 
     name: str
     macs: int
     num_weights: int
     weight_bits: int
     activation_bits: int
+    num_kept: int | None = None
 
     @property
     def bit_operations(self) -> int:
-        """Multiply-adds times both widths."""
-        return self.macs * self.weight_bits * self.activation_bits
+        """Multiply-adds times both widths; of a pruned layer, the share of its weights that are left."""
+        dense = self.macs * self.weight_bits * self.activation_bits
+        return dense if self.num_kept is None else dense * self.num_kept // self.num_weights
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights in whole bytes; of a pruned layer, of those left and of a bit for each weight."""
+        kept = self.num_weights if self.num_kept is None else self.num_kept
+        places = 0 if self.num_kept is None else self.num_weights
+        return -(-(kept * self.weight_bits + places) // 8)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Cost:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights, each tensor rounded up to whole bytes."""
-        return sum(-(-layer.num_weights * layer.weight_bits // 8) for layer in self.layers)
+        return sum(layer.weight_bytes for layer in self.layers)
 
     @property
     def float_weight_bytes(self) -> int:
@@ -137,7 +148,7 @@ def student_cost(fitted: FittedStudent) -> Cost:
         for node, read in widths.items()
         if node.op != "call_module"
     )
-    return Cost(tuple(_layers(network, bits, widths, macs)), tuple(products))
+    return Cost(tuple(_layers(network, bits, widths, macs, fitted.kept)), tuple(products))
 
 
 def _layers(
@@ -145,6 +156,7 @@ def _layers(
     bits: Mapping[str, int],
     widths: Mapping[fx.Node, list[int]],
     macs: Mapping[fx.Node, int],
+    kept: Mapping[str, int],
 ) -> list[LayerCost]:
     """One for each layer, over all its calls; its input is as wide as the widest."""
     sums: Counter[str] = Counter()
@@ -161,6 +173,7 @@ def _layers(
             network.get_parameter(f"{name}.weight").numel(),
             bits.get(f"{name}.weight", FLOAT_BITS),
             width,
+            kept.get(f"{name}.weight"),
         )
         for name, width in widest.items()
     ]

@@ -138,7 +138,8 @@ class MadeRecord(StrictRecord):
 
 class StudentRecord(StrictRecord):
     """The JSON file. `channels_last` names the tensors that are laid out so; `made` is None of a student that
-    was put together by hand. `widths` are those that single rows were asked to have, `bits` all others'."""
+    was put together by hand. `widths` are those that single rows were asked to have, `bits` all others'.
+    `kept`: of pruned weights, how many are left."""
 
     format: Literal["zsq student"]
     format_version: Literal[2]
@@ -147,6 +148,7 @@ class StudentRecord(StrictRecord):
     bits: str
     first_last: int | None
     widths: dict[str, WidthOrFloat] = Field(default={})
+    kept: dict[Dotted, NonNegativeInt] = Field(default={})
     task: TaskRecord
     image: ImageSpec
     teacher: TeacherIdentity

@@ -30,6 +30,7 @@ from zsq.core.version import __version__
 from zsq.graph import capture
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Quantizer
+from zsq.quantizers.layers import weight_of
 from zsq.saved.cost import Cost, student_cost
 from zsq.saved.dry_run import dry_run
 from zsq.saved.record import (
@@ -140,6 +141,7 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         bits=str(fitted.bits.uniform),
         first_last=fitted.first_last,
         widths=fitted.bits.rows,
+        kept=dict(fitted.kept),
         task=TaskRecord.of(fitted.task),
         image=fitted.spec,
         made=None if fitted.made is None else MadeRecord.of(fitted.made),
@@ -152,8 +154,9 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         channels_last=channels_last,
         graph=graph,
     )
-    # Left out where no row has a width of its own: files stay as they were.
-    return data, record.model_dump_json(indent=1, exclude=None if record.widths else {"widths"}) + "\n"
+    # What most students do not have is left out: their files stay as they were.
+    unused = {name for name in ("widths", "kept") if not getattr(record, name)}
+    return data, record.model_dump_json(indent=1, exclude=unused) + "\n"
 
 
 def cost_record(cost: Cost) -> CostRecord:
@@ -252,8 +255,10 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
         tuple(grid.row for grid in record.grids),
         record.task.task(),
         None if record.made is None else record.made.made(),
+        record.kept,
     )
     dry_run(network, _example(fitted))
+    _check_kept(fitted)
     _check_outputs(fitted, record.teacher.num_outputs)
     return fitted
 
@@ -265,6 +270,15 @@ def _check_finite(record: StudentRecord, tensors: dict[str, Tensor]) -> None:
         broken = tensor.isnan() if name in constants else ~tensor.isfinite()
         if bool(broken.any()):
             raise ValueError(f"'{name}' holds NaN or infinity")
+
+
+@torch.no_grad()
+def _check_kept(fitted: FittedStudent) -> None:
+    for name, kept in fitted.kept.items():
+        weight = weight_of(fitted.network, name)
+        left = int(weight.count_nonzero())
+        if not left <= kept <= weight.numel():
+            raise ValueError(f"'{name}' has {left} weights other than zero, where {kept} of them are kept")
 
 
 def _check_outputs(fitted: FittedStudent, num_outputs: int | None) -> None:

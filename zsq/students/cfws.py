@@ -48,7 +48,8 @@ class CFWS(Student):
     options: CFWSOptions
     folds_batch_norm = True
     refused_passes = dict.fromkeys(
-        ("correct-bias", "correct-bias-analytic"), "its layers are parts of the teacher's, merged and split"
+        ("correct-bias", "correct-bias-analytic", "prune", "prune-global"),
+        "its layers are parts of the teacher's, merged and split",
     )
 
     def run(self, fit: Fit) -> FittedStudent:
