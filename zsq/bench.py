@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from zsq.core.progress import Reporter
 from zsq.fitlog import FitEntry, FitLog
 from zsq.generators import available_methods
 from zsq.measure import gap
+from zsq.measure.audits import Audit, Auditor, planted
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
-from zsq.measure.protocol import REAL, Protocol, RunRecord, fit_key
+from zsq.measure.protocol import NOISE, REAL, Protocol, RunRecord, fit_key
 from zsq.measure.setfacts import attention_figures, bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
@@ -74,6 +76,7 @@ class Bench:
             self.fits.collect()
         self._share()
         self.sets: dict[str, list[Path]] = {}
+        self.audits: dict[str, Audit] = {}
 
     def _share(self) -> None:
         """Each process knows the fits of all."""
@@ -177,11 +180,33 @@ class Bench:
             layers=layers_that_hurt(entries),
             contrasts=contrasts(rows, replicates),
             roc=roc_curves(records),
+            leakage=self._leakage(first_sets),
             show_real=p.show_real,
         )
         if self.processes.first:
             build_report(data, self.out)
         return data
+
+    @cached_property
+    def _auditor(self) -> Auditor:
+        p, owned = self.protocol, self.protocol.owned
+        assert owned is not None
+        return Auditor(p.teacher, owned.train.pixels, owned.holdout.pixels, p.runtime)
+
+    def _leakage(self, sets: Mapping[str, Tensor]) -> dict[str, Audit]:
+        """What each set reveals, where the owner's images are known; a set is audited once."""
+        owned = self.protocol.owned
+        if owned is None or not self.processes.first:
+            return {}
+        judged = dict(sets)
+        made = next((source for source in sets if source not in (REAL, NOISE)), None)
+        if owned.planted and made is not None:
+            copies = planted(sets[made], owned.train.pixels, owned.planted)
+            judged[f"{made} with {owned.planted} copies"] = copies
+        for source, pixels in judged.items():
+            if source not in self.audits:
+                self.audits[source] = self._auditor.audit(pixels)
+        return dict(self.audits)
 
     def _quality(self) -> dict[str, float | None]:
         """The teacher's own figure on the evaluation images, where its task has one."""

@@ -236,6 +236,16 @@ class RecipeStudent(Record):
     set: dict[str, Any] = Field({})
 
 
+class RecipeAudit(Record):
+    """Images of known membership, `count` of each, against which the first set of each source is audited, and
+    one with `planted` training images in it."""
+
+    train: str
+    holdout: str
+    count: Images = 5000
+    planted: Annotated[int, Field(ge=0)] = 16
+
+
 class Recipe(ImagesConfig, OfflineConfig):
     """`zsq run`: generate each source, fit each student, measure the gap, report.
 
@@ -253,6 +263,7 @@ class Recipe(ImagesConfig, OfflineConfig):
     eval: str
     seeds: Repeats = 1
     show_real: bool = False
+    audit: RecipeAudit | None = None
     runtime: RuntimeConfig = RuntimeConfig()
     needs: Annotated[str | None, Field(exclude=True)] = None
     folder: Annotated[Path, Field(exclude=True)] = Path()
@@ -286,10 +297,11 @@ class Recipe(ImagesConfig, OfflineConfig):
 
     def missing(self) -> str | None:
         """The first of teacher card, weights, real and evaluation images that is a path to nothing."""
-        teacher = self.located(self.teacher.name)
+        teacher, audited = self.located(self.teacher.name), self.audit
         paths = [teacher.removeprefix("file:")] if teacher.startswith("file:") else []
         paths += [self.located(self.teacher.weights)] if self.teacher.weights else []
-        sources = [split_source(self.located(text))[0] for text in (self.real, self.eval)]
+        more = (audited.train, audited.holdout) if audited else ()
+        sources = [split_source(self.located(text))[0] for text in (self.real, self.eval, *more)]
         paths += [source for source in sources if not source.startswith(("embedded:", "torchvision:"))]
         return next((path for path in paths if not Path(path).exists()), None)
 
@@ -368,18 +380,6 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             values[key] = text
     return values
-
-
-def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`"0.5,0.25"` -> (0.5, 0.25); None stays None.
-
-    Raises:
-        OptionError: anything but numbers.
-    """
-    try:
-        return None if text is None else tuple(float(part) for part in text.replace(",", " ").split())
-    except ValueError:
-        raise OptionError(f"{option} {text}", "numbers, as in 0.485,0.456,0.406") from None
 
 
 def config_json(values: Any) -> str:

@@ -26,7 +26,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.engine.estimate import STEP_COST, estimated_seconds, forward_gflops
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
-from zsq.measure.protocol import Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
+from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
 from zsq.students import own_defaults, own_defaults_line
@@ -124,7 +124,20 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         settings=recipe.model_dump(mode="json")
         | own_defaults_of(students, teacher.spec)
         | fitted_of(real=real, eval=evaluation),
+        owned=_owned(recipe, teacher),
     )
+
+
+def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
+    """Images of known membership. Where they are those of `real`, the real sets are among them."""
+    asked, seed = recipe.audit, recipe.generate.seed
+    if asked is None:
+        return None
+    train, holdout = (
+        images_for(teacher, recipe.located(source), recipe.images) for source in (asked.train, asked.holdout)
+    )
+    seen, unseen = (each.disjoint_sets(1, min(asked.count, len(each)), seed)[0] for each in (train, holdout))
+    return Owned(seen, unseen, asked.planted)
 
 
 def _check_files_and_names(recipe: Recipe) -> None:

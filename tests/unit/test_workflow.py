@@ -15,6 +15,7 @@ from zsq.core.jobs import in_jobs
 from zsq.core.runtime import Runtime
 from zsq.generators import METHODS
 from zsq.measure.protocol import StudentSpec, resolve_students
+from zsq.report.build import html, markdown
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
@@ -292,6 +293,30 @@ def test_what_a_dead_rank_left_is_taken_up(recipe, tmp_path, finished, monkeypat
     assert values(data) == values(finished[0])
     assert len(made) == 2 + NUM_FITS - 4  # two were only in the other's file, two in none
     assert not (tmp_path / "run" / "fits-1.jsonl").exists()
+
+
+AUDIT = """
+[audit]
+train = "embedded:digits:train"
+holdout = "embedded:digits:test"
+count = 40
+planted = 3
+"""
+
+
+def test_sets_are_audited_against_images_of_known_membership(tmp_path, no_pages):
+    recipe = load(tmp_path, RECIPE.replace("shard_sets = 2", "shard_sets = 1") + AUDIT)
+    data = run_recipe(recipe, tmp_path / "run")
+    copied = "zeroq with 3 copies"
+    assert set(data.leakage) == {"real", "zeroq", "noise", copied}
+    # The real set is among the members, and its images are found there.
+    assert data.leakage["real"].named == list(range(8)) and data.leakage["zeroq"].named == []
+    assert data.leakage[copied].named == [0, 1, 2]
+    audits = data.as_json()["leakage"]
+    assert [audits[source]["num_train"] for source in audits] == [40] * 4
+    page = markdown(data)
+    assert "## What the sets reveal" in page and "| 3 of 8 | 5 and 5 of 5 |" in page
+    assert "membership in features" in html(data)
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path, finished):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zsq.cli.options import RunFolder
+from zsq.cli.options import RunFolder, parse_numbers
 from zsq.config import EXPORT, IMPORT
 
 
@@ -47,7 +47,6 @@ def import_(
     ] = IMPORT.layout,
 ) -> None:
     """Make a shard set of images that come from elsewhere."""
-    from zsq.config import parse_numbers
     from zsq.imports.importing import import_images
 
     moments = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}

@@ -97,3 +97,17 @@ def asked(context: typer.Context, *left_out: str) -> dict[str, Any]:
     if "passes" in values:
         values["passes"] = [name.strip() for name in (values["passes"] or "").split(",") if name.strip()]
     return {**values, "reporter": Reporter()}
+
+
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`"0.5,0.25"` -> (0.5, 0.25); None stays None.
+
+    Raises:
+        OptionError: anything but numbers.
+    """
+    from zsq.core.errors import OptionError
+
+    try:
+        return None if text is None else tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(f"{option} {text}", "numbers, as in 0.485,0.456,0.406") from None

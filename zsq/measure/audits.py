@@ -117,36 +117,77 @@ def audit_images(
     runtime: Runtime,
     identities: tuple[Tensor, Tensor] | None = None,
 ) -> Audit:
-    """Compare uint8 (N, C, H, W) images; the teacher is on the runtime's device.
+    """What `Auditor` says of one set; the same arguments and errors."""
+    return Auditor(teacher, train, holdout, runtime, identities).audit(synthetic)
 
-    Args:
-        identities: int64 (N,) of the training and of the held-out images, where known; else each image is
-            taken for an identity of its own.
 
-    Raises:
-        MismatchError: images of another shape than the teacher's, or fewer than 2 training or held-out ones.
-    """
-    for name, pixels in (("synthetic", synthetic), ("training", train), ("held-out", holdout)):
-        teacher.spec.check_pixels(pixels, f"{name} images")
+class Auditor:
+    """The owner's images, and the teacher that was trained on some of them, to judge any number of sets."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        train: Tensor,
+        holdout: Tensor,
+        runtime: Runtime,
+        identities: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take uint8 (N, C, H, W) images; the teacher is on the runtime's device.
+
+        Args:
+            identities: int64 (N,) of the training and of the held-out images, where known; else each image is
+                taken for an identity of its own.
+
+        Raises:
+            MismatchError: images of another shape than the teacher's, or fewer than 2 of them.
+        """
+        self.teacher, self.train, self.holdout = teacher, train, holdout
+        for name, pixels in (("training", train), ("held-out", holdout)):
+            self._check(name, pixels)
+        self.embed = _Embedder(teacher, runtime)
+        pairs = zip(self.embed.spaces(train), self.embed.spaces(holdout), strict=True)
+        self.owners = [_Owners(*pair) for pair in pairs]
+        labels = identities or (torch.arange(len(train)), torch.arange(len(holdout)))
+        self.numbered = tuple(np.unique(each.numpy(), return_inverse=True)[1] for each in labels)
+        self.resampled: Literal["images", "identities"] = "identities" if identities else "images"
+
+    @cached_property
+    def control(self) -> Control:
+        """Whether copies of training images are found."""
+        return _control(self.owners, self.embed, self.train)
+
+    def audit(self, synthetic: Tensor) -> Audit:
+        """Compare a set of uint8 (N, C, H, W) images.
+
+        Raises:
+            MismatchError: images of another shape than the teacher's, or fewer than 2 of them.
+        """
+        self._check("synthetic", synthetic)
+        own = self.embed.spaces(synthetic)
+        spaces = {
+            space: owner.figures(rows, *self.numbered)
+            for space, owner, rows in zip(SPACES, self.owners, own, strict=True)
+        }
+        sizes = (len(synthetic), len(self.train), len(self.holdout))
+        return Audit(*sizes, self.resampled, spaces, _suspects(self.owners, own), self.control)
+
+    def _check(self, name: str, pixels: Tensor) -> None:
+        self.teacher.spec.check_pixels(pixels, f"{name} images")
         if len(pixels) < 2:
             raise MismatchError(f"{len(pixels)} {name} image", "at least 2")
-    embed = _Embedder(teacher, runtime)
-    owners = [_Owners(*pair) for pair in zip(embed.spaces(train), embed.spaces(holdout), strict=True)]
-    own = embed.spaces(synthetic)
-    labels = identities or (torch.arange(len(train)), torch.arange(len(holdout)))
-    numbered = tuple(np.unique(each.numpy(), return_inverse=True)[1] for each in labels)
-    return Audit(
-        len(synthetic),
-        len(train),
-        len(holdout),
-        "identities" if identities else "images",
-        {
-            space: owner.figures(rows, *numbered)
-            for space, owner, rows in zip(SPACES, owners, own, strict=True)
-        },
-        _suspects(owners, own),
-        _control(owners, embed, train),
-    )
+
+
+def planted(synthetic: Tensor, train: Tensor, number: int) -> Tensor:
+    """The set with training images in place of its first `number` images: what a leak looks like.
+
+    Raises:
+        MismatchError: more than there are of either.
+    """
+    most = min(len(synthetic), len(train))
+    if number > most:
+        raise MismatchError(f"{number} planted copies", f"at most {most}, the size of the set")
+    chosen = numpy_generator(0, 0, "audit planted").permutation(len(train))[:number]
+    return torch.cat([train[torch.from_numpy(chosen)], synthetic[number:]])
 
 
 SPACES = ("pixels", "features")

@@ -142,6 +142,18 @@ class PlannedFit:
 
 
 @dataclass(frozen=True)
+class Owned:
+    """Images of the owner whose membership is known: the teacher was trained on `train`, not on `holdout`.
+
+    `planted`: training images in one more set, to see what a leak looks like.
+    """
+
+    train: ImageSet
+    holdout: ImageSet
+    planted: int
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is compared, apart from the sources: the same for a recipe and for `zsq gap`.
 
@@ -151,6 +163,7 @@ class Protocol:
         real_sets: disjoint sets of real images, one per shard set, of equal size. Every student is fitted on
             as many images of each source.
         seeds: number of student seeds; each is used on all sets and sources.
+        owned: what the sets are audited against; None: they are not.
         title, show_real, settings: of the report; see `zsq.report.data.ReportData`.
 
     Raises:
@@ -166,6 +179,7 @@ class Protocol:
     title: str = ""
     show_real: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    owned: Owned | None = None
 
     def __post_init__(self) -> None:
         """Check the number of seeds."""

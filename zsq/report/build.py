@@ -15,6 +15,8 @@ from zsq.measure.gap import Row
 from zsq.report import embeddings
 from zsq.report.data import ReportData, finite
 from zsq.report.layers import GAP_TEXT, worst_grid
+from zsq.report.leakage import FIGURE_TEXT, leakage_figure, leakage_grid
+from zsq.report.leakage import TEXT as LEAKAGE_TEXT
 from zsq.report.page import page
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
@@ -35,6 +37,7 @@ from zsq.tasks.metrics import against_teacher, unit, words
 AGAINST = "Every metric against real images and noise"
 SETS = "What the sets are like"
 WORST = "Worst layers"
+REVEALED = "What the sets reveal"
 BOTH_INTERVALS = "Both intervals of every gap"
 
 SETS_TEXT = (
@@ -91,6 +94,8 @@ def markdown(data: ReportData) -> str:
         parts += ["## " + AGAINST, markdown_table(contrast_grid(data.contrasts))]
     if sets_grid(data).lines:
         parts += ["## " + SETS, markdown_table(sets_grid(data)), SETS_TEXT]
+    if data.leakage:
+        parts += ["## " + REVEALED, markdown_table(leakage_grid(data.leakage)), LEAKAGE_TEXT]
     for student, layers in data.layers.items():
         parts += [f"## {WORST}: {student}", markdown_table(worst_grid(layers)), GAP_TEXT]
     if data.layer_names:
@@ -130,7 +135,8 @@ def html(data: ReportData) -> str:
         figures=figures(data),
         sheets={source: png_data_uri(contact_sheet(pixels)) for source, pixels in sheets.items()},
         sheet_sizes={source: min(len(pixels), MAX_IMAGES) for source, pixels in sheets.items()},
-        details=({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
+        details=({REVEALED: leakage_grid(data.leakage)} if data.leakage else {})
+        | ({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
         | ({BOTH_INTERVALS: bootstrap_grid(data.gaps)} if has_bootstrap(data.gaps) else {})
         | {f"{WORST}: {student}": worst_grid(layers) for student, layers in data.layers.items()}
         | {
@@ -172,6 +178,8 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
             "has an axis of its own."
         )
         drawn.append(("ROC curves", text, roc_figure(data.roc)))
+    if data.leakage and table:
+        drawn.append((f"{metric} against leakage", FIGURE_TEXT, leakage_figure(table, data.leakage)))
     if any(math.isfinite(v) and v > 0 for values in data.bn_distance.values() for v in values):
         text = (
             "How far the statistics of the images are from those stored in each batch norm layer of the "
