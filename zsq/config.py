@@ -149,11 +149,13 @@ class VerifyConfig(Record):
 
 
 class ExportConfig(Record):
-    """`zsq export`. `layout` None is the format's own."""
+    """`zsq export`. `layout` None is the format's own, `range` None is uint8; a `tool` sets them."""
 
-    to: str
+    to: str | None = None
+    tool: str | None = None
+    each: str | None = None
     layout: str | None = None
-    range: str = "uint8"
+    range: str | None = None
 
 
 class InspectConfig(ImagesConfig, OfflineConfig):

@@ -300,6 +300,8 @@ COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "export": {
         "": ("path", ["run", "zeroq"]),
         "--to": ("text", ["imagefolder", "npy", "npz", "raw"]),
+        "--for": ("text", ["rknn", "qnn", "hailo", "modelopt"]),
+        "--each": ("text", ["png", "npy", "raw"]),
         "--out": ("path", ["out"]),
         "--layout": ("text", ["nchw", "nhwc"]),
         "--range": ("text", ["uint8", "unit", "norm"]),

@@ -45,7 +45,7 @@ COMMANDS = {
         *("--fit", "--class-names", "--offline"),
     ],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance", "--offline"],
-    "export": ["folder", "--to", "--out", "--layout", "--range"],
+    "export": ["folder", "--to", "--for", "--each", "--out", "--layout", "--range"],
     "audit": [
         *("--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"),
         *("--fit", "--class-names", "--offline"),
@@ -79,7 +79,7 @@ DEFAULTS = {
     },
     "run": {"out": None, "resume": False, "budget_hours": None, "jobs": None},
     "verify": {"against": None, "teacher": None, "weights": None, "tolerance": 1e-3},
-    "export": {"layout": None, "range": "uint8"},
+    "export": {"to": None, "for": None, "each": None, "layout": None, "range": None},
     "audit": {"weights": None, "threads": None, "device": "auto"},
     "import": {"name": "imported", "mean": None, "std": None, "layout": None},
 }
@@ -92,7 +92,7 @@ REQUIRED = {
     "list": {"what"},
     "inspect": set(),
     "verify": {"folder"},
-    "export": {"folder", "to", "out"},
+    "export": {"folder", "out"},
     "audit": {"teacher", "shards", "train", "holdout", "out"},
     "import": {"source", "out"},
 }

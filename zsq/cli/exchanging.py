@@ -12,22 +12,46 @@ from zsq.config import EXPORT, IMPORT
 
 def export(
     folder: RunFolder,
-    to: Annotated[str, typer.Option(help="Format: imagefolder, npy, npz, raw or webdataset.")],
     out: Annotated[str, typer.Option(metavar="PATH", help="New folder for the files and EXPORT.json.")],
+    to: Annotated[
+        str | None, typer.Option(help="Format: files, imagefolder, npy, npz, raw or webdataset.")
+    ] = EXPORT.to,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TOOL",
+            help="Everything as this tool takes it: rknn, qnn, hailo, litert, onnx2tf, modelopt, polygraphy "
+            "or openvino.",
+        ),
+    ] = EXPORT.tool,
+    each: Annotated[
+        str | None, typer.Option(help="With --to files, the file of an image: png, npy or raw.")
+    ] = EXPORT.each,
     layout: Annotated[
         str | None, typer.Option(help="nchw or nhwc. Without it, nhwc for npz and nchw for the others.")
     ] = EXPORT.layout,
     range: Annotated[
-        str, typer.Option(help="Values: uint8 (0..255), unit (0..1), or norm (as the network takes them).")
+        str | None,
+        typer.Option(
+            help="Values: uint8 (0..255, also without it), unit (0..1), or norm (as the network takes them)."
+        ),
     ] = EXPORT.range,
 ) -> None:
     """Write the images of a run as files for other tools."""
     from zsq.exports.exporting import export as write
+    from zsq.exports.tools import TOOLS
 
-    record = write(folder, to, out, layout=layout, range=range)
+    record = write(folder, to, out, tool=for_, each=each, layout=layout, range=range)
     typer.echo(f"{record.num_images} images, {'; '.join(record.applied)}")
+    typer.echo(record.values_line)
     for line in record.use:
         typer.echo(f"    {line}")
+    if record.tool is not None:
+        tool = TOOLS[record.tool]
+        run = "run here" if tool.run_here else "not run here"
+        typer.echo(f"{record.tool} {tool.version}, {run}, after {tool.page}")
+        typer.echo(f"    {tool.hand_over(record.image)}")
     typer.echo(out)
 
 

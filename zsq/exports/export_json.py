@@ -22,7 +22,8 @@ RECORD_NAME = "EXPORT.json"
 SUMS_NAME = "SHA256SUMS"
 MAX_RECORD_BYTES = 2**20
 
-Format = Literal["imagefolder", "npy", "npz", "raw", "webdataset"]
+Format = Literal["files", "imagefolder", "npy", "npz", "raw", "webdataset"]
+Each = Literal["png", "npy", "raw"]
 Layout = Literal["nchw", "nhwc", "png"]
 Range = Literal["uint8", "unit", "norm"]
 
@@ -37,12 +38,22 @@ class SourceRecord(Record):
     shards_sha256: Sha256
 
 
+class ChannelValues(Record):
+    """What a reader of the files finds in one channel; channels in the order of the files."""
+
+    low: float
+    high: float
+    mean: float
+
+
 class ExportRecord(Record):
     """The content of EXPORT.json.
 
     `image` is the image spec of the shards. `applied` says in words what was done to the stored pixels,
     `use` are three lines of Python that read the files from inside the folder, and `sums_sha256` is the hash
     of SHA256SUMS, which lists every other file in the order of the images (`sha256sum -c` reads it).
+    `each` is what a file per image holds, `tool` whom the set was written for, and `seen` the values of each
+    channel.
     """
 
     format_version: Literal[1] = 1
@@ -59,6 +70,26 @@ class ExportRecord(Record):
     source: SourceRecord
     use: tuple[str, str, str]
     sums_sha256: Sha256
+    each: Each | None = None
+    tool: str | None = None
+    seen: tuple[ChannelValues, ...] = ()
+
+    @property
+    def values_line(self) -> str:
+        """What a tool sees in the files, and what the network was trained on: a normalisation that is doubled
+        or left out is the commonest fault of a calibration."""
+        found = (
+            f"{what} {' '.join(f'{getattr(channel, key):.4g}' for channel in self.seen)}"
+            for what, key in (("lowest", "low"), ("highest", "high"), ("mean", "mean"))
+        )
+        mean, std = self.image.unit_moments
+        moments = f"mean {_numbers(mean)} and std {_numbers(std)} of rgb values in 0..1"
+        if self.range == "norm":
+            rest = f"normalised already with {moments}: the tool must not normalise again"
+        else:
+            swap = " and turn rgb into bgr" if self.image.channel_order == "bgr" else ""
+            rest = f"the network was trained on values normalised with {moments}: the tool must do it{swap}"
+        return f"values per channel: {', '.join(found)}; {rest}"
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -99,6 +130,10 @@ class ExportRecord(Record):
     @property
     def _stored_size(self) -> ImageSpec:
         return self.image.model_copy(update={"input_size": None})
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _levels(values: Tensor, stated: str) -> Tensor:

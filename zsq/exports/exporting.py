@@ -20,14 +20,18 @@ from zsq.core.version import __version__
 from zsq.exports.arrays import ArrayReader, NpyWriter, NpzWriter, RawWriter
 from zsq.exports.export_json import (
     RECORD_NAME,
+    ChannelValues,
+    Each,
     ExportRecord,
     Range,
     SourceRecord,
     applied,
     read_record,
 )
+from zsq.exports.files import FilesReader, FilesWriter
 from zsq.exports.imagefolder import ImageFolderReader, ImageFolderWriter
 from zsq.exports.kinds import Reader, Writer
+from zsq.exports.tools import TOOLS
 from zsq.exports.webdataset import WebDatasetReader, WebDatasetWriter
 from zsq.images.photos import check_memory
 from zsq.runfolder import whole_folder
@@ -47,6 +51,7 @@ class Kind(NamedTuple):
 
 
 FORMATS: dict[str, Kind] = {
+    "files": Kind(FilesWriter, FilesReader),
     "imagefolder": Kind(ImageFolderWriter, ImageFolderReader),
     "npy": Kind(NpyWriter, ArrayReader),
     "npz": Kind(NpzWriter, ArrayReader),
@@ -57,19 +62,23 @@ FORMATS: dict[str, Kind] = {
 
 def export(
     folder: str | Path,
-    to: str,
-    out: str | Path,
+    to: str | None = EXPORT.to,
+    out: str | Path | None = None,
     *,
+    tool: str | None = EXPORT.tool,
+    each: str | None = EXPORT.each,
     layout: str | None = EXPORT.layout,
-    range: str = EXPORT.range,
+    range: str | None = EXPORT.range,
 ) -> ExportRecord:
     """Write a finished run as files for other tools; what EXPORT.json says. `out` is complete or absent.
 
     Args:
-        to: `imagefolder`, `npy`, `npz`, `raw` or `webdataset`.
+        to: `files`, `imagefolder`, `npy`, `npz`, `raw` or `webdataset`.
+        tool: of `zsq.exports.tools.TOOLS`, which sets all but `layout`.
+        each: with `files`, what the file of an image is: `png`, `npy` or `raw`.
         layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw elsewhere. PNG has none.
         range: `uint8` 0..255, `unit` 0..1 or `norm` (normalised as the teacher takes it, not resized), both
-            float32.
+            float32; by default uint8.
 
     Raises:
         OptionError: an option that this format cannot take.
@@ -82,12 +91,12 @@ def export(
         >>> zsq.export(folder, "npz", "arrays").num_images
         8
     """
+    if out is None:
+        raise OptionError("no folder to export to", "out")
     folder, out = Path(folder), output_path(out)
     dataset, manifest = ShardDataset(folder), read_manifest(folder)
-    if to not in FORMATS:
-        raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")
-    writer_class = FORMATS[to].writer
-    values = _resolved(to, writer_class, layout, range, dataset)
+    values = _resolved(tool, to, each, layout, range, dataset)
+    writer_class = FORMATS[values["to"]].writer
     plan = ExportRecord.model_construct(
         zsq_version=__version__,
         applied=applied(dataset.spec, values["layout"], values["range"]),
@@ -100,23 +109,104 @@ def export(
     )
     with whole_folder(out) as staged:
         writer = writer_class(staged, plan)
-        first_image = 0
+        first_image, seen = 0, _Seen(plan)
         for content in _contents(folder, manifest):
             writer.add(content.pixels, content.labels, first_image)
+            seen.add(content.pixels)
             first_image += content.num_images
-        record = ExportRecord(**vars(plan), use=writer.use(plan), sums_sha256=writer.close())
+        found = {"use": writer.use(plan), "sums_sha256": writer.close(), "seen": seen.values()}
+        record = ExportRecord(**{**vars(plan), **found})
         atomic_write_text(staged / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
     return record
 
 
+class _Seen:
+    """The values of each channel in the order of the files, from shards as they pass."""
+
+    def __init__(self, record: ExportRecord) -> None:
+        """`record` says how pixels become values, which is increasing and the same for all pixels."""
+        self.record = record
+        channels = record.image.channels
+        self.low, self.high = np.full(channels, 255), np.zeros(channels, int)
+        self.total, self.count = np.zeros(channels), 0
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Take uint8 (N, C, ...)."""
+        axes = (0, *range(2, pixels.ndim))
+        self.low = np.minimum(self.low, pixels.min(axes))
+        self.high = np.maximum(self.high, pixels.max(axes))
+        self.total += pixels.sum(axes, dtype=np.float64)
+        self.count += pixels.size // pixels.shape[1]
+
+    def values(self) -> tuple[ChannelValues, ...]:
+        """Lowest, highest and mean value of each channel."""
+        black, white = (self._encoded(level) for level in (0, 255))
+        order = slice(None, None, -1) if self._turned else slice(None)
+        rows = (
+            black + (white - black) * level[order] / 255
+            for level in (self.low, self.high, self.total / self.count)
+        )
+        return tuple(
+            ChannelValues(low=low, high=high, mean=mean) for low, high, mean in zip(*rows, strict=True)
+        )
+
+    @property
+    def _turned(self) -> bool:
+        return self.record.range == "norm" and self.record.image.channel_order == "bgr"
+
+    def _encoded(self, level: int) -> np.ndarray:
+        """What `level` in all channels becomes, a float64 value per channel in the order of the files."""
+        shape = self.record.image.shape
+        encoded = self.record.encode(np.full((1, *shape), level, np.uint8)).astype(np.float64)
+        last = self.record.layout != "nchw"
+        return encoded.reshape(-1, shape[0])[0] if last else encoded.reshape(shape[0], -1)[:, 0]
+
+
 def _resolved(
-    to: str, writer: type[Writer], layout: str | None, range: str, dataset: ShardDataset
+    tool: str | None,
+    to: str | None,
+    each: str | None,
+    layout: str | None,
+    range: str | None,
+    dataset: ShardDataset,
 ) -> dict[str, Any]:
+    """`to`, `each`, `layout`, `range`, `dtype` and `tool` of the record."""
+    if tool is not None:
+        to, each, layout, range = _of_tool(tool, to, each, layout, range)
+    elif to is None:
+        raise OptionError("neither --to nor --for", f"one of them: --to {', '.join(FORMATS)}")
+    range = range or "uint8"
+    if to not in FORMATS:
+        raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")
+    if (each is None) == (to == "files") or each not in (None, *get_args(Each)):
+        raise OptionError(f"--to {to} with --each {each}", "--to files with --each png, npy or raw")
+    writer = FORMATS[to].writer
     if range not in get_args(Range):
         raise OptionError(f"--range {range}", f"one of {', '.join(get_args(Range))}")
-    if range not in writer.ranges:
-        raise OptionError(f"--to {to} --range {range}", f"--range {' or '.join(writer.ranges)}")
-    own = "png" if to == "webdataset" and range == "uint8" else writer.default_layout
+    ranges = ("uint8",) if each == "png" else writer.ranges
+    if range not in ranges:
+        raise OptionError(f"--to {to} --range {range}", f"--range {' or '.join(ranges)}")
+    stores_png = each == "png" or (to == "webdataset" and range == "uint8")
+    own = "png" if stores_png else writer.default_layout
+    _check_layout(to, layout, own, dataset)
+    dtype = "uint8" if range == "uint8" else "float32"
+    return {"to": to, "each": each, "layout": layout or own, "range": range, "dtype": dtype, "tool": tool}
+
+
+def _of_tool(
+    tool: str, to: str | None, each: str | None, layout: str | None, range: str | None
+) -> tuple[str, str | None, str | None, str]:
+    """What the row of a tool sets; the layout may be another one."""
+    if tool not in TOOLS:
+        raise OptionError(f"--for {tool}", f"one of {', '.join(TOOLS)}")
+    for option, value in (("--to", to), ("--each", each), ("--range", range)):
+        if value is not None:
+            raise OptionError(f"{option} {value} with --for {tool}", "one of the two", "--for sets it")
+    row = TOOLS[tool]
+    return row.to, row.each, layout or row.layout, row.range
+
+
+def _check_layout(to: str, layout: str | None, own: str, dataset: ShardDataset) -> None:
     if layout is not None and own == "png":
         raise OptionError(f"--layout {layout}", f"none: {to} stores PNG files", "leave it out")
     if layout not in (None, "nchw", "nhwc"):
@@ -125,8 +215,6 @@ def _resolved(
         raise OptionError(f"--to {to} with {dataset.spec.channels} channels", "1 or 3", "use --to npy")
     if own == "png" and dataset.spec.is_signal:
         raise OptionError(f"--to {to} with signals", "images", "use --to npy")
-    dtype = "uint8" if range == "uint8" else "float32"
-    return {"to": to, "layout": layout or own, "range": range, "dtype": dtype}
 
 
 def _source(manifest: Manifest) -> SourceRecord:

@@ -1,0 +1,137 @@
+"""What each tool takes as a calibration set: a row of one table, after the tool's own documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from zsq.core.imagespec import ImageSpec
+from zsq.exports.export_json import Each, Format, Layout, Range
+
+
+@dataclass(frozen=True)
+class Tool:
+    """How `zsq export --for` writes a set.
+
+    Attributes:
+        page: of the tool's documentation. `read`: what the row was written from, the page itself or public
+            examples of the tool's use; in either case for `version`.
+        run_here: whether a test of zsq gives such a set to the tool itself.
+        hand_over: the image spec -> how the tool is told of the set and of mean and deviation.
+    """
+
+    page: str
+    read: Literal["its page", "public examples"]
+    version: str
+    run_here: bool
+    to: Format
+    layout: Layout | None
+    range: Range
+    hand_over: Callable[[ImageSpec], str]
+    each: Each | None = None
+
+
+def _scaled(spec: ImageSpec, factor: float) -> tuple[list[float], list[float]]:
+    """Mean and deviation of pixels times `factor`/255, in the order rgb."""
+    mean, std = spec.unit_moments
+    return [round(factor * value, 4) for value in mean], [round(factor * value, 4) for value in std]
+
+
+def _rknn(spec: ImageSpec) -> str:
+    mean, std = _scaled(spec, 255)
+    swap = ", quant_img_RGB2BGR=True" if spec.channel_order == "bgr" else ""
+    return (
+        f"rknn.config(mean_values=[{mean}], std_values=[{std}]{swap}, target_platform=...); "
+        "rknn.build(do_quantization=True, dataset='list.txt'), from inside the folder"
+    )
+
+
+def _hailo(spec: ImageSpec) -> str:
+    mean, std = _scaled(spec, 255)
+    return (
+        f"in the model script normalization1 = normalization({mean}, {std}); "
+        "runner.optimize(np.load('images.npy').astype(np.float32))"
+    )
+
+
+def _onnx2tf(spec: ImageSpec) -> str:
+    mean, std = ([[[values]]] for values in _scaled(spec, 1))
+    return f'onnx2tf -i float.onnx -oiqt -cind INPUT images.npy "{mean}" "{std}"'.replace(" [[[", "[[[")
+
+
+def _said(text: str) -> Callable[[ImageSpec], str]:
+    return lambda spec: text
+
+
+# Where a tool normalises by itself it gets pixels; where it takes what the network takes, normalised values.
+TOOLS: dict[str, Tool] = {
+    "rknn": Tool(
+        "https://github.com/airockchip/rknn-toolkit2/tree/master/rknn-toolkit2/examples",
+        "public examples",
+        "2.3.2",
+        *(False, "files", None, "uint8", _rknn),
+        each="png",
+    ),
+    "qnn": Tool(
+        "https://docs.qualcomm.com/doc/80-63442-10/topic/qairt_quantizer.html",
+        "its page",
+        "QAIRT 2.36",
+        *(False, "files", "nhwc", "norm"),
+        _said(
+            "qairt-quantizer --input_dlc float.dlc --input_list list.txt, from inside the folder; a DLC "
+            "whose input is (N, C, H, W) wants --layout nchw here"
+        ),
+        each="raw",
+    ),
+    "hailo": Tool(
+        "https://github.com/hailo-ai/hailo_model_zoo/blob/master/docs/OPTIMIZATION.rst",
+        "public examples",
+        "Dataflow Compiler 3.30",
+        *(False, "npy", "nhwc", "uint8", _hailo),
+    ),
+    "litert": Tool(
+        "https://ai.google.dev/edge/litert/models/post_training_quantization",
+        "public examples",
+        "ai-edge-quantizer 0.10",
+        *(False, "npy", "nhwc", "norm"),
+        _said(
+            "calibration data {'serving_default': [{INPUT: image[None]} for image in np.load('images.npy')]}"
+        ),
+    ),
+    "onnx2tf": Tool(
+        "https://github.com/PINTO0309/onnx2tf#cli-parameter",
+        "public examples",
+        "1.28",
+        *(False, "npy", "nhwc", "unit", _onnx2tf),
+    ),
+    "modelopt": Tool(
+        "https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html",
+        "its page",
+        "0.47",
+        *(True, "npy", "nchw", "norm"),
+        _said(
+            "python -m modelopt.onnx.quantization --onnx_path=float.onnx --quantize_mode=int8 "
+            "--calibration_data_path=images.npy --calibration_eps=cpu"
+        ),
+    ),
+    "polygraphy": Tool(
+        "https://github.com/NVIDIA/TensorRT/tree/main/tools/Polygraphy/examples/cli/convert/"
+        "01_int8_calibration_in_tensorrt",
+        "its page",
+        "0.49",
+        *(False, "npy", "nchw", "norm"),
+        _said(
+            "polygraphy convert float.onnx --int8 --data-loader-script data_loader.py, whose load_data() "
+            "yields {INPUT: image[None]} for every image of np.load('images.npy')"
+        ),
+    ),
+    "openvino": Tool(
+        "https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/"
+        "quantizing-models-post-training/basic-quantization-flow.html",
+        "public examples",
+        "2026.4",
+        *(False, "npy", "nchw", "norm"),
+        _said("nncf.quantize(model, nncf.Dataset(np.load('images.npy')[:, None]))"),
+    ),
+}
