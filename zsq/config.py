@@ -106,9 +106,11 @@ class FitConfig(ImagesConfig, OfflineConfig):
 
 class OneFitConfig(FitConfig):
     """What one fit takes, whatever chose its images and student; `eval` are images to score on. `widths`: row
-    of the student's table -> its own width."""
+    of the student's table -> its own width. `more_bits`: of further students, by the same fit where the
+    student can."""
 
     bits: str
+    more_bits: tuple[str, ...] = ()
     widths: dict[str, WidthOrFloat] = Field(default={})
     seed: Seed = 0
     eval: str | None = None

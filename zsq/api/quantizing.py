@@ -29,7 +29,7 @@ def quantize(
     teacher: str,
     images: str | Path | None = QUANTIZE.images,
     student: str | None = QUANTIZE.student,
-    bits: str | None = None,
+    bits: str | Sequence[str] | None = None,
     *,
     method: str | None = QUANTIZE.method,
     effort: Effort | None = QUANTIZE.effort,
@@ -56,7 +56,8 @@ def quantize(
     call for the same ones finds and verifies them.
 
     Args:
-        bits: of weights and activations, as in `W4A4`.
+        bits: of weights and activations, as in `W4A4`. Several: the result is the first's, with `others`;
+            each is written below `out` in a folder called after its bits.
         method, effort: of the images to make.
         widths: of single rows of the student's table, before all other rules: row -> bits (32 for float), or
             a CSV file with the header `row,bits`.
@@ -85,13 +86,15 @@ def quantize(
         >>> [str(path) for path in made.files]
         ['outputs/embedded-digits-W8A8/student.safetensors', 'outputs/embedded-digits-W8A8/student.json']
     """
-    if bits is None:
+    first, *more = [bits] if isinstance(bits, str) else bits or [""]
+    if not first:
         raise OptionError("no bits", "those of weights and activations, as in W4A4")
     values = {
         "teacher": teacher,
         "images": text_of(images),
         "student": student,
-        "bits": bits,
+        "bits": first,
+        "more_bits": tuple(more),
         "method": method,
         "effort": effort,
         "weights": text_of(weights),

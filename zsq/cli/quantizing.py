@@ -32,7 +32,10 @@ from zsq.config import IMAGES, OFFLINE, QUANTIZE, RUNTIME
 def quantize(
     context: typer.Context,
     teacher: Teacher,
-    bits: Annotated[str, typer.Option(help="Bits of weights and activations, as in W4A4.")],
+    bits: Annotated[
+        list[str],
+        typer.Option(help="Bits of weights and activations, as in W4A4. Can be given again."),
+    ],
     images: Annotated[
         str | None,
         typer.Option(
@@ -81,12 +84,12 @@ def quantize(
     from zsq import api
 
     result = api.quantize(**asked(context))
-    fitted = result.fitted
-    for tensor in fitted.tensors:
-        scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"
-        typer.echo(f"{tensor.name}: {tensor.kind}, {tensor.bits} bits, {scales}")
-    typer.echo(result.cost.summary())
-    for path in result.files:
-        typer.echo(path)
-    for line in result.lines():
-        typer.echo(line)
+    for each in (result, *result.others):
+        for tensor in each.fitted.tensors:
+            scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"
+            typer.echo(f"{tensor.name}: {tensor.kind}, {tensor.bits} bits, {scales}")
+        typer.echo(each.cost.summary())
+        for path in each.files:
+            typer.echo(path)
+        for line in each.lines():
+            typer.echo(line)

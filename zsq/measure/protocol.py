@@ -64,15 +64,19 @@ class ResolvedStudent:
 def resolve_students(
     specs: Iterable[StudentSpec], images: ImageSpec, runtime: Runtime
 ) -> tuple[ResolvedStudent, ...]:
-    """Create every student once, with its defaults for `images`.
+    """Create every student once, with its defaults for `images`; of several widths, one student for all,
+    which may train once for them.
 
     Raises:
         UnknownNameError: no such student.
         OptionError: an option or pass that a student cannot take, or a student named twice.
     """
     resolved: dict[str, ResolvedStudent] = {}
+    created: dict[str, Student] = {}
     for spec in specs:
-        student = create(spec.name, images, spec.options, runtime, passes=spec.passes)
+        key = json.dumps((spec.name, dict(spec.options), list(spec.passes)), sort_keys=True, default=str)
+        student = created.get(key) or create(spec.name, images, spec.options, runtime, passes=spec.passes)
+        created[key] = student
         student.check_bits(spec.bits, spec.first_last)
         whole = replace(spec, options=student.options.model_dump(mode="json"))
         entry = ResolvedStudent(whole, student)

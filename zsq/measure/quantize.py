@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Quantized:
         files: those that were written.
         fit_metrics: where no evaluation images were given, metrics against the teacher on at most
             `FIT_IMAGES` of the images of the fit.
+        others: of further bits that were asked for at the same time.
     """
 
     fitted: FittedStudent
@@ -42,6 +43,7 @@ class Quantized:
     teacher_score: float | None
     files: tuple[Path, ...] = ()
     fit_metrics: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Quantized, ...] = ()
 
     def lines(self) -> list[str]:
         """What was measured, as text: a line for each of several outputs, then one for all metrics."""
@@ -81,8 +83,12 @@ class Preparation:
             ZsqError: one class per cause.
         """
         student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
-        student.check_bits(_bits(config), config.first_last)
-        _check_out(teacher, out)
+        widths = [Bits.parse(bits) for bits in (config.bits, *config.more_bits)]
+        for bits in widths:
+            if widths.count(bits) > 1:
+                raise OptionError(f"--bits {bits} twice", "each once")
+            student.check_bits(bits.with_rows(config.widths), config.first_last)
+            _check_out(teacher, _place(out, bits, len(widths)))
         _check_onnx(teacher, config, onnx)
         evaluation, reference = None, None
         if config.eval is not None:
@@ -90,10 +96,21 @@ class Preparation:
             reference = score_teacher(teacher, evaluation, runtime, need_truth=False)
         return cls(config, teacher, student, runtime, out, onnx, evaluation, reference)
 
+    def each(self) -> Iterator[Preparation]:
+        """One for each of the bits; of several, each is written in a folder called after its bits."""
+        several = (self.config.bits, *self.config.more_bits)
+        for bits in several:
+            own = self.config.model_copy(update={"bits": bits, "more_bits": ()})
+            yield replace(self, config=own, out=_place(self.out, Bits.parse(bits), len(several)))
+
     @property
     def bits(self) -> Bits:
         """Of weights and activations."""
         return _bits(self.config)
+
+
+def _place(out: Path | None, bits: Bits, several: int) -> Path | None:
+    return out if out is None or several == 1 else out / str(bits)
 
 
 def _bits(config: QuantizeConfig) -> Bits:
@@ -116,7 +133,12 @@ def quantize_images(
 
 
 def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Quantized:
-    """Fit on `given`, write, score."""
+    """Fit on `given`, write, score; for each of the bits, by one student that may train once for all."""
+    first, *others = [_quantized(each, given, reporter) for each in prepared.each()]
+    return replace(first, others=tuple(others))
+
+
+def _quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Quantized:
     teacher, runtime, reference = prepared.teacher, prepared.runtime, prepared.reference
     fitted = _fitted(prepared, given, reporter)
     fit_metrics = {} if reference is not None else _on_fit(given, fitted, teacher, runtime)
@@ -172,6 +194,8 @@ def _check_onnx(teacher: Teacher, config: QuantizeConfig, onnx: Path | None) -> 
     from zsq.saved.onnx_qdq import check_exportable, check_network_exportable
 
     if onnx is not None:
+        if config.more_bits:
+            raise OptionError(f"--onnx with {1 + len(config.more_bits)} --bits", "one")
         if onnx.is_dir():
             raise OptionError(f"--onnx {onnx} is a folder", "a file")
         check_exportable(config.student, _bits(config), config.first_last)
