@@ -19,6 +19,7 @@ from zsq.students.erq import ERQ
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
+from zsq.students.lq_net import LQNet
 from zsq.students.lsq_kd import LSQKD
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
@@ -39,6 +40,7 @@ STUDENTS: dict[str, type[Student]] = {
     "kd": KD,
     "gdfq-ft": GDFQFT,
     "lsq-kd": LSQKD,
+    "lq-net": LQNet,
     "qfd": QFD,
     "quantface": QuantFace,
 }

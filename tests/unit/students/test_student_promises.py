@@ -14,7 +14,7 @@ import zsq
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError, UntraceableError
 from zsq.core.runtime import Runtime
 from zsq.passes import PASSES
-from zsq.quantizers.grids import Quantizer
+from zsq.quantizers.grids import Quantizer, holds_zero
 from zsq.saved.cost import student_cost
 from zsq.students import STUDENTS, create
 from zsq.tasks.classify import Classify
@@ -240,11 +240,14 @@ def test_progress_is_complete(name):
 @pytest.mark.parametrize("analytic", list(PASSES))
 def test_passes_are_taken_or_refused_as_declared(name, analytic):
     teacher = teacher_for(name)
-    passes = [*EARLIER.get(analytic, []), analytic]
+    passes = [*EARLIER.get(analytic, []), f"{analytic}=0.5" if PASSES[analytic].takes else analytic]
     cls = STUDENTS[name]
-    refused = dict(cls.refused_passes) | ({"adapt-bn": ""} if cls.folds_batch_norm else {})
+    refused = dict(cls.refused_passes)
+    if not holds_zero(cls.form):
+        refused |= dict.fromkeys(("prune", "prune-global"), "")
+    refused |= {"adapt-bn": ""} if cls.folds_batch_norm else {}
     arguments = (name, teacher.spec, small_options(name), Runtime())
-    if any(one in refused for one in passes):
+    if any(one.partition("=")[0] in refused for one in passes):
         with pytest.raises(OptionError, match=f"student {name} takes no pass"):
             create(*arguments, passes=passes)
         return
