@@ -8,7 +8,7 @@ TOOLS := onnxruntime nncf torchao mct webdataset
 # The lowest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(CURDIR)/.venv-lowest
 
-.PHONY: demo test test-lowest consumers consumers-lowest lint bench clean
+.PHONY: demo test test-lowest consumers consumers-lowest lint bench check-gpu bench-gpu clean
 
 demo: .venv/.installed
 	$(BIN)/zsq run digits
@@ -52,6 +52,13 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/table.py cifar10-resnet20
+
+# On one NVIDIA card: the tests marked gpu, and speed into benchmarks/results/gpu.json.
+check-gpu: .venv/.installed-dev
+	$(BIN)/python -m pytest -m gpu tests
+
+bench-gpu: .venv/.installed
+	$(BIN)/python benchmarks/gpu.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

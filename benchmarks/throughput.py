@@ -54,8 +54,9 @@ def network_of(name: str) -> nn.Module:
 Steps = Callable[[int], Any]
 
 
-def zsq_steps(name: str, compile: bool) -> Steps:
-    """DeepInversion as `zsq generate --method deepinversion` runs a long job; or uncompiled in float32."""
+def zsq_steps(name: str, compile: bool, batch: int | None = None) -> Steps:
+    """DeepInversion as `zsq generate --method deepinversion` runs a long job; or uncompiled in float32. Runs
+    where zsq chooses to."""
     from zsq.contract import Silent, Teacher
     from zsq.core.imagespec import ImageSpec
     from zsq.core.runtime import Runtime
@@ -63,11 +64,13 @@ def zsq_steps(name: str, compile: bool) -> Steps:
     from zsq.generators import create
     from zsq.generators.deepinversion import DeepInversion
 
-    batch, size, _, _ = NETWORKS[name]
+    usual, size, _, _ = NETWORKS[name]
+    batch = batch or usual
     spec = ImageSpec(size=(size, size), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     network = network_of(name)
     teacher = Teacher(name, network, spec, 10 if name == "resnet20" else 1000, "0" * 64)
-    runtime = Runtime.resolve(total_gflops=1e9) if compile else Runtime()
+    runtime = Runtime.resolve(total_gflops=1e9) if compile else Runtime.resolve()
+    teacher = teacher.to(runtime.device)
     options = {
         "bn_weight": BN_WEIGHT, "tv_weight": TV_WEIGHT, "jitter": JITTER, "learning_rate": RATE,
         "low_resolution_iterations": 0, "l2_weight": 0.0, "flip": False, "cosine": False,
@@ -80,23 +83,25 @@ def zsq_steps(name: str, compile: bool) -> Steps:
 
     def steps(count: int) -> str:
         inversion.stages = [Stage(count, inversion.stages[0].views)]
-        inversion.run(torch.Generator().manual_seed(0), targets, Silent())
+        with runtime.threads_set():
+            inversion.run(torch.Generator().manual_seed(0), targets, Silent())
         return runtime.precision
 
     return steps
 
 
-def textbook_steps(name: str) -> Steps:
+def textbook_steps(name: str, batch: int | None = None, device: str = "cpu") -> Steps:
     """What a paper's script does: hooks on the BN layers, autograd through everything, Adam on the pixels."""
-    batch, size, _, _ = NETWORKS[name]
-    network = network_of(name)
+    usual, size, _, _ = NETWORKS[name]
+    batch = batch or usual
+    network = network_of(name).to(device)
     inputs: list[tuple[Any, Tensor]] = []
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(lambda layer, args, _: inputs.append((layer, args[0])))
-    images = torch.randn(batch, 3, size, size, requires_grad=True)
+    images = torch.randn(batch, 3, size, size, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([images], lr=RATE)
-    labels = torch.arange(batch) % 10
+    labels = torch.arange(batch, device=device) % 10
 
     def steps(count: int) -> None:
         for _ in range(count):
@@ -120,12 +125,13 @@ def textbook_steps(name: str) -> Steps:
     return steps
 
 
-def convolution_steps(name: str) -> Steps:
+def convolution_steps(name: str, batch: int | None = None, device: str = "cpu") -> Steps:
     """All convolutions of the network, forward and for the input's gradient, in zsq's precision: what a step
-    costs without anything around them."""
+    costs without anything around them. On CUDA they are one graph."""
     from zsq.core.runtime import Runtime
 
-    batch, size, _, _ = NETWORKS[name]
+    usual, size, _, _ = NETWORKS[name]
+    batch = batch or usual
     precision = Runtime.resolve(total_gflops=1e9).precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     network = network_of(name)
@@ -138,21 +144,39 @@ def convolution_steps(name: str) -> Steps:
     layers = []
     for layer, shape in calls:
         last = torch.channels_last
-        x = torch.randn(shape, dtype=dtype).contiguous(memory_format=last)
-        weight = layer.weight.detach().to(dtype).contiguous(memory_format=last)
+        x = torch.randn(shape, dtype=dtype).to(device).contiguous(memory_format=last)
+        weight = layer.weight.detach().to(device, dtype).contiguous(memory_format=last)
         rest = (layer.stride, layer.padding, layer.dilation)
         layers.append((x, weight, rest, layer.groups))
 
+    def all_layers() -> None:
+        for x, weight, rest, groups in layers:
+            y = F.conv2d(x, weight, None, *rest, groups)
+            torch.ops.aten.convolution_backward(
+                y, x, weight, None, *rest, False, [0, 0], groups, [True, False, False]
+            )
+
+    step = all_layers if device == "cpu" else graphed(all_layers)
+
     def steps(count: int) -> str:
         for _ in range(count):
-            for x, weight, rest, groups in layers:
-                y = F.conv2d(x, weight, None, *rest, groups)
-                torch.ops.aten.convolution_backward(
-                    y, x, weight, None, *rest, False, [0, 0], groups, [True, False, False]
-                )
+            step()
         return precision
 
     return steps
+
+
+def graphed(work: Callable[[], None]) -> Callable[[], None]:
+    """The work as one CUDA graph."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def mct_steps(name: str) -> Steps:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -97,6 +97,9 @@ class Runtime:
         if threads is not None and threads < 1:
             raise OptionError(f"--threads {threads}", "at least 1")
         device = _device(device)
+        if torch.device(device).type == "cuda":
+            # cuBLAS reads it once, before its first product.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         fastest: Precision = "bf16" if precision != "fp32" and fast_bf16(device) else "fp32"
         compiled = compile == "on" or (compile == "auto" and total_gflops > BREAK_EVEN_GFLOPS[fastest])
         if compiled and device == "cpu" and not has_cpp_compiler():
@@ -125,13 +128,15 @@ class Runtime:
 
     @contextmanager
     def threads_set(self) -> Iterator[None]:
-        """Run with the chosen number of intra-op threads and restore the old number."""
+        """Run with the chosen number of intra-op threads, and on CUDA with kernels that give the same bytes
+        each time; restore what was before. Torch warns of an operation that has no such kernel."""
         before = torch.get_num_threads()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         _keep_freed_memory()
         try:
-            yield
+            with _deterministic_cuda(self.device):
+                yield
         finally:
             torch.set_num_threads(before)
 
@@ -182,6 +187,29 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+@contextmanager
+def _deterministic_cuda(device: str) -> Iterator[None]:
+    """Sums in a fixed order instead of the order in which threads of a GPU arrive; nothing on a CPU."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, memory = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
+    filling = memory.fill_uninitialized_memory
+    flags = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    # Memory that is filled before it is written again costs time and changes nothing.
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        cudnn.deterministic, cudnn.benchmark = flags
+        memory.fill_uninitialized_memory = filling
 
 
 def _device(device: str) -> str:

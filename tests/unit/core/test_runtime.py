@@ -175,3 +175,18 @@ def test_the_record_holds_the_threads_in_force():
     in_force = torch.get_num_threads()
     assert Runtime().record() == {"device": "cpu", "precision": "fp32", "compile": False, "threads": in_force}
     assert Runtime(threads=7).record()["threads"] == 7
+
+
+def test_on_cuda_sums_have_an_order_within_the_context_alone(monkeypatch):
+    seen = {}
+
+    def flags():
+        cudnn = torch.backends.cudnn
+        return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    for device in ("cpu", "cuda"):
+        with Runtime(device).threads_set():
+            seen[device] = flags()
+        assert flags() == (False, False, True)
+    assert seen == {"cpu": (False, False, True), "cuda": (True, True, False)}

@@ -5,7 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zsq.engine.views import Blur, Flip, Halve, ResizedCrop, Roll, apply_views, draw_views
+from zsq.engine.views import (
+    Blur,
+    Flip,
+    Halve,
+    ResizedCrop,
+    Roll,
+    apply_views,
+    cropped_by_products,
+    draw_views,
+)
 
 SHAPE = (4, 2, 6, 9)
 VIEWS = [Flip(), Flip(per_image=False), Roll(3), ResizedCrop((0.5, 1.0)), Blur(0.8), Halve()]
@@ -113,3 +122,20 @@ def test_views_are_applied_in_order(images):
     wanted = views[2](views[1](views[0](images, draws[0]), draws[1]), draws[2])
     assert torch.equal(apply_views(views, images, draws), wanted)
     assert apply_views((), images, draw_views((), SHAPE, rng())) is images
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 12, 9), (2, 1, 1, 7)])
+def test_a_crop_by_products_is_the_crop(shape):
+    """Values and gradients of what CUDA computes are those of the grid sampler."""
+    view = ResizedCrop((0.3, 0.9), flip=True)
+    draw = view.draw(shape, torch.Generator().manual_seed(0))
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pull = torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = []
+    for crop in (view, cropped_by_products):
+        leaf = images.clone().requires_grad_()
+        result = crop(leaf, draw.double())
+        (result * pull).sum().backward()
+        found.append((result.detach(), leaf.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
