@@ -6,7 +6,6 @@ for the picture of the import graph. With `--check` nothing is written, and page
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -18,10 +17,11 @@ from typing import Annotated, Any
 
 import typer
 from common import DOCS, Results
+from network_tables import detector, super_resolution, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
-from throughput import NETWORKS
+from throughput_tables import cold_starts, speed, throughput
 
 from zsq.measure.gap import Gap, Row, Run
 from zsq.measure.protocol import REAL
@@ -272,117 +272,6 @@ def face() -> Grid:
     columns = ("bits", "source", "cosine", "95 %", "gap", "95 %", "tar@1e-3", "tar@1e-2", "auc", "eer")
     grid = gaps_of("face", columns, 2)
     return Grid((*columns[:6], "TAR at 1e-3", "at 1e-2", "AUC", "EER"), grid.lines, 2)
-
-
-def _rates(row: dict[str, Any]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in row["rates"].items()}
-
-
-def throughput() -> Grid:
-    """Every contender on every network, and the time of a whole job."""
-    lines = []
-    for name, row in Results("throughput").read()["rows"].items():
-        _, _, images, passes = NETWORKS[name]
-        rate = _rates(row)
-        whole = {
-            key: images * passes / value + (row["cold_start_seconds"] if key == "zsq" else 0)
-            for key, value in rate.items()
-        }
-        for key, values in row["rates"].items():
-            label = f"{key} ({row['precision']})" if key in ("zsq", "convolutions") else key
-            spread = f"{min(values):.4g} to {max(values):.4g}"
-            job, faster = f"{whole[key] / 60:.1f} min", f"{whole[key] / whole['zsq']:.2f}x"
-            lines.append(
-                (name, label, f"{rate[key]:.4g}", spread, f"{rate['zsq'] / rate[key]:.2f}x", job, faster)
-            )
-    header = ("network", "contender", "image-iterations/s", "spread", "zsq is", "job, cold start", "zsq is")
-    return Grid(header, tuple(lines), 2)
-
-
-def cold_starts() -> Grid:
-    """How long compiling takes."""
-    lines = tuple(
-        (name, f"{row['cold_start_seconds']:.0f} s", f"{row['warm_start_seconds']:.0f} s")
-        for name, row in Results("throughput").read()["rows"].items()
-    )
-    return Grid(("network", "first step after, cold", "from the cache"), lines, 1)
-
-
-def speed() -> Grid:
-    """Against other ways to make images, in short."""
-    names = {"resnet20": "CIFAR ResNet-20", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
-    lines = []
-    for name, row in Results("throughput").read()["rows"].items():
-        batch, size, _, _ = NETWORKS[name]
-        rate = _rates(row)
-        cells = (number(rate[key], 0 if rate[key] >= 100 else 1) for key in ("zsq", "mct", "textbook"))
-        lines.append((f"{names[name]}, {size} px, batch {batch}", *cells))
-    return Grid(("network", "zsq", "model-compression-toolkit", "plain loop"), tuple(lines), 1)
-
-
-def super_resolution() -> Grid:
-    """CARN-M's students by source."""
-    columns = ("psnr", "ssim", "sqnr", "sqnr_centred")
-    rows = sorted(
-        Results("super-resolution").rows(),
-        key=lambda row: (
-            row["student"] != "ptq",
-            row["bits"] != "W8A8",
-            row["bits"] != "W4A8",
-            -row["count"],
-        ),
-    )
-    lines = (
-        (
-            row["student"],
-            row["bits"],
-            str(row["count"]),
-            row["source"],
-            *(number(row[name]) for name in columns),
-        )
-        for row in rows
-    )
-    return Grid(("student", "bits", "images", "source", *columns), tuple(lines), 4)
-
-
-def detector() -> Grid:
-    """FastestDet's students by source, with what agreement is less than on real photos."""
-    found = Results("detector").read()
-
-    def key(row: dict[str, Any]) -> tuple[str, ...]:
-        return row["student"], row["bits"], json.dumps(row["options"]), row["source"]
-
-    against_real = {key(each): each for each in found["contrasts"] if each["less"] == REAL}
-    lines = []
-    for row in found["rows"]:
-        less = against_real.get(key(row))
-        interval = DASH if less is None else "[{}, {}]".format(*map(number, less["agreement_ap_ci95"]))
-        figures = (
-            number(row["agreement_ap"]),
-            DASH if less is None else number(less["agreement_ap"]),
-            interval,
-        )
-        options = ", ".join(f"{name}={value:g}" for name, value in row["options"].items()) or DASH
-        lines.append((row["student"], row["bits"], options, row["source"], *figures, number(row["map"])))
-    header = ("student", "bits", "options", "source", "agreement_ap", "less real", "95 %", "map")
-    return Grid(header, tuple(lines), 4)
-
-
-def zoo() -> Grid:
-    """How many networks got how far."""
-    steps = ("captured", "placed", "fitted", "saved")
-    rows = Results("zoo").rows()
-    groups = {
-        "torchvision": [row for row in rows if not row["network"].startswith("timm:")],
-        "timm": [row for row in rows if row["network"].startswith("timm:")],
-    }
-    lines = []
-    for library, own in groups.items():
-        tried = [row for row in own if row["student"] == "ptq"]
-        close = sum(row.get("sqnr", -math.inf) >= 15 for row in tried)
-        counts = (sum(step in row for row in tried) for step in steps)
-        lines.append((library, str(len(tried)), *map(str, counts), str(close)))
-    return Grid(("library", "tried", *steps, "15 dB or more"), tuple(lines), 1)
 
 
 TABLES: dict[str, Callable[[], Grid]] = {

@@ -6,6 +6,7 @@ constants, and the test split is measured once, at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 import typer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zsq.core.seeding import torch_generator
 from zsq.teacher.digits import DIGITS_SPEC, WEIGHTS_PATH, DigitsNet, Split, load_digits_images
 
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 EPOCHS = 60
 BATCH = 64
 LEARNING_RATE = 0.1
@@ -37,18 +39,32 @@ def distorted(norm_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(norm_NCHW, grid, padding_mode="border", align_corners=False)
 
 
-def fit(network: DigitsNet, norm_NCHW: Tensor, labels_N: Tensor, generator: torch.Generator) -> None:
-    """SGD with Nesterov momentum and a one-cycle cosine over EPOCHS."""
+def built(network_class: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The network with the initial weights of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network_class()
+
+
+def fit(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    generator: torch.Generator,
+    smoothing: float = 0.0,
+) -> None:
+    """Train on distorted images of the train split under a one-cycle cosine, up to the optimizer's rate."""
+    pixels_NCHW, labels_N = load_digits_images("train")
+    norm_NCHW = DIGITS_SPEC.pixels_to_norm(pixels_NCHW)
     steps_per_epoch = len(norm_NCHW) // BATCH
-    optimizer = torch.optim.SGD(
-        network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, EPOCHS * steps_per_epoch)
+    rate = optimizer.param_groups[0]["lr"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps_per_epoch)
     network.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(norm_NCHW), generator=generator)
         for batch in order[: steps_per_epoch * BATCH].split(BATCH):
-            loss = F.cross_entropy(network(distorted(norm_NCHW[batch], generator)), labels_N[batch])
+            logits_NK = network(distorted(norm_NCHW[batch], generator))
+            loss = F.cross_entropy(logits_NK, labels_N[batch], label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -78,22 +94,27 @@ def accuracy(network: torch.nn.Module, split: Split) -> float:
     return 100 * (predicted_N == labels_N).double().mean().item()
 
 
+def report_and_save(network: nn.Module, out: Path) -> None:
+    """Say the accuracy of each split, and write the weights."""
+    network.eval()
+    for split in SPLITS:
+        typer.echo(f"{split} accuracy {accuracy(network, split):.2f}")
+    save_file(network.state_dict(), out)
+    typer.echo(f"wrote {out} ({out.stat().st_size} bytes)")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="File to write.")] = WEIGHTS_PATH,
     seed: Annotated[int, typer.Option(help="Of the initial weights, order and distortions.")] = 0,
 ) -> None:
     """Train, report and save."""
-    pixels_NCHW, labels_N = load_digits_images("train")
-    norm_NCHW = DIGITS_SPEC.pixels_to_norm(pixels_NCHW)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = DigitsNet()
-    fit(network, norm_NCHW, labels_N, torch_generator(seed, 0, "train"))
-    measure_statistics(network, norm_NCHW)
-    for split in ("train", "val", "test"):
-        typer.echo(f"{split} accuracy {accuracy(network, split):.2f}")
-    save_file(network.state_dict(), out)
-    typer.echo(f"wrote {out} ({out.stat().st_size} bytes)")
+    network = built(DigitsNet, seed)
+    optimizer = torch.optim.SGD(
+        network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+    fit(network, optimizer, EPOCHS, torch_generator(seed, 0, "train"))
+    measure_statistics(network, DIGITS_SPEC.pixels_to_norm(load_digits_images("train")[0]))
+    report_and_save(network, out)
 
 
 if __name__ == "__main__":

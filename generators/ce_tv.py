@@ -5,7 +5,6 @@ from __future__ import annotations
 from zsq.contract import Facts
 from zsq.engine.attention import Untapped
 from zsq.engine.invert import Inversion
-from zsq.engine.objectives import Term, cross_entropy
 from zsq.engine.varied import DEVIATIONS, Varied, VariedOptions
 
 
@@ -23,7 +22,6 @@ class CETV(Varied):
 
     def inversion(self, batch: int) -> Inversion:
         """PSAQ-ViT's objective without its entropy."""
-        o, variation = self.options, self.variation(batch)
-        terms = [Term("ce", o.ce_weight, cross_entropy), Term("tv", o.tv_weight, variation.loss)]
-        pixels, tapped = self.varied_pixels(batch), Untapped(self.teacher)
+        variation = self.variation(batch)
+        terms, pixels, tapped = self.terms(variation), self.varied_pixels(batch), Untapped(self.teacher)
         return Inversion(tapped, pixels, terms, self.phases(), self.runtime, memories=[variation])

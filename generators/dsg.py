@@ -24,7 +24,6 @@ from zsq.engine.objectives import (
     Term,
     bn_alignment,
     cross_entropy,
-    gram_eigenvalues,
     input_alignment,
     mean_image_norm,
     sample_correlation,
@@ -32,7 +31,7 @@ from zsq.engine.objectives import (
 )
 from zsq.engine.parameterise import Initialiser, Pixels, gaussian, uniform
 from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
-from zsq.engine.slack import gaussian_layers, slacks
+from zsq.engine.slack import gaussian_eigenvalues, gaussian_layers, slacks
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.plan import Group
@@ -78,11 +77,6 @@ def enhancement_weights(batch: int, num_layers: int, weight: float, device: str)
     return torch.ones(batch, num_layers, device=device) + (weight - 1) * torch.eye(
         batch, num_layers, device=device
     )
-
-
-def gaussian_eigenvalues(shape: Sequence[int], seed: int) -> Tensor:
-    """Eigenvalues (N,) of the correlation of Gaussian images, the same for all batches of a size."""
-    return gram_eigenvalues(gaussian(shape, torch_generator(seed, shape[0], "dsg inhibition")))
 
 
 class DSG(InversionMethod):

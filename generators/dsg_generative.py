@@ -11,9 +11,8 @@ from zsq.core.seeding import torch_generator
 from zsq.engine.amortise import AmortisedMethod, AmortisedOptions, FreshInputs
 from zsq.engine.invert import Inversion, Stage
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy, sample_correlation
-from zsq.engine.slack import gaussian_layers, slacks
+from zsq.engine.slack import gaussian_eigenvalues, gaussian_layers, slacks
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.generators.dsg import gaussian_eigenvalues
 
 
 class DSGGenerativeOptions(AmortisedOptions):

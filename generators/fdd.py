@@ -83,11 +83,7 @@ class FDD(Varied):
         tapped = AttentionTeacher(self.teacher, ("outputs",), self.name)
         variation = self.variation(batch)
         entropy = o.patch_entropy()
-        low = [
-            Term("pse", o.entropy_weight, entropy),
-            Term("ce", o.ce_weight, cross_entropy),
-            Term("tv", o.tv_weight, variation.loss),
-        ]
+        low = self.terms(variation, Term("pse", o.entropy_weight, entropy))
         kl = Term("kl", o.kl_weight, low_to_band)
         band = [
             Term("pse", o.entropy_weight, on_images(entropy, _first)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from zsq.contract import Facts
 from zsq.engine.attention import AttentionTeacher
 from zsq.engine.invert import Inversion
-from zsq.engine.objectives import Term, cross_entropy
+from zsq.engine.objectives import Term
 from zsq.engine.varied import DEVIATIONS, EntropyOptions, Varied
 
 
@@ -31,11 +31,7 @@ class PSAQ(Varied):
         o = self.options
         tapped = AttentionTeacher(self.teacher, ("outputs",), self.name)
         variation = self.variation(batch)
-        terms = [
-            Term("pse", o.entropy_weight, o.patch_entropy()),
-            Term("ce", o.ce_weight, cross_entropy),
-            Term("tv", o.tv_weight, variation.loss),
-        ]
+        terms = self.terms(variation, Term("pse", o.entropy_weight, o.patch_entropy()))
         return Inversion(
             tapped,
             self.varied_pixels(batch),

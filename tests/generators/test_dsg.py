@@ -13,10 +13,10 @@ from zsq.engine import executed
 from zsq.engine.joint import WithInput
 from zsq.engine.objectives import TeacherPass, bn_alignment, gram_eigenvalues
 from zsq.engine.parameterise import gaussian
-from zsq.engine.slack import slacks
+from zsq.engine.slack import gaussian_eigenvalues, slacks
 from zsq.engine.statistics import Alignment, SetSums, TappedTeacher
 from zsq.generators import create
-from zsq.generators.dsg import DSGOptions, enhancement_weights, gaussian_eigenvalues
+from zsq.generators.dsg import DSGOptions, enhancement_weights
 from zsq.plan import Plan
 
 

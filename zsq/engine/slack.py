@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from zsq.core.errors import NonFiniteError
+from zsq.core.seeding import torch_generator
 from zsq.engine.executed import images_at_once
+from zsq.engine.objectives import gram_eigenvalues
 from zsq.engine.parameterise import gaussian
 from zsq.engine.statistics import Alignment, LayerSums, Scope, TappedTeacher, joined
 
@@ -41,3 +43,8 @@ def gaussian_layers(
     images = gaussian((count, *tapped.spec.shape), generator)
     at_once = images_at_once(tapped.network, tapped.spec, count)
     return joined([tapped(chunk.to(device))[1] for chunk in images.split(at_once)])
+
+
+def gaussian_eigenvalues(shape: Sequence[int], seed: int) -> Tensor:
+    """Eigenvalues (N,) of the correlation of Gaussian images, the same for all batches of a size."""
+    return gram_eigenvalues(gaussian(shape, torch_generator(seed, shape[0], "dsg inhibition")))

@@ -14,7 +14,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.heads import VariationTarget, gaussian_entropy, kernel_entropy, patch_entropy
 from zsq.engine.invert import InversionMethod, Stage
-from zsq.engine.objectives import TeacherPass
+from zsq.engine.objectives import TeacherPass, Term, cross_entropy
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Cosine, Iterations, Rate
 from zsq.engine.targets import class_count, uniform_labels
@@ -92,6 +92,11 @@ class Varied(InversionMethod):
         """The total variation aimed at."""
         low, high = self.options.variation
         return VariationTarget(low, high, (batch, *self.teacher.spec.shape), self.runtime.device)
+
+    def terms(self, variation: VariationTarget, *own: Term) -> list[Term]:
+        """What a method asks of an image itself, then its class and the total variation aimed at."""
+        o = self.options
+        return [*own, Term("ce", o.ce_weight, cross_entropy), Term("tv", o.tv_weight, variation.loss)]
 
     def moved(self, jitter: int) -> tuple[View, ...]:
         """The views of a phase."""

@@ -53,6 +53,12 @@ def test_methods_without_a_short_form_are_estimated(runs, method):
     assert runs == []
 
 
+def test_a_trial_is_shorter_than_the_job(runs):
+    longest = trial.TRIAL_IMAGES * sum(trial.TRIAL_ITERATIONS)
+    assert per_pass(passes=longest) == 1.0 and runs == []
+    assert per_pass(passes=longest + 1) == pytest.approx(0.25)
+
+
 def test_so_are_short_jobs_and_jobs_of_iterations_that_are_set(runs):
     assert per_pass(passes=round(WORTH_A_TRIAL_SECONDS) - 1) == 1.0
     assert per_pass(iterations=9) == 1.0

@@ -1,0 +1,77 @@
+"""Tables of networks of other tasks and libraries, for `tables.py`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from common import Results
+
+from zsq.measure.protocol import REAL
+from zsq.report.tables import DASH, Grid, number
+
+
+def super_resolution() -> Grid:
+    """CARN-M's students by source."""
+    columns = ("psnr", "ssim", "sqnr", "sqnr_centred")
+    rows = sorted(
+        Results("super-resolution").rows(),
+        key=lambda row: (
+            row["student"] != "ptq",
+            row["bits"] != "W8A8",
+            row["bits"] != "W4A8",
+            -row["count"],
+        ),
+    )
+    lines = (
+        (
+            row["student"],
+            row["bits"],
+            str(row["count"]),
+            row["source"],
+            *(number(row[name]) for name in columns),
+        )
+        for row in rows
+    )
+    return Grid(("student", "bits", "images", "source", *columns), tuple(lines), 4)
+
+
+def detector() -> Grid:
+    """FastestDet's students by source, with what agreement is less than on real photos."""
+    found = Results("detector").read()
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["student"], row["bits"], json.dumps(row["options"]), row["source"]
+
+    against_real = {key(each): each for each in found["contrasts"] if each["less"] == REAL}
+    lines = []
+    for row in found["rows"]:
+        less = against_real.get(key(row))
+        interval = DASH if less is None else "[{}, {}]".format(*map(number, less["agreement_ap_ci95"]))
+        figures = (
+            number(row["agreement_ap"]),
+            DASH if less is None else number(less["agreement_ap"]),
+            interval,
+        )
+        options = ", ".join(f"{name}={value:g}" for name, value in row["options"].items()) or DASH
+        lines.append((row["student"], row["bits"], options, row["source"], *figures, number(row["map"])))
+    header = ("student", "bits", "options", "source", "agreement_ap", "less real", "95 %", "map")
+    return Grid(header, tuple(lines), 4)
+
+
+def zoo() -> Grid:
+    """How many networks got how far."""
+    steps = ("captured", "placed", "fitted", "saved")
+    rows = Results("zoo").rows()
+    groups = {
+        "torchvision": [row for row in rows if not row["network"].startswith("timm:")],
+        "timm": [row for row in rows if row["network"].startswith("timm:")],
+    }
+    lines = []
+    for library, own in groups.items():
+        tried = [row for row in own if row["student"] == "ptq"]
+        close = sum(row.get("sqnr", -math.inf) >= 15 for row in tried)
+        counts = (sum(step in row for row in tried) for step in steps)
+        lines.append((library, str(len(tried)), *map(str, counts), str(close)))
+    return Grid(("library", "tried", *steps, "15 dB or more"), tuple(lines), 1)
