@@ -122,8 +122,8 @@ def _explain(results: Results, budget: Budget) -> None:
             if budget.spent():
                 break
             torch.manual_seed(0)
-            teacher = _teacher(row["network"], *_build(row["network"]))
-            _settle(teacher)
+            teacher = _teacher(row["network"], *build(row["network"]))
+            settle(teacher)
             results.write(rows=[each for each in results.rows() if each != row])
             results.add(row | _reasons(teacher), order=_order)
             log.advance(1)
@@ -158,12 +158,12 @@ def measured(name: str, student: str) -> dict[str, Any]:
 
 def _steps(name: str, student: str) -> Iterator[dict[str, Any]]:
     """Facts for the row, after each step that worked."""
-    network, own_size = _build(name)
+    network, own_size = build(name)
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     yield {"family": _family(network), "millions": round(millions, 2)}
     teacher = _teacher(name, network, own_size)
     yield {"size": teacher.spec.size[0]}
-    _settle(teacher)
+    settle(teacher)
     captured, seconds = _timed(lambda: capture(network, teacher.example()))
     yield {"captured": True, "capture_seconds": seconds, "nodes": len(captured.graph.nodes)}
     del captured
@@ -190,7 +190,7 @@ def _steps(name: str, student: str) -> Iterator[dict[str, Any]]:
     yield {"saved": True}
 
 
-def _build(name: str) -> tuple[nn.Module, int]:
+def build(name: str) -> tuple[nn.Module, int]:
     """The network with random weights, and the side of its own images."""
     if name.startswith("timm:"):
         import timm
@@ -211,7 +211,7 @@ def _family(network: nn.Module) -> str:
 
 def _teacher(name: str, network: nn.Module, own_size: int) -> Teacher:
     """The network as a teacher of small images, or of its own where it takes no others."""
-    _draw_constants(network)
+    draw_constants(network)
     for size in (SMALL_SIDE, own_size):
         spec = ImageSpec(size=(size, size), mean=NATURAL_MEAN, std=NATURAL_STD)
         try:
@@ -228,7 +228,7 @@ def _teacher(name: str, network: nn.Module, own_size: int) -> Teacher:
 
 
 @torch.no_grad()
-def _draw_constants(network: nn.Module) -> None:
+def draw_constants(network: nn.Module) -> None:
     """Draw what begins as 0, 1 or next to nothing and would be something else after training: scales of
     normalisations, those of branches, which stay small, biases, and tables of positions."""
     for name, parameter in network.named_parameters():
@@ -245,7 +245,7 @@ def _draw_constants(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _settle(teacher: Teacher) -> None:
+def settle(teacher: Teacher) -> None:
     """Batch norm statistics of random images: their mean over two batches."""
     norms = [
         module for module in teacher.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
