@@ -12,7 +12,7 @@ from zsq.tasks.embed import Embed
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
 
-SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2}
+SMALL = {"iterations": 2, "batch": 32, "teacher_iterations": 2, "correction_iterations": 2}
 
 
 def small_options(name):

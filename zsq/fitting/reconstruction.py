@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +32,8 @@ Inputs = Literal["float", "quantized", "mixed"]
 # h(V) of this is 1 exactly, of its negative 0.
 DECIDED = 20.0
 INPUT_NOISE = "input noise"
+# In front of the names of the tensors of what follows a unit.
+TAIL = "beyond: "
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Engine:
         optimizer = torch.optim.Adam([{"params": found, "lr": group.rate(0)} for group, found in groups])
         steps = roles["weight step"] + roles["activation step"]
         tensors = tensors_of(network)
+        beyond = {} if data.beyond is None else _named(TAIL, tensors_of(data.beyond.tail))
         step = self._step(network, phase, data)
         noise = torch_generator(seed, 0, f"{stream} noise")
         batches = shuffled_batches(data.num_images, self.batch, phase.iterations, seed, stream)
@@ -129,10 +132,11 @@ class Engine:
             for (group, _), settings in zip(groups, optimizer.param_groups, strict=True):
                 settings["lr"] = group.rate(progress)
             bytes_of = self._noise(network, phase, data, len(index), noise)
+            given = tensors | bytes_of | beyond
             annealed = torch.tensor(phase.annealing.at(progress), device=self.runtime.device)
             torch.compiler.cudagraph_mark_step_begin()
             optimizer.zero_grad()
-            loss, error = step(tensors | bytes_of, annealed, *data.rows(index))
+            loss, error = step(given, annealed, *data.rows(index))
             loss.backward()
             optimizer.step()
             keep_positive(steps)
@@ -152,20 +156,24 @@ class Engine:
             return {}
         mixes = phase.inputs == "mixed" and data.quantized is not None
         shapes = {INPUT_NOISE: data.full.shape} if mixes else {}
-        shapes |= {
-            f"{name}.noise": module.shape
-            for name, module in network.named_modules()
-            if isinstance(module, Dropped)
-        }
         drawn = {name: random_bytes((batch, *shape), generator) for name, shape in shapes.items()}
+        # What goes on beyond the unit is a second batch in it.
+        inside = batch if data.beyond is None else 2 * batch
+        for name, module in network.named_modules():
+            if isinstance(module, Dropped):
+                drawn[f"{name}.noise"] = random_bytes((inside, *module.shape), generator)
         return {name: self.runtime.sent(bytes_) for name, bytes_ in drawn.items()}
 
     def _step(
         self, network: fx.GraphModule, phase: Phase, data: UnitData
     ) -> Callable[..., tuple[Tensor, Tensor]]:
-        key = (structure(network), phase.name, data.full.shape, data.channels, data.quantized is None)
+        tail = None if data.beyond is None else data.beyond.tail
+        beyond = None if tail is None else structure(tail)
+        key = (structure(network), phase.name, data.full.shape, data.channels, data.quantized is None, beyond)
         if key not in self._steps:
-            made = _make_step(copy.deepcopy(network), phase, data.channels, self.runtime)
+            # All tensors of a tail are given, and every unit has another one.
+            empty = None if tail is None else copy.deepcopy(tail).to("meta")
+            made = _make_step(copy.deepcopy(network), phase, data.channels, self.runtime, empty)
             self._steps[key] = self.runtime.compiled(made)
         return self._steps[key]
 
@@ -178,7 +186,9 @@ class Engine:
             for name, module in network.named_modules()
             if isinstance(module, SoftRounding)
         }
-        plain = replace(phase, inputs="float" if phase.inputs == "float" else "quantized", keep=1.0)
+        inputs: Inputs = "float" if phase.inputs == "float" else "quantized"
+        plain = replace(phase, inputs=inputs, keep=1.0, losses=phase.losses[:1])
+        data = replace(data, beyond=None)
         step = _make_step(network, plain, data.channels, Runtime())
         total, annealed = 0.0, torch.zeros(2, device=self.runtime.device)
         for index in torch.arange(data.num_images).split(BATCH):
@@ -187,9 +197,15 @@ class Engine:
 
 
 def _make_step(
-    template: fx.GraphModule, phase: Phase, channels: int, runtime: Runtime
+    template: fx.GraphModule,
+    phase: Phase,
+    channels: int,
+    runtime: Runtime,
+    tail: fx.GraphModule | None = None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(tensors, (beta, strength), float input, student's input, target, importance) -> (loss, first loss)."""
+    """(tensors, (beta, strength), float input, student's input, target, importance) -> (loss, first loss);
+    with a `tail` also images and the teacher's outputs. What goes through the tail is the unit's output of
+    the student's input, unmixed."""
     names = [name for name, _ in template.named_parameters() if name.endswith(".variables")]
     inputs = phase.effective_inputs
 
@@ -200,19 +216,34 @@ def _make_step(
         quantized: Tensor | None,
         target: Tensor,
         importance: Tensor | None,
+        images: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        x = full if quantized is None or inputs == "float" else quantized
+        x = own_input = full if quantized is None or inputs == "float" else quantized
         if quantized is not None and inputs == "mixed":
             x = mixed(quantized, full, tensors[INPUT_NOISE], phase.keep)
-        own = {name: tensor for name, tensor in tensors.items() if name != INPUT_NOISE}
+        own = {n: tensor for n, tensor in tensors.items() if n != INPUT_NOISE and not n.startswith(TAIL)}
+        prediction = None
         with runtime.autocast():
-            output = torch.func.functional_call(template, own, (x,)).float()
+            if tail is None:
+                output = torch.func.functional_call(template, own, (x,)).float()
+            else:
+                both = torch.func.functional_call(template, own, (torch.cat([x, own_input]),))
+                output, beyond = both.split(len(x))
+                frozen = {n.removeprefix(TAIL): t for n, t in tensors.items() if n.startswith(TAIL)}
+                prediction = torch.func.functional_call(tail, frozen, (images, beyond)).float()
+                output = output.float()
         variables = tuple(tensors[name] for name in names)
-        batch = UnitBatch(output, target, importance, variables, annealed[0], annealed[1], channels)
+        annealing = (annealed[0], annealed[1])
+        batch = UnitBatch(output, target, importance, variables, *annealing, channels, prediction, reference)
         values = [loss.weight * loss.value(batch) for loss in phase.losses]
         return torch.stack(values).sum(), values[0].detach()
 
     return step
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def parameters_by_role(network: nn.Module) -> dict[Role, list[Tensor]]:

@@ -20,6 +20,8 @@ class UnitBatch:
         variables: V of each weight whose rounding is learned.
         beta, strength: exponent of the rounding penalty and 0 or 1, scalars.
         channels: number of channels of the output, over which errors are summed.
+        prediction, reference: the network's output behind the unit, as this batch's student has it and as
+            the teacher has it; None where the phase does not look beyond the unit.
     """
 
     output: Tensor
@@ -29,6 +31,8 @@ class UnitBatch:
     beta: Tensor
     strength: Tensor
     channels: int
+    prediction: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,3 +65,13 @@ def rounding_loss(weight: float) -> UnitLoss:
         return penalty * batch.strength
 
     return UnitLoss("rounding", weight, value)
+
+
+def prediction_loss(weight: float, loss: Callable[[Tensor, Tensor], Tensor]) -> UnitLoss:
+    """`loss` of the network's output behind the unit, against the teacher's."""
+
+    def value(batch: UnitBatch) -> Tensor:
+        assert batch.prediction is not None and batch.reference is not None
+        return loss(batch.prediction, batch.reference)
+
+    return UnitLoss("prediction", weight, value)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import maps_channels_last
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import norm_batches
 from zsq.fitting.features import Features, fits_in_memory
@@ -19,23 +20,6 @@ from zsq.quantizers.grids import Quantizer
 
 # Of the gradients that weight errors, in the public code.
 PUBLISHED_BATCH = 32
-
-
-@dataclass(frozen=True)
-class UnitData:
-    """Features of one unit; `quantized`, the student's input, is None where it is the float one or unused."""
-
-    full: Features
-    quantized: Features | None
-    target: Features
-    importance: Features | None
-    num_images: int
-    channels: int
-
-    def rows(self, index_N: Tensor) -> tuple[Tensor | None, ...]:
-        """Minibatch of float input, student's input, target and importance."""
-        features = (self.full, self.quantized, self.target, self.importance)
-        return tuple(None if part is None else part.rows(index_N) for part in features)
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,47 @@ class Images:
         for norm in norm_batches(self.spec, self.pixels_NCHW, self.runtime.device):
             yield start, norm
             start += len(norm)
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        """What a network takes of these images, channels_last."""
+        pixels = self.pixels_NCHW[index_N].to(self.runtime.device)
+        return maps_channels_last(self.spec.pixels_to_norm(pixels))
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What follows a unit: `tail` takes images and the unit's output, `outputs` are the teacher's."""
+
+    tail: fx.GraphModule
+    images: Images
+    outputs: Features
+
+    def rows(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Minibatch of images and of the teacher's outputs."""
+        return self.images.rows(index_N), self.outputs.rows(index_N)
+
+
+@dataclass(frozen=True)
+class UnitData:
+    """Features of one unit; `quantized`, the student's input, is None where it is the float one or unused.
+
+    `beyond` is there for a phase that looks at the network's output.
+    """
+
+    full: Features
+    quantized: Features | None
+    target: Features
+    importance: Features | None
+    num_images: int
+    channels: int
+    beyond: Beyond | None = None
+
+    def rows(self, index_N: Tensor) -> tuple[Tensor | None, ...]:
+        """Minibatch of float input, student's input, target and importance; of images and teacher's outputs
+        where something lies beyond."""
+        features = (self.full, self.quantized, self.target, self.importance)
+        rows = tuple(None if part is None else part.rows(index_N) for part in features)
+        return rows if self.beyond is None else (*rows, *self.beyond.rows(index_N))
 
 
 def gather(
@@ -78,10 +103,10 @@ def gather(
     entering, leaving = (
         Features(num, shape, runtime, resident) for shape in (unit.input_shape, unit.output_shape)
     )
-    _fill(up_to(full, [unit.input, unit.output]), (entering, leaving), images)
+    fill(up_to(full, [unit.input, unit.output]), (entering, leaving), images)
     quantized = Features(num, unit.input_shape, runtime, resident) if differs else None
     if quantized is not None:
-        _fill(prefix, (quantized,), images)
+        fill(prefix, (quantized,), images)
     importance = Features(num, unit.output_shape, runtime, resident) if weighted else None
     if importance is not None:
         _weigh(full, student, unit, importance, images)
@@ -90,7 +115,8 @@ def gather(
 
 
 @torch.no_grad()
-def _fill(network: fx.GraphModule, features: tuple[Features, ...], images: Images) -> None:
+def fill(network: nn.Module, features: tuple[Features, ...], images: Images) -> None:
+    """Write what `network` gives of all images, a tuple."""
     for start, norm in images.batches():
         for feature, values in zip(features, network(norm), strict=True):
             feature.write(start, values)

@@ -20,7 +20,7 @@ from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
 from zsq.fitting.reconstruction import Annealing, Engine, Inputs, ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
-from zsq.fitting.unitdata import Images, gather
+from zsq.fitting.unitdata import Images, UnitData, gather
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
 from zsq.placement.subgraphs import unit_network
@@ -67,9 +67,10 @@ class UnitwiseOptions(Options):
 
 
 @dataclass
-class _State:
-    """One fit under way."""
+class Fitting:
+    """One fit under way; `full` is the float network, of the same graph as the student."""
 
+    teacher: Teacher
     images: Images
     placement: Placement
     full: fx.GraphModule
@@ -170,7 +171,8 @@ class UnitwiseStudent(Student):
         network.requires_grad_(False)
         images = Images(teacher.spec, fit.pixels_NCHW, self.runtime)
         _, norm = next(images.batches())
-        state = _State(
+        state = Fitting(
+            teacher,
             images,
             placement,
             full=copy.deepcopy(network),
@@ -189,6 +191,14 @@ class UnitwiseStudent(Student):
         network.eval().requires_grad_(False)
         return self.result(fit, network, placement.table())
 
+    def histograms(self, state: Fitting, unit: Unit | None, sites: list[Site]) -> Mapping[Site, Histogram]:
+        """What the first grids of these activation sites come from; no `unit`: they are outside of all."""
+        return state.histograms
+
+    def prepared(self, state: Fitting, unit: Unit, data: UnitData) -> UnitData:
+        """What the unit is reconstructed from, where that is more than its values in both networks."""
+        return data
+
     def _placed(self, fit: Fit) -> Placement:
         teacher = fit.teacher
         placement = place(
@@ -204,9 +214,9 @@ class UnitwiseStudent(Student):
             quantize_residuals(placement)
         return placement
 
-    def _reconstruct(self, state: _State, phase: Phase, unit: Unit, index: int) -> None:
+    def _reconstruct(self, state: Fitting, phase: Phase, unit: Unit, index: int) -> None:
         sites = _sites(phase, unit)
-        self._put_quantizers(state, sites)
+        self._put_quantizers(state, sites, unit)
         if self._learns(phase, unit, index):
             self._soften(state, sites, phase)
             data = gather(
@@ -217,6 +227,7 @@ class UnitwiseStudent(Student):
                 sees_student=phase.effective_inputs != "float",
                 weighted=phase.weighted,
             )
+            data = self.prepared(state, unit, data)
             network = self._unit_network(state, phase, unit)
             before = self._engine.error(network, phase, data)
             self._engine.run(network, phase, data, state.seed, f"{self.name} {phase.name} {index}", state.log)
@@ -228,17 +239,19 @@ class UnitwiseStudent(Student):
         learns = bool(_sites(phase, unit)) and phase.iterations > 0 and unit.by_image
         return learns and not self.fixes(unit, index)
 
-    def _put_quantizers(self, state: _State, sites: list[Site]) -> None:
-        """Rounding to nearest: what a unit would be without learning."""
-        for site in sites:
-            if site.kind == "weight":
-                weight = state.placement.weight(site)
-                quantizer = weight_quantizer(weight, site.bits, True, each_end=self.clips_each_end)
-            else:
-                quantizer = self.activation_quantizer(state.histograms[site], site.bits)
+    def _put_quantizers(self, state: Fitting, sites: list[Site], unit: Unit | None = None) -> None:
+        """Rounding to nearest: what a unit would be without learning. Weights first."""
+        for site in (site for site in sites if site.kind == "weight"):
+            weight = state.placement.weight(site)
+            quantizer = weight_quantizer(weight, site.bits, True, each_end=self.clips_each_end)
+            state.placement.put(site, quantizer.to(self.runtime.device).requires_grad_(False))
+        activations = [site for site in sites if site.kind == "activation"]
+        seen = self.histograms(state, unit, activations)
+        for site in activations:
+            quantizer = self.activation_quantizer(seen[site], site.bits)
             state.placement.put(site, quantizer.to(self.runtime.device).requires_grad_(False))
 
-    def _soften(self, state: _State, sites: list[Site], phase: Phase) -> None:
+    def _soften(self, state: Fitting, sites: list[Site], phase: Phase) -> None:
         """Learned rounding in place of nearest, and gradients for what the phase trains."""
         roles = {group.role for group in phase.groups}
         for site in sites:
@@ -255,7 +268,7 @@ class UnitwiseStudent(Student):
             state.placement.put(site, soft)
 
     @torch.no_grad()
-    def _harden(self, state: _State, sites: list[Site]) -> None:
+    def _harden(self, state: Fitting, sites: list[Site]) -> None:
         for site in sites:
             quantizer = state.placement.get(site)
             quantizer.requires_grad_(False)
@@ -264,7 +277,7 @@ class UnitwiseStudent(Student):
                 state.placement.weight(site).copy_(weight)
                 state.placement.put(site, grid)
 
-    def _unit_network(self, state: _State, phase: Phase, unit: Unit) -> fx.GraphModule:
+    def _unit_network(self, state: Fitting, phase: Phase, unit: Unit) -> fx.GraphModule:
         paths = {site.path for site in state.placement.of_kind("activation")}
 
         def wrapped(node: fx.Node, module: nn.Module) -> nn.Module:

@@ -32,6 +32,47 @@ def up_to(network: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     return fx.GraphModule(network, graph)
 
 
+def beyond(network: fx.GraphModule, name: str) -> fx.GraphModule:
+    """From (the network's input, a value of the node `name`) to the network's output.
+
+    What the output needs and does not follow from that value is computed from the input.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in network.graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.placeholder("images")
+            value = graph.placeholder("value")
+        elif node.name == name:
+            copies[node] = value
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return fx.GraphModule(network, graph).train(False)
+
+
+def between(network: fx.GraphModule, start: str, ends: Sequence[str]) -> fx.GraphModule:
+    """From a value of the node `start`, which alone of what follows from the image they need, to the values
+    of the nodes `ends`, a tuple."""
+    nodes = {node.name: node for node in network.graph.nodes}
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    copies = {nodes[start]: value}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if is_image_count(node):
+                copies[node] = graph.call_function(torch.ops.aten.sym_size.int, (value, 0))
+            else:
+                for source in node.all_input_nodes:
+                    copied(source)
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        return copies[node]
+
+    graph.output(tuple(copied(nodes[name]) for name in ends))
+    return fx.GraphModule(network, graph).train(False)
+
+
 def unit_network(
     network: fx.GraphModule, unit: Unit, wrapped: Callable[[fx.Node, nn.Module], nn.Module]
 ) -> fx.GraphModule:

@@ -21,6 +21,7 @@ from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
 from zsq.students.lq_net import LQNet
 from zsq.students.lsq_kd import LSQKD
+from zsq.students.pd_quant import PDQuant
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
@@ -36,6 +37,7 @@ STUDENTS: dict[str, type[Student]] = {
     "adaround": AdaRound,
     "brecq": BRECQ,
     "qdrop": QDrop,
+    "pd-quant": PDQuant,
     "genie-m": GenieM,
     "kd": KD,
     "gdfq-ft": GDFQFT,

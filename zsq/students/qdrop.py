@@ -4,54 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from zsq.contract import Facts
 from zsq.core.options import Options
-from zsq.fitting.reconstruction import ParameterGroup, Phase
-from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
+from zsq.fitting.dropping import DEVIATIONS, DroppingOptions, DroppingStudent
 
 
-class QDropOptions(UnitwiseOptions):
-    """Constants of QDrop; its published `rounding_weight` is 0.1 for MobileNetV2 and 0.2 for MNasNet.
-
-    `keep` is the probability that an element is quantized, which the public code calls drop_prob.
-    """
-
-    keep: float = Field(0.5, ge=0, le=1)
-    activation_learning_rate: float = Field(4e-5, gt=0)
-
-
-class QDrop(UnitwiseStudent):
+class QDrop(DroppingStudent):
     """Half of the elements that enter a block come from the quantized network, half from the float one."""
 
     name = "qdrop"
     facts = Facts(
         paper="QDrop, Wei et al. 2022 (arXiv:2203.05740)",
         summary="learned rounding and activation steps, block by block, activations quantized at random",
-        deviations=(
-            "2,000 iterations per block instead of 20,000 where the network takes 64 px or less",
-            "with fewer iterations than published the rounding learns as many times faster",
-            "batches are of shuffled epochs over the images instead of draws with replacement",
-            "ranges by clipping both ends and each of them by ratios of its own instead of 100 ranges times "
-            "all zero points; of activations from all images instead of 256",
-            "beta falls one iteration later than in the public code",
-            "an activation beyond its range counts as clipped in gradients, as in LSQ, whose factor "
-            "1 / sqrt(N Qp) they have; in the public code it is inside up to half a step further",
-            "a weight channel of one sign has zero in its range, so that its zero point is on the grid; the "
-            "public code gives it a range of its own",
-            "the residual stream stays in float; residual_stream=quantized shares the next layer's quantizer",
-        ),
+        deviations=DEVIATIONS,
     )
-    options_class: ClassVar[type[Options]] = QDropOptions
-    options: QDropOptions
-    clips_each_end = True
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One phase, which trains everything."""
-        options = self.options
-        groups = (
-            ParameterGroup("rounding", options.rounding_rate),
-            ParameterGroup("activation step", options.activation_learning_rate, cosine=True),
-        )
-        return self.single_phase("joint", groups, "mixed", options.keep)
+    options_class: ClassVar[type[Options]] = DroppingOptions
