@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from common import DOCS, Results
+from million import million_grid
 from network_tables import detector, super_resolution, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
@@ -307,6 +308,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "consumers": consumers,
     "mct-images": mct_images,
     "face": face,
+    "million": million_grid,
     "throughput": throughput,
     "throughput-cold-starts": cold_starts,
     "throughput-short": speed,
