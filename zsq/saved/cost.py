@@ -11,24 +11,20 @@ those of the weights that are left, and its bytes hold these and one bit for eac
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from zsq.contract import FittedStudent
-from zsq.graph.vocabulary import calls_module, image_nodes, multiplied
+from zsq.graph.vocabulary import calls_module
+from zsq.placement.macs import IMAGE_BITS, Counting, operands_read
 from zsq.placement.sites import row_name
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.dry_run import without_numbers
 from zsq.widths import FLOAT_BITS
-
-IMAGE_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -183,20 +179,10 @@ def _operand_bits(
     network: fx.GraphModule, bits: Mapping[str, int], image_bits: int
 ) -> dict[fx.Node, list[int]]:
     """Call of a layer or product -> width of what it reads: one tensor, or two."""
-    images = image_nodes(network.graph.nodes, network)
-    computed: set[fx.Node] = set()
-    widths: dict[fx.Node, list[int]] = {}
-    for node in network.graph.nodes:
-        read = multiplied(network, node)
-        if read:
-            raw = [source in images and source not in computed for source in read]
-            widths[node] = [
-                _width(network, source, bits, image_bits if is_raw else FLOAT_BITS)
-                for source, is_raw in zip(read, raw, strict=True)
-            ]
-        if read or any(source in computed for source in node.all_input_nodes):
-            computed.add(node)
-    return widths
+    return {
+        node: [_width(network, each, bits, image_bits if raw else FLOAT_BITS) for each, raw in read]
+        for node, read in operands_read(network).items()
+    }
 
 
 def _width(network: fx.GraphModule, source: fx.Node, bits: Mapping[str, int], unquantized: int) -> int:
@@ -205,36 +191,10 @@ def _width(network: fx.GraphModule, source: fx.Node, bits: Mapping[str, int], un
     return bits[row_name(str(source.target))]
 
 
-class _Counting(fx.Interpreter):
-    """Notes the multiply-adds of every layer and product that it runs."""
-
-    def __init__(self, network: fx.GraphModule) -> None:
-        super().__init__(network)
-        self.network = network
-        self.macs: dict[fx.Node, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if not multiplied(self.network, n):
-            return super().run_node(n)
-        with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
-            value = super().run_node(n)
-        # The counter counts a multiply-add as two.
-        self.macs[n] = counter.get_total_flops() // 2
-        return value
-
-
 def _macs(network: fx.GraphModule, image: Tensor) -> dict[fx.Node, int]:
     """Multiply-adds on one image, which need no numbers."""
-    counting = _Counting(network)
+    counting = Counting(network)
     device = next(network.parameters()).device
     with without_numbers(network) as mode:
         counting.run(mode.from_tensor(image).to(device))
     return counting.macs
-
-
-def _matrix_by_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-# Products that torch's counter does not know.
-_UNCOUNTED = {torch.ops.aten.mv: _matrix_by_vector, torch.ops.aten.dot: _matrix_by_vector}

@@ -21,6 +21,7 @@ from zsq.students.genie_m import GenieM
 from zsq.students.kd import KD
 from zsq.students.lq_net import LQNet
 from zsq.students.lsq_kd import LSQKD
+from zsq.students.mixed import Mixed
 from zsq.students.pd_quant import PDQuant
 from zsq.students.ptq import PTQ
 from zsq.students.qdrop import QDrop
@@ -45,6 +46,7 @@ STUDENTS: dict[str, type[Student]] = {
     "lq-net": LQNet,
     "qfd": QFD,
     "quantface": QuantFace,
+    "mixed": Mixed,
 }
 
 

@@ -172,7 +172,9 @@ def test_first_and_last_layer(name, first_last):
     else:
         assert ends and {widths[name] for name in ends} == {first_last}
         assert widths["2.2.input"] == first_last
-    assert {widths[name] for name in layers if name not in ends} == {5}
+    others = {widths[name] for name in layers if name not in ends}
+    # Whose bits are chosen.
+    assert others == {5} or name == "mixed"
     assert fitted.first_last == first_last
 
 
