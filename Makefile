@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 # One environment per tool that quantizes, outside of the repository: their requirements do not agree.
 CONSUMERS ?= $(HOME)/.cache/zsq-consumers
-TOOLS := onnxruntime nncf torchao mct webdataset
+TOOLS := onnxruntime nncf torchao mct modelopt quark aimet brevitas executorch webdataset
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(CURDIR)/.venv-lowest

@@ -1,10 +1,11 @@
-"""Four tools that quantize, each as one function: network and images in, a function from input to logits out.
+"""Tools that quantize, each as one function: network and images in, a function from input to logits out.
 
 Each runs in an environment of its own, so a tool is imported where its function is called.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsq.adapters import calibrate, nncf_dataset, representative_data
+from zsq.adapters import calibrate, data_loader, nncf_dataset, representative_data
 from zsq.adapters.loader import Images
 from zsq.core.imagespec import ImageSpec
 from zsq.widths import Bits
 
 GPTQ_EPOCHS = 20
+BATCH = 32
 
 Predict = Callable[[Tensor], Tensor]
 Quantize = Callable[[nn.Module, ImageSpec, Images, Bits], Predict]
@@ -30,9 +32,37 @@ def example(spec: ImageSpec) -> Tensor:
     return torch.zeros(2, spec.channels, *(spec.input_size or spec.size))
 
 
+def onnx_file(network: nn.Module, spec: ImageSpec, folder: str) -> str:
+    """The float network as ONNX, input `images`, output `logits`, of any batch."""
+    path = str(Path(folder, "float.onnx"))
+    shapes = ({0: torch.export.Dim("batch")},)
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    torch.onnx.export(
+        network, (example(spec),), path, dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+    )
+    return path
+
+
+def onnx_session(path: str) -> Predict:
+    """An ONNX file in ONNX Runtime, on the CPU with as many threads as torch."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda norm: torch.from_numpy(session.run(None, {"images": norm.numpy()})[0])
+
+
+def norm_images(spec: ImageSpec, images: Images) -> Tensor:
+    """All images as the network takes them."""
+    batches = [
+        batch[0] if isinstance(batch, list | tuple) else batch for batch in data_loader(images, spec=spec)
+    ]
+    return torch.cat(batches)
+
+
 def onnxruntime(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
     """Static quantization in the QDQ form, min-max ranges, weights per channel."""
-    import onnxruntime as ort
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -40,13 +70,8 @@ def onnxruntime(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits)
 
     kinds = {8: (QuantType.QInt8, QuantType.QUInt8), 4: (QuantType.QInt4, QuantType.QUInt4)}
     with tempfile.TemporaryDirectory() as folder:
-        model, prepared, quantized = (str(Path(folder, f"{name}.onnx")) for name in ("f", "p", "q"))
-        shapes = ({0: torch.export.Dim("batch")},)
-        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
-        torch.onnx.export(
-            network, (example(spec),), model, dynamo=True, dynamic_shapes=shapes, verbose=False, **names
-        )
-        quant_pre_process(model, prepared)
+        prepared, quantized = (str(Path(folder, f"{name}.onnx")) for name in ("p", "q"))
+        quant_pre_process(onnx_file(network, spec, folder), prepared)
         quantize_static(
             prepared,
             quantized,
@@ -56,10 +81,120 @@ def onnxruntime(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits)
             weight_type=kinds[bits.weights][0],
             activation_type=kinds[bits.activations][1],
         )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
-    return lambda norm: torch.from_numpy(session.run(None, {"images": norm.numpy()})[0])
+        return onnx_session(quantized)
+
+
+def modelopt(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """NVIDIA Model Optimizer on ONNX, entropy ranges, as TensorRT takes it; run by ONNX Runtime."""
+    from modelopt.onnx.quantization import quantize
+
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = str(Path(folder, "q.onnx"))
+        quantize(
+            onnx_file(network, spec, folder),
+            quantize_mode="int8",
+            calibration_data={"images": norm_images(spec, images).numpy()},
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+            output_path=quantized,
+            log_level="ERROR",
+        )
+        return onnx_session(quantized)
+
+
+def quark(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """AMD Quark on ONNX, its configuration XINT8 for NPUs: scales are powers of two."""
+    from quark.onnx import ModelQuantizer
+    from quark.onnx.quantization.config import get_default_config
+    from quark.onnx.quantization.config.config import Config
+
+    from zsq.adapters import CalibrationReader
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, quantized = onnx_file(network, spec, folder), str(Path(folder, "q.onnx"))
+        quantizer = ModelQuantizer(Config(global_quant_config=get_default_config("XINT8")))
+        quantizer.quantize_model(model, quantized, CalibrationReader(images, model, spec=spec))
+        return onnx_session(quantized)
+
+
+def aimet(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """AIMET on ONNX: a simulation of the quantized network, with its own choice of ranges."""
+    import onnx
+    from aimet_onnx.quantsim import QuantizationSimModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = onnx.load(onnx_file(network, spec, folder))
+    kinds = {"param_type": f"int{bits.weights}", "activation_type": f"int{bits.activations}"}
+    simulation = QuantizationSimModel(model, providers=["CPUExecutionProvider"], **kinds)
+    batches = norm_images(spec, images).split(BATCH)
+    simulation.compute_encodings([{"images": batch.numpy()} for batch in batches])
+    return lambda norm: torch.from_numpy(simulation.session.run(None, {"images": norm.numpy()})[0])
+
+
+def brevitas(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """Brevitas: batch norm folded, percentile ranges, first and last layer at 8 bits; below 8 bits GPTQ."""
+    from brevitas.graph.calibrate import calibration_mode
+    from brevitas.graph.gptq import gptq_mode
+    from brevitas.graph.quantize import preprocess_for_quantize
+    from brevitas_examples.imagenet_classification.ptq.ptq_common import quantize_model
+
+    prepared = preprocess_for_quantize(copy.deepcopy(network))
+    quantized = quantize_model(
+        prepared,
+        backend="fx",
+        weight_bit_width=bits.weights,
+        act_bit_width=bits.activations,
+        bias_bit_width=32,
+        weight_quant_granularity="per_channel",
+        act_quant_percentile=99.999,
+        act_quant_type="sym",
+        scale_factor_type="float_scale",
+        quant_format="int",
+    )
+    batches = norm_images(spec, images).split(BATCH)
+    with torch.no_grad(), calibration_mode(quantized):
+        for batch in batches:
+            quantized(batch)
+    if bits.weights < 8:
+        with torch.no_grad():
+            quantized(batches[0])
+        with torch.no_grad(), gptq_mode(quantized, use_quant_activations=False) as gptq:
+            for _ in range(gptq.num_layers):
+                for batch in batches:
+                    gptq.model(batch)
+                gptq.update()
+    return quantized.eval()
+
+
+def executorch(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """ExecuTorch: PT2E with the XNNPACK quantizer, weights per channel; the .pte run by its runtime."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    one = example(spec)[:1]
+    prepared = prepare_pt2e(
+        torch.export.export(network, (one,)).module(), xnnpack.XNNPACKQuantizer().set_global(config)
+    )
+    for image in norm_images(spec, images).split(1):
+        prepared(image)
+    exported = torch.export.export(convert_pt2e(prepared), (one,))
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    # The runtime reads from this memory, and the method from the program: both must live as long.
+    buffer = lowered.to_executorch().buffer
+    program = Runtime.get().load_program(buffer)
+    method = program.load_method("forward")
+    alive = buffer, program
+
+    def predict(norm: Tensor) -> Tensor:
+        assert alive
+        images = norm.contiguous().split(1)
+        return torch.cat([method.execute((image.clone(),))[0].clone() for image in images])
+
+    return predict
 
 
 def nncf(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
@@ -162,5 +297,10 @@ TOOLS: dict[str, tuple[Quantize, tuple[str, ...], tuple[str, ...]]] = {
     "nncf": (nncf, ("nncf", "openvino"), ("W8A8", "W4A8")),
     "torchao": (torchao, ("torchao",), ("W8A8", "W4A4")),
     "mct": (mct, ("model-compression-toolkit",), ("W8A8", "W4A4")),
+    "modelopt": (modelopt, ("nvidia-modelopt", "onnxruntime-gpu"), ("W8A8",)),
+    "quark": (quark, ("amd-quark", "onnxruntime"), ("W8A8",)),
+    "aimet": (aimet, ("aimet-onnx", "onnxruntime"), ("W8A8", "W4A4")),
+    "brevitas": (brevitas, ("brevitas",), ("W8A8", "W4A4")),
+    "executorch": (executorch, ("executorch", "torchao"), ("W8A8",)),
     "mct-gptq": (mct_gptq, ("model-compression-toolkit",), ("W2A8",)),
 }

@@ -1,7 +1,7 @@
 """What other quantizers make of synthetic images: `python benchmarks/consumers.py TOOL [--budget-hours H]`.
 
-TOOL is onnxruntime, nncf, torchao, mct or mct-gptq, in the environment of `benchmarks/consumers/TOOL.txt`
-(the last two share one).
+TOOL is a name of `consumer_tools.TOOLS`, in the environment of `benchmarks/consumers/TOOL.txt` (mct-gptq
+shares that of mct).
 Finished rows are kept in `benchmarks/results/consumers.json` and are not measured again; shards
 are made below `outputs/consumers/` on the first call.
 """
@@ -33,12 +33,12 @@ from zsq.contract import Teacher
 from zsq.images.sources import ImageSet
 from zsq.widths import Bits
 
-METHODS = ("dsg", "noise", "deepinversion")
+METHODS = ("noise", "dgh", "deepinversion")
 COUNT, ITERATIONS, BATCH = 256, 250, 250
 
 
 def main(
-    tool: Annotated[str, typer.Argument(help="onnxruntime, nncf, torchao, mct or mct-gptq.")],
+    tool: Annotated[str, typer.Argument(help="A name of consumer_tools.TOOLS.")],
     budget_hours: BudgetHours = None,
     shards: Annotated[Path, typer.Option(help="Where shards are made or found.")] = Path("outputs/consumers"),
 ) -> None:

@@ -255,7 +255,7 @@ def consumers() -> Grid:
         key=lambda row: (row["tool"], row["bits"] != "W8A8"),
     )
     cells = (((row["tool"], row["bits"]), row["source"], row["accuracy"]) for row in rows)
-    return by_source(cells, ("tool", "bits"), ("real", "deepinversion", "dsg", "noise"))
+    return by_source(cells, ("tool", "bits"), ("real", "dgh", "deepinversion", "dsg", "noise"))
 
 
 def mct_images() -> Grid:

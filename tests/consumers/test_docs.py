@@ -11,9 +11,14 @@ import pytest
 from commands import REPOSITORY, run_python
 
 TOOLS = {
+    "aimet": "aimet_onnx",
+    "brevitas": "brevitas",
+    "executorch": "executorch",
     "mct": "model_compression_toolkit",
+    "modelopt": "modelopt",
     "nncf": "nncf",
     "onnxruntime": "onnxruntime",
+    "quark": "quark",
     "torchao": "torchao",
     "webdataset": "webdataset",
 }
