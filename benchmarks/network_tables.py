@@ -11,6 +11,8 @@ from common import Results
 from zsq.measure.protocol import REAL
 from zsq.report.tables import DASH, Grid, number
 
+FITTED = ("ptq", "repq")
+
 
 def super_resolution() -> Grid:
     """CARN-M's students by source."""
@@ -75,3 +77,33 @@ def zoo() -> Grid:
         counts = (sum(step in row for row in tried) for step in steps)
         lines.append((library, str(len(tried)), *map(str, counts), str(close)))
     return Grid(("library", "tried", *steps, "15 dB or more"), tuple(lines), 1)
+
+
+def transformers() -> Grid:
+    """What works with each network, and the peak of memory; a dash for what is not measured yet."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in Results("transformers").rows():
+        found.setdefault(row["network"], {})[row["step"]] = row
+    lines = []
+    for network, steps in found.items():
+        made = [step for step in steps.values() if "iterations" in step]
+        methods = f"{len(made)}, {max(step['peak_mb'] for step in made)} MB" if made else DASH
+        adapter, units = steps.get("adapter"), steps.get("units")
+        fits = ("refused" if "why" in steps.get(name, {}) else _peak(steps.get(name)) for name in FITTED)
+        lines.append(
+            (
+                network,
+                DASH if adapter is None else f"{adapter['attentions']}",
+                DASH if adapter is None else f"{adapter['difference']:.1e}",
+                DASH if units is None else f"{units['units']} ({len(units['rounded_only'])})",
+                _peak(steps.get("built")),
+                methods,
+                *fits,
+            )
+        )
+    header = ("network", "attentions", "difference", "units", "built", "methods", "`ptq`", "`repq`")
+    return Grid(header, tuple(lines), 1)
+
+
+def _peak(step: dict[str, Any] | None) -> str:
+    return DASH if step is None else f"{step['peak_mb']} MB"

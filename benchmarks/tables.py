@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from common import DOCS, Results
 from million import million_grid
-from network_tables import detector, super_resolution, zoo
+from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
@@ -279,6 +279,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "super-resolution": super_resolution,
     "detector": detector,
     "zoo": zoo,
+    "transformers": transformers,
     "methods-screen": partial(gaps_of, "methods-screen", ALL[1:], 1),
     "methods-screen-sets": partial(sets_of, "methods-screen"),
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
