@@ -26,6 +26,7 @@ from zsq.fitting.unitdata import UnitData
 from zsq.placement.subgraphs import structure
 from zsq.quantizers.grids import Kind, Quantizer, Role, keep_positive
 from zsq.quantizers.rounding import Dropped, SoftRounding, mixed, random_bytes
+from zsq.quantizers.thresholds import LearnedBorders, temperature_at
 
 Inputs = Literal["float", "quantized", "mixed"]
 
@@ -132,7 +133,7 @@ class Engine:
             for (group, _), settings in zip(groups, optimizer.param_groups, strict=True):
                 settings["lr"] = group.rate(progress)
             bytes_of = self._noise(network, phase, data, len(index), noise)
-            given = tensors | bytes_of | beyond
+            given = tensors | bytes_of | beyond | self._temperatures(network, progress)
             annealed = torch.tensor(phase.annealing.at(progress), device=self.runtime.device)
             torch.compiler.cudagraph_mark_step_begin()
             optimizer.zero_grad()
@@ -163,6 +164,15 @@ class Engine:
             if isinstance(module, Dropped):
                 drawn[f"{name}.noise"] = random_bytes((inside, *module.shape), generator)
         return {name: self.runtime.sent(bytes_) for name, bytes_ in drawn.items()}
+
+    def _temperatures(self, network: fx.GraphModule, progress: float) -> dict[str, Tensor]:
+        """That of each quantizer with learned borders."""
+        temperature = torch.tensor(temperature_at(progress), device=self.runtime.device)
+        return {
+            f"{name}.temperature": temperature
+            for name, module in network.named_modules()
+            if isinstance(module, LearnedBorders)
+        }
 
     def _step(
         self, network: fx.GraphModule, phase: Phase, data: UnitData

@@ -195,6 +195,14 @@ class UnitwiseStudent(Student):
         """What the first grids of these activation sites come from; no `unit`: they are outside of all."""
         return state.histograms
 
+    def softened(self, state: Fitting, site: Site, quantizer: FakeQuantizer) -> Quantizer:
+        """What is learned in place of an activation's first grid; the weights of the unit are on theirs."""
+        return quantizer
+
+    def settled(self, state: Fitting, site: Site, quantizer: Quantizer) -> Quantizer:
+        """What stands at an activation in the end, in place of what was learned or never was."""
+        return quantizer
+
     def prepared(self, state: Fitting, unit: Unit, data: UnitData) -> UnitData:
         """What the unit is reconstructed from, where that is more than its values in both networks."""
         return data
@@ -258,7 +266,10 @@ class UnitwiseStudent(Student):
             quantizer = state.placement.get(site)
             assert isinstance(quantizer, FakeQuantizer)
             if site.kind == "activation":
-                quantizer.requires_grad_("activation step" in roles)
+                learned = self.softened(state, site, quantizer).requires_grad_(False)
+                for role, parameter in learned.roles().items():
+                    parameter.requires_grad_(role in roles)
+                state.placement.put(site, learned)
                 continue
             weight = state.placement.weight(site)
             grid = (quantizer.step, quantizer.zero_point, quantizer.lo, quantizer.hi)
@@ -272,7 +283,10 @@ class UnitwiseStudent(Student):
         for site in sites:
             quantizer = state.placement.get(site)
             quantizer.requires_grad_(False)
-            if isinstance(quantizer, SoftRounding):
+            if site.kind == "activation":
+                assert isinstance(quantizer, Quantizer)
+                state.placement.put(site, self.settled(state, site, quantizer))
+            elif isinstance(quantizer, SoftRounding):
                 weight, grid = quantizer.hardened()
                 state.placement.weight(site).copy_(weight)
                 state.placement.put(site, grid)

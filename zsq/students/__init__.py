@@ -13,6 +13,7 @@ from zsq.fitting.chain import chain_of
 from zsq.fitting.passed import Passed
 from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
+from zsq.students.aquant import AQuant
 from zsq.students.brecq import BRECQ
 from zsq.students.cfws import CFWS
 from zsq.students.erq import ERQ
@@ -39,6 +40,7 @@ STUDENTS: dict[str, type[Student]] = {
     "brecq": BRECQ,
     "qdrop": QDrop,
     "pd-quant": PDQuant,
+    "aquant": AQuant,
     "genie-m": GenieM,
     "kd": KD,
     "gdfq-ft": GDFQFT,
