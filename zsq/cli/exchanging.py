@@ -50,7 +50,8 @@ def export(
     if record.tool is not None:
         tool = TOOLS[record.tool]
         run = "run here" if tool.run_here else "not run here"
-        typer.echo(f"{record.tool} {tool.version}, {run}, after {tool.page}")
+        after = "after" if tool.read == "its page" else "after public examples, not its page"
+        typer.echo(f"{record.tool}, version {tool.version}, {run}, {after} {tool.page}")
         typer.echo(f"    {tool.hand_over(record.image)}")
     typer.echo(out)
 

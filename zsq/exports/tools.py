@@ -16,7 +16,8 @@ class Tool:
 
     Attributes:
         page: of the tool's documentation. `read`: what the row was written from, the page itself or public
-            examples of the tool's use; in either case for `version`.
+            examples of the tool's use. `version`: that the page or the tool itself stated; "not checked"
+            where no such statement was at hand.
         run_here: whether a test of zsq gives such a set to the tool itself.
         hand_over: the image spec -> how the tool is told of the set and of mean and deviation.
     """
@@ -57,7 +58,7 @@ def _hailo(spec: ImageSpec) -> str:
 
 def _onnx2tf(spec: ImageSpec) -> str:
     mean, std = ([[[values]]] for values in _scaled(spec, 1))
-    return f'onnx2tf -i float.onnx -oiqt -cind INPUT images.npy "{mean}" "{std}"'.replace(" [[[", "[[[")
+    return f'onnx2tf -i float.onnx -oiqt -cind INPUT images.npy "{mean}" "{std}"'
 
 
 def _said(text: str) -> Callable[[ImageSpec], str]:
@@ -69,7 +70,7 @@ TOOLS: dict[str, Tool] = {
     "rknn": Tool(
         "https://github.com/airockchip/rknn-toolkit2/tree/master/rknn-toolkit2/examples",
         "public examples",
-        "2.3.2",
+        "not checked",
         *(False, "files", None, "uint8", _rknn),
         each="png",
     ),
@@ -87,22 +88,23 @@ TOOLS: dict[str, Tool] = {
     "hailo": Tool(
         "https://github.com/hailo-ai/hailo_model_zoo/blob/master/docs/OPTIMIZATION.rst",
         "public examples",
-        "Dataflow Compiler 3.30",
+        "not checked",
         *(False, "npy", "nhwc", "uint8", _hailo),
     ),
     "litert": Tool(
-        "https://ai.google.dev/edge/litert/models/post_training_quantization",
-        "public examples",
+        "https://github.com/google-ai-edge/ai-edge-quantizer",
+        "its page",
         "ai-edge-quantizer 0.10",
         *(False, "npy", "nhwc", "norm"),
         _said(
-            "calibration data {'serving_default': [{INPUT: image[None]} for image in np.load('images.npy')]}"
+            "Quantizer.calibrate({'serving_default': [{INPUT: image[None]} for image in "
+            "np.load('images.npy')]}); a model whose input is (N, C, H, W) wants --layout nchw here"
         ),
     ),
     "onnx2tf": Tool(
         "https://github.com/PINTO0309/onnx2tf#cli-parameter",
-        "public examples",
-        "1.28",
+        "its page",
+        "1.29",
         *(False, "npy", "nhwc", "unit", _onnx2tf),
     ),
     "modelopt": Tool(
@@ -119,7 +121,7 @@ TOOLS: dict[str, Tool] = {
         "https://github.com/NVIDIA/TensorRT/tree/main/tools/Polygraphy/examples/cli/convert/"
         "01_int8_calibration_in_tensorrt",
         "its page",
-        "0.49",
+        "0.53",
         *(False, "npy", "nchw", "norm"),
         _said(
             "polygraphy convert float.onnx --int8 --data-loader-script data_loader.py, whose load_data() "
@@ -127,10 +129,10 @@ TOOLS: dict[str, Tool] = {
         ),
     ),
     "openvino": Tool(
-        "https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/"
+        "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/"
         "quantizing-models-post-training/basic-quantization-flow.html",
-        "public examples",
-        "2026.4",
+        "its page",
+        "2025",
         *(False, "npy", "nchw", "norm"),
         _said("nncf.quantize(model, nncf.Dataset(np.load('images.npy')[:, None]))"),
     ),
