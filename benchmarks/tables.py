@@ -287,6 +287,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-curve": curve,
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
+    "mcunet-250": partial(gaps_of, "mcunet-250", ("source", "accuracy", "gap", "agreement"), 1),
     "effort-cifar10": partial(efforts, "effort-cifar10"),
     "cifar10-resnet20": partial(gaps_of, "cifar10-resnet20", ("student", *ALL), 3),
     "methods-second": second,

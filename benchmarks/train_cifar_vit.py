@@ -25,7 +25,7 @@ from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import torch_generator
 
-EPOCHS = 40
+EPOCHS = 25
 BATCH = 128
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05

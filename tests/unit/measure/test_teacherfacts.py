@@ -56,7 +56,7 @@ def test_wrong_calls_are_one_line(capsys, tmp_path):
     for arguments, word in (
         ((), "neither PATH nor --teacher"),
         ((tmp_path, "--teacher", "embedded:digits"), "one of them"),
-        ((tmp_path, "--images", "x"), "with --teacher alone"),
+        ((tmp_path, "--images", "x"), "with --teacher, or with a student and --images"),
         (("--teacher", "embedded:digits", "--images", "nowhere"), "nowhere does not exist"),
     ):
         said = call(capsys, "inspect", *arguments)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -59,10 +60,19 @@ def integers_make_the_weights(stem, fitted):
     return len(weights)
 
 
-PARTS = {"affine": ("step", "zero_point"), "interval": ("scale",)}
+def sorted_signed_sums(integers, grid, basis):
+    """Of the basis (b, C) of each channel, added with either sign: the sum of this rank."""
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(basis))))
+    levels_CL = np.sort((signs @ basis).T, axis=1)
+    rows = integers.astype(int).reshape(len(levels_CL), -1)
+    return np.take_along_axis(levels_CL, rows, axis=1).reshape(integers.shape)
+
+
+PARTS = {"affine": ("step", "zero_point"), "interval": ("scale",), "basis": ("basis",)}
 VALUES = {
     "affine": lambda integers, grid, step, zero_point: step * (integers - zero_point),
     "interval": lambda integers, grid, scale: scale * (2 * integers / (2 ** grid["bits"] - 1) - 1),
+    "basis": sorted_signed_sums,
 }
 
 
