@@ -21,8 +21,25 @@ def temperature_at(progress: float) -> float:
     return FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** progress
 
 
+class _OneStep(Quantizer):
+    """Activations on a grid of one step and one zero point, whatever decides between its levels."""
+
+    kind = "activation"
+    zero_point: Tensor
+
+    @property
+    def num_scales(self) -> int:
+        """One step."""
+        return 1
+
+    @property
+    def signed(self) -> bool:
+        """Whether the grid has values below zero."""
+        return bool(self.zero_point > 0)
+
+
 @stored("activation")
-class Thresholds(Quantizer):
+class Thresholds(_OneStep):
     """s (q - z), where q counts the thresholds of x's channel that are below x / s + z; 0..2^b-1.
 
     `thresholds` is (C, 2^b-1), rising, in units of the step; C may be 1 for all channels. A value at a
@@ -31,9 +48,7 @@ class Thresholds(Quantizer):
 
     form = "thresholds"
     no_onnx_form = "thresholds between levels"
-    kind = "activation"
     step: Tensor
-    zero_point: Tensor
     thresholds: Tensor
     axis: Tensor
 
@@ -52,16 +67,6 @@ class Thresholds(Quantizer):
         rows = scaled.reshape(len(self.thresholds), -1).contiguous()
         integers = torch.searchsorted(self.thresholds, rows).view(scaled.shape).movedim(0, self._axis)
         return (integers - self.zero_point) * self.step
-
-    @property
-    def num_scales(self) -> int:
-        """One step."""
-        return 1
-
-    @property
-    def signed(self) -> bool:
-        """Whether the grid has values below zero."""
-        return bool(self.zero_point > 0)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -123,7 +128,7 @@ class _OnBorders(torch.autograd.Function):
         return grad_x, grad_step, grad_border, None, None, None, None, None
 
 
-class LearnedBorders(Quantizer):
+class LearnedBorders(_OneStep):
     """A grid whose border between n and n + 1 is 1/2 + a + k (n - z + 1/2), with a and k per channel.
 
     For one product of a value and a weight w that became w', k = w' / w - 1 rounds the product best.
@@ -131,8 +136,6 @@ class LearnedBorders(Quantizer):
     sigmoid((f - border) / temperature), f what x / s + z is above n.
     """
 
-    kind = "activation"
-    zero_point: Tensor
     temperature: Tensor
 
     def __init__(self, grid: FakeQuantizer, slope_C: Tensor, axis: int) -> None:
@@ -158,16 +161,6 @@ class LearnedBorders(Quantizer):
     def _border(self, below: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
         border = 0.5 + shift + slope * (below - self.zero_point + 0.5)
         return border.clamp(LEAST_BORDER, MOST_BORDER)
-
-    @property
-    def num_scales(self) -> int:
-        """One step."""
-        return 1
-
-    @property
-    def signed(self) -> bool:
-        """Whether the grid has values below zero."""
-        return bool(self.zero_point > 0)
 
     @property
     def bounds(self) -> tuple[int, int]:
