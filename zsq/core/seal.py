@@ -241,12 +241,13 @@ def _below(path: str, folders: tuple[str, ...]) -> bool:
 
 
 def _interpreter() -> tuple[str, ...]:
-    """Folders of Python, of installed packages and of zsq's own code."""
+    """Folders of Python, of installed packages and of zsq's own code and metadata."""
     found = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     found += [*site.getsitepackages(), site.getusersitepackages()]
     own = Path(__file__).parents[1]
-    # The last two may be links.
-    found += [str(folder) for folder in (own, own / "generators", own / "recipes")]
+    # Methods and recipes may be links; an editable install keeps its metadata beside the code.
+    metadata = own.parent / "zsq.egg-info"
+    found += [str(folder) for folder in (own, own / "generators", own / "recipes", metadata)]
     return tuple({os.path.realpath(path) for path in found})
 
 
