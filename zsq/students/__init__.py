@@ -14,6 +14,7 @@ from zsq.fitting.passed import Passed
 from zsq.students.aac_abn import AACABN
 from zsq.students.adaround import AdaRound
 from zsq.students.aquant import AQuant
+from zsq.students.binary import Binary
 from zsq.students.brecq import BRECQ
 from zsq.students.cfws import CFWS
 from zsq.students.erq import ERQ
@@ -46,6 +47,7 @@ STUDENTS: dict[str, type[Student]] = {
     "gdfq-ft": GDFQFT,
     "lsq-kd": LSQKD,
     "lq-net": LQNet,
+    "binary": Binary,
     "qfd": QFD,
     "quantface": QuantFace,
     "mixed": Mixed,

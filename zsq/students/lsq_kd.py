@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from zsq.contract import Facts, Fit
 from zsq.core.options import Options
 from zsq.fitting.calibration import observe
+from zsq.fitting.learned_steps import StepStart, groups_with_steps, learned_activation, learned_weight
 from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer, Kind, Quantizer, integer_range, keep_positive
-from zsq.quantizers.ranges import lp_symmetric
+from zsq.quantizers.grids import FakeQuantizer, Quantizer, keep_positive
 
 
 class LSQKDOptions(TrainingOptions):
@@ -36,7 +35,7 @@ class LSQKDOptions(TrainingOptions):
     ce_weight: float = Field(0.0, ge=0)
     # A weight's step per output channel or for all; the first is of the least error or 2 mean|x| / sqrt(Qp).
     granularity: Literal["channel", "tensor"] = "channel"
-    step_init: Literal["mse", "mean"] = "mse"
+    step_init: StepStart = "mse"
 
 
 class LSQKD(TrainedStudent):
@@ -64,26 +63,13 @@ class LSQKD(TrainedStudent):
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """First steps: of activations from the float network on the images, of weights from the weights."""
+        options = self.options
         found = observe(placement, fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
         for site in placement.of_kind("weight"):
-            weight = placement.weight(site).detach()
-            rows_CM = weight.flatten(1) if self.options.granularity == "channel" else weight.flatten()[None]
-            grid = integer_range(site.bits, signed=True)
-            # Searched on the levels that have a counterpart below zero: at 2 bits the least error over -2..1
-            # clips a sixth of the weights, which then get no gradient.
-            step = self._first_step(rows_CM, (-grid[1], grid[1]))
-            placement.put(site, _learned(step.view(-1, *[1] * (weight.dim() - 1)), grid, "weight"))
+            weight, per_channel = placement.weight(site), options.granularity == "channel"
+            placement.put(site, learned_weight(weight, site.bits, per_channel, options.step_init))
         for site, histogram in found.items():
-            values, counts = histogram.occupied()
-            grid = integer_range(site.bits, signed=histogram.low < 0)
-            step = self._first_step(values[None], grid, counts).squeeze(0)
-            placement.put(site, _learned(step, grid, "activation"))
-
-    def _first_step(self, values_CM: Tensor, grid: tuple[int, int], counts_M: Tensor | None = None) -> Tensor:
-        if self.options.step_init == "mse":
-            return lp_symmetric(values_CM, *grid, counts_M)
-        counts = torch.ones_like(values_CM[0]) if counts_M is None else counts_M
-        return 2 * (values_CM.abs() * counts).sum(dim=1) / counts.sum() / grid[1] ** 0.5
+            placement.put(site, learned_activation(histogram, site.bits, options.step_init))
 
     def taken_over(self, quantizer: Quantizer) -> nn.Module:
         """The same grid, whose step is learned; zero points stay."""
@@ -101,23 +87,12 @@ class LSQKD(TrainedStudent):
         """As every student, with a learning rate for each step."""
         network = placement.network
         steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
+        groups = [{"params": list(network.parameters())}]
+        if self.options.optimizer != "sgd":
+            groups = groups_with_steps(network, steps, self.options.step_learning_rate)
         return replace(
             super().course(placement, fit),
-            groups=self._groups(network, steps),
+            groups=groups,
             structure=(fit.teacher.network, fit.bits, placement.table()),
             after_step=partial(keep_positive, steps),
         )
-
-    def _groups(self, network: nn.Module, steps: list[Tensor]) -> list[dict[str, Any]]:
-        if self.options.optimizer == "sgd":
-            return [{"params": list(network.parameters())}]
-        others = [p for p in network.parameters() if all(p is not step for step in steps)]
-        rates = [self.options.step_learning_rate * step.mean().item() for step in steps]
-        return [
-            {"params": others},
-            *({"params": [step], "lr": rate} for step, rate in zip(steps, rates, strict=True)),
-        ]
-
-
-def _learned(step: Tensor, grid: tuple[int, int], kind: Kind) -> FakeQuantizer:
-    return FakeQuantizer(step, torch.zeros_like(step), *grid, kind, learned=True)
