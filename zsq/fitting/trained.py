@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zsq.contract import Fit, FittedStudent, Student, Teacher
+from zsq.core.errors import MismatchError, OptionError
 from zsq.core.layout import channels_last
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import check_classifier
+from zsq.fitting.gradual import Gradual
 from zsq.fitting.starts import as_chain, check_start
 from zsq.fitting.training import Course, Training
+from zsq.passes.pruning import prunable
 from zsq.placement.sites import Placement, place, placement_of
 from zsq.placement.subgraphs import structure
-from zsq.quantizers.grids import Quantizer
+from zsq.quantizers.grids import Quantizer, holds_zero
 from zsq.quantizers.running import CurrentMinMax, RunningRange
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
@@ -41,6 +44,9 @@ class TrainedStudent(Student):
     def __init__(self, options: Any, runtime: Runtime) -> None:
         """Prepare the training; its loss is compiled once for all fits."""
         super().__init__(options, runtime)
+        if options.sparsity and not holds_zero(self.form):
+            found = f"sparsity with student {self.name}"
+            raise OptionError(found, "sparsity=0", "its weights are never zero")
         self._training = Training(self.name, options, runtime, self._loss_of_task)
         self._task: Task = Classify()
 
@@ -52,8 +58,15 @@ class TrainedStudent(Student):
         """See `Student.check`; a classifier, unless a subclass learns from something else."""
         super().check(fit)
         self.check_teacher(fit.teacher)
+        if self.options.sparsity and not self._trains(fit):
+            found = f"sparsity={self.options.sparsity} at {fit.bits} with student {self.name}"
+            raise OptionError(found, "a fit that trains", "student kd can prune without quantizing")
         if fit.start is not None:
             check_start(self, fit, fit.start)
+
+    def _trains(self, fit: Fit) -> bool:
+        quantizes = fit.bits != Bits(FLOAT_BITS, FLOAT_BITS)
+        return (self.trains_floats or quantizes) and self.options.steps(len(fit.pixels_NCHW)) > 0
 
     def check_teacher(self, teacher: Teacher) -> None:
         """Refuse a teacher that there is nothing to learn from.
@@ -100,17 +113,35 @@ class TrainedStudent(Student):
         self._task = teacher.task
         placement = self._placed(fit) if fit.start is None else self._continued(fit.start)
         network = placement.network
+        if fit.start is not None:
+            fit = replace(fit, masks={**fit.masks, **_pruned_in(fit.start)})
         if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):
             course = self.course(placement, fit)
             if fit.start is not None:
                 # Another start may have batch norms folded, or other grids at the same places.
                 course = replace(course, structure=structure(network))
             course = _without_pruned(course, fit.masks, self.runtime.device)
+            gradual = self._gradual(network, fit)
+            if gradual is not None:
+                course = _then(course, gradual.after_step)
             self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+            if gradual is not None:
+                fit = replace(fit, masks={**fit.masks, **gradual.masks})
         network.eval().requires_grad_(False)
         self.settle(placement)
         fitted = self.result(fit, network, placement.table())
         return fitted if fit.start is None else as_chain(fit.start, fitted)
+
+    def _gradual(self, network: fx.GraphModule, fit: Fit) -> Gradual | None:
+        options = self.options
+        if not options.sparsity:
+            return None
+        weights = {name: network.get_parameter(name) for name in prunable(network)}
+        if not weights:
+            found = f"sparsity={options.sparsity} for teacher {fit.teacher.name}"
+            raise MismatchError(found, "a layer between the first and the last", "leave sparsity out")
+        steps, together = options.steps(len(fit.pixels_NCHW)), options.sparsity_over == "network"
+        return Gradual(weights, options.sparsity, together, steps, fit.masks)
 
     def _placed(self, fit: Fit) -> Placement:
         placement = place(
@@ -142,16 +173,30 @@ class TrainedStudent(Student):
         return placement
 
 
+def _pruned_in(start: FittedStudent) -> dict[str, Tensor]:
+    """The masks of the weights that were pruned on the way to this student."""
+    return {name: start.network.get_parameter(name) != 0 for name in start.kept}
+
+
 def _without_pruned(course: Course, masks: Mapping[str, Tensor], device: str) -> Course:
     """The course in which pruned weights are zero again after each step."""
     if not masks:
         return course
     held = [(course.network.get_parameter(name), mask.to(device)) for name, mask in masks.items()]
 
-    def after_step() -> None:
-        course.after_step()
+    def mask() -> None:
         for weight, mask in held:
             weight.mul_(mask)
+
+    return _then(course, mask)
+
+
+def _then(course: Course, more: Callable[[], None]) -> Course:
+    """The course with `more` after each of its steps."""
+
+    def after_step() -> None:
+        course.after_step()
+        more()
 
     return replace(course, after_step=after_step)
 

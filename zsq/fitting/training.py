@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from zsq.contract import StepLog
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import maps_channels_last
-from zsq.core.options import Options
+from zsq.core.options import Options, later
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.augmentation import cutmix, mixup, random_gain, shift_and_flip
@@ -56,6 +56,9 @@ class TrainingOptions(Options):
     gain: float = Field(0.0, ge=0, le=1)
     mixup: float = Field(0.0, ge=0, le=100)
     cutmix: float = Field(0.0, ge=0, le=100)
+    # Share of the weights of inner layers that become zero on the way: of every layer, or of all together.
+    sparsity: float = later(0.0, ge=0, lt=1)
+    sparsity_over: Literal["layer", "network"] = later("layer")
 
     def steps(self, num_images: int) -> int:
         """Optimiser steps of a fit on so many images."""
