@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zsq.core.imagespec import ImageSpec
-from zsq.core.layout import maps_channels_last
-from zsq.core.runtime import Runtime
-from zsq.fitting.calibration import norm_batches
 from zsq.fitting.features import Features, fits_in_memory
+from zsq.fitting.frontier import Frontier, Images
 from zsq.placement.subgraphs import up_to
 from zsq.placement.units import Unit
 from zsq.quantizers.grids import Quantizer
 
 # Of the gradients that weight errors, in the public code.
 PUBLISHED_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Images:
-    """uint8 images of a spec, and where they are computed on."""
-
-    spec: ImageSpec
-    pixels_NCHW: Tensor
-    runtime: Runtime
-
-    def batches(self) -> Iterator[tuple[int, Tensor]]:
-        """(index of the first image, what a network takes), channels_last."""
-        start = 0
-        for norm in norm_batches(self.spec, self.pixels_NCHW, self.runtime.device):
-            yield start, norm
-            start += len(norm)
-
-    def rows(self, index_N: Tensor) -> Tensor:
-        """What a network takes of these images, channels_last."""
-        pixels = self.pixels_NCHW[index_N].to(self.runtime.device)
-        return maps_channels_last(self.spec.pixels_to_norm(pixels))
 
 
 @dataclass(frozen=True)
@@ -80,38 +56,42 @@ class UnitData:
 
 
 def gather(
-    full: fx.GraphModule,
-    student: fx.GraphModule,
+    full: Frontier,
+    student: Frontier,
     unit: Unit,
-    images: Images,
+    later: Sequence[Unit],
     *,
     sees_student: bool,
     weighted: bool,
 ) -> UnitData:
-    """Run both networks once on all images.
+    """Run both networks on all images, from what is known of them to the unit's output.
 
     Args:
-        full, student: captured graphs with the same nodes; the student's later units are still float.
+        full, student: of captured graphs with the same nodes; the student's later units are still float.
+        later: the units whose turn is still to come; what they do not follow from is forgotten.
         sees_student: keep the student's input too, if it is another one.
         weighted: keep importances too.
     """
+    images, entry = full.images, {unit.input: unit.input_shape}
     num, runtime = len(images.pixels_NCHW), images.runtime
-    prefix = up_to(student, [unit.input])
-    differs = sees_student and any(isinstance(module, Quantizer) for module in prefix.modules())
+    differs = sees_student and _quantizes(student.network, unit.input)
+    for frontier in (full, student):
+        frontier.keep([unit.input, *(each.input for each in later)])
     shapes = [unit.input_shape] * (1 + differs) + [unit.output_shape] * (1 + weighted)
+    shapes += [known.shape for frontier in (full, student) for known in frontier.known.values()]
     resident = fits_in_memory(num, shapes)
-    entering, leaving = (
-        Features(num, shape, runtime, resident) for shape in (unit.input_shape, unit.output_shape)
-    )
-    fill(up_to(full, [unit.input, unit.output]), (entering, leaving), images)
-    quantized = Features(num, unit.input_shape, runtime, resident) if differs else None
-    if quantized is not None:
-        fill(prefix, (quantized,), images)
+    entering, leaving = full.features(entry | {unit.output: unit.output_shape}, resident)
+    (quantized,) = student.features(entry, resident) if differs else (None,)
     importance = Features(num, unit.output_shape, runtime, resident) if weighted else None
     if importance is not None:
-        _weigh(full, student, unit, importance, images)
-    channels = len(student.get_parameter(f"{unit.layers[-1]}.weight"))
+        _weigh(full.network, student.network, unit, importance, images)
+    channels = len(student.network.get_parameter(f"{unit.layers[-1]}.weight"))
     return UnitData(entering, quantized, leaving, importance, num, channels)
+
+
+def _quantizes(network: fx.GraphModule, name: str) -> bool:
+    """Whether a quantizer stands before the node `name`."""
+    return any(isinstance(module, Quantizer) for module in up_to(network, [name]).modules())
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ from zsq.core.layout import channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
+from zsq.fitting.frontier import Frontier, Images
 from zsq.fitting.reconstruction import Annealing, Engine, Inputs, ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
-from zsq.fitting.unitdata import Images, UnitData, gather
+from zsq.fitting.unitdata import UnitData, gather
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
 from zsq.placement.subgraphs import unit_network
@@ -68,7 +69,8 @@ class UnitwiseOptions(Options):
 
 @dataclass
 class Fitting:
-    """One fit under way; `full` is the float network, of the same graph as the student."""
+    """One fit under way; `full` is the float network, of the same graph as the student. `frontiers` are those
+    of both in this phase."""
 
     teacher: Teacher
     images: Images
@@ -76,6 +78,7 @@ class Fitting:
     full: fx.GraphModule
     histograms: dict[Site, Histogram]
     units: tuple[Unit, ...]
+    frontiers: tuple[Frontier, Frontier]
     seed: int
     log: StepLog
     masks: Mapping[str, Tensor]
@@ -171,13 +174,15 @@ class UnitwiseStudent(Student):
         network.requires_grad_(False)
         images = Images(teacher.spec, fit.pixels_NCHW, self.runtime)
         _, norm = next(images.batches())
+        full = copy.deepcopy(network)
         state = Fitting(
             teacher,
             images,
             placement,
-            full=copy.deepcopy(network),
+            full=full,
             histograms=observe(placement, teacher.spec, fit.pixels_NCHW, device),
             units=partition(placement, self.granularity, norm[:1]),
+            frontiers=(Frontier(full, images), Frontier(network, images)),
             seed=fit.seed,
             log=fit.log,
             masks={name: mask.to(device) for name, mask in fit.masks.items()},
@@ -186,6 +191,8 @@ class UnitwiseStudent(Student):
         for phase in self.phases_at(fit.bits):
             learned = [self._learns(phase, unit, index) for index, unit in enumerate(state.units)]
             state.log = Share(fit.log, sum(learned))
+            # The phase before has changed the student.
+            state.frontiers = Frontier(state.full, images), Frontier(network, images)
             for index, unit in enumerate(state.units):
                 self._reconstruct(state, phase, unit, index)
         network.eval().requires_grad_(False)
@@ -228,10 +235,9 @@ class UnitwiseStudent(Student):
         if self._learns(phase, unit, index):
             self._soften(state, sites, phase)
             data = gather(
-                state.full,
-                state.network,
+                *state.frontiers,
                 unit,
-                state.images,
+                state.units[index + 1 :],
                 sees_student=phase.effective_inputs != "float",
                 weighted=phase.weighted,
             )

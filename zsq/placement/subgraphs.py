@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -15,21 +15,57 @@ from zsq.placement.units import Unit, is_image_count
 
 def up_to(network: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     """From the network's input to the values of the nodes `names`, a tuple; nothing else is computed."""
-    wanted = [node for node in network.graph.nodes if node.name in names]
-    needed, pending = set(wanted), list(wanted)
-    while pending:
-        sources = set(pending.pop().all_input_nodes) - needed
-        needed |= sources
-        pending += sources
+    return from_known(network, names, ())[0]
+
+
+def from_known(
+    network: fx.GraphModule, names: Sequence[str], known: Collection[str]
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """From the network's input and values of nodes that are `known` to the values of the nodes `names`.
+
+    Returns:
+        The part, which takes (the network's input, a value of each of some known nodes) and gives a tuple;
+        and the names of these nodes, which are the nearest ones.
+    """
+    needed = _needed(network, names, known)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    starts = tuple(node.name for node in network.graph.nodes if node in needed and node.name in known)
+    # The input stays even where a constant is asked for: every part is called alike.
     for node in network.graph.nodes:
-        # The input stays even where a constant is asked for: every part is called alike.
-        if node in needed or node.op == "placeholder":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    by_name = {node.name: copies[node] for node in wanted}
+        if node.op == "placeholder":
+            copies[node] = entry = graph.node_copy(node)
+            values = {name: graph.placeholder(f"known_{name}") for name in starts}
+        elif node in needed:
+            copies[node] = values.get(node.name) or _copied(node, graph, copies, entry)
+    by_name = {node.name: copies[node] for node in network.graph.nodes if node.name in names}
     graph.output(tuple(by_name[name] for name in names))
-    return fx.GraphModule(network, graph)
+    return fx.GraphModule(network, graph), starts
+
+
+def nearest_known(network: fx.GraphModule, names: Sequence[str], known: Collection[str]) -> set[str]:
+    """Those of the nodes `known` from which `names` are computed."""
+    return {node.name for node in _needed(network, names, known)} & set(known)
+
+
+def _needed(network: fx.GraphModule, names: Sequence[str], known: Collection[str]) -> set[fx.Node]:
+    """The nodes `names` and all that they follow from, up to known ones."""
+    pending = [node for node in network.graph.nodes if node.name in names]
+    needed = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.name not in known and not is_image_count(node):
+            sources = set(node.all_input_nodes) - needed
+            needed |= sources
+            pending += sources
+    return needed
+
+
+def _copied(node: fx.Node, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], images: fx.Node) -> fx.Node:
+    """In `graph`; the number of images is read off `images`."""
+    if is_image_count(node):
+        return graph.call_function(torch.ops.aten.sym_size.int, (images, 0))
+    return graph.node_copy(node, copies.__getitem__)
 
 
 def beyond(network: fx.GraphModule, name: str) -> fx.GraphModule:
