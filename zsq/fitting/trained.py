@@ -47,7 +47,7 @@ class TrainedStudent(Student):
         if options.sparsity and not holds_zero(self.form):
             found = f"sparsity with student {self.name}"
             raise OptionError(found, "sparsity=0", "its weights are never zero")
-        self._training = Training(self.name, options, runtime, self._loss_of_task)
+        self._training = Training(self.name, options, runtime, self.total_loss)
         self._task: Task = Classify()
 
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
@@ -77,7 +77,8 @@ class TrainedStudent(Student):
         if not (self.takes_tasks and teacher.task.trains):
             check_classifier(teacher)
 
-    def _loss_of_task(self, student: Any, teacher: Any) -> Tensor:
+    def total_loss(self, student: Any, teacher: Any) -> Tensor:
+        """What the training lowers, from what both networks return: `loss`, or that of the task."""
         if self.takes_tasks and not self._task.has_classes:
             return self._task.loss(student, teacher)
         return self.loss(student, teacher)

@@ -68,6 +68,17 @@ def _copied(node: fx.Node, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], i
     return graph.node_copy(node, copies.__getitem__)
 
 
+def with_values(network: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """The same network, over the same modules, that returns (its output, the values of the nodes `names` in
+    a tuple)."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(network.graph, copies)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    graph.output((output, tuple(by_name[name] for name in names)))
+    return fx.GraphModule(network, graph)
+
+
 def beyond(network: fx.GraphModule, name: str) -> fx.GraphModule:
     """From (the network's input, a value of the node `name`) to the network's output.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from zsq.quantizers.basis import SignedBasis
 from zsq.quantizers.grids import Quantizer
 
-# scale: a learned scale, from mean|W|. ir: W centred and divided by its deviation, a power of two as scale.
-Rule = Literal["scale", "ir"]
+# scale: signs of W, a learned scale from mean|W|. balanced: the same of W without each filter's mean, so that
+# about as many signs are plus as minus. ir: W without its mean, over its deviation, with a power of two.
+Rule = Literal["scale", "balanced", "ir"]
 
 
 class _Sign(torch.autograd.Function):
@@ -33,31 +35,44 @@ def decayed_sign(x: Tensor, sharpness: Tensor) -> Tensor:
     return _Sign.apply(x, sharpness)
 
 
+def bounded_sharpness(x: Tensor, sharpness: Tensor, retained: float) -> Tensor:
+    """`sharpness`, but so low that a share of at least `retained` of `x` is within 1 / sharpness of zero,
+    where the gradient is: otherwise too few weights still change (DIR-Net; the form is ours)."""
+    if not retained:
+        return sharpness
+    rank = max(1, math.ceil(retained * x.numel()))
+    nearest = x.abs().flatten().kthvalue(rank).values
+    return torch.minimum(sharpness, 1 / nearest.clamp(min=1e-12))
+
+
 class BinaryWeight(Quantizer):
     """A weight as +-scale per output channel while it is trained; `settled` is the grid that it ends on."""
 
     kind = "weight"
     sharpness: Tensor
 
-    def __init__(self, weight: Tensor, rule: Rule) -> None:
+    def __init__(self, weight: Tensor, rule: Rule, retained: float = 0.0) -> None:
+        """`retained`: see `bounded_sharpness`."""
         super().__init__()
-        self.rule = rule
-        rows = weight.detach().float().flatten(1)
+        self.rule, self.retained = rule, retained
+        rows = _centred(weight.detach().float().flatten(1), rule)
         self.scale = nn.Parameter(rows.abs().mean(dim=1).view(-1, *[1] * (weight.dim() - 1)))
-        self.scale.requires_grad_(rule == "scale")
+        self.scale.requires_grad_(rule != "ir")
         self.register_buffer("sharpness", torch.tensor(1.0))
 
     def forward(self, weight: Tensor) -> Tensor:
         """(C, ...) -> the same; the gradient of a scale is that of the output times the sign."""
-        weight = weight.float()
-        if self.rule == "scale":
+        rows = _centred(weight.float().flatten(1), self.rule)
+        if self.rule == "ir":
+            rows = _standardised(rows)
+            mean = rows.detach().abs().mean(dim=1).clamp(min=1e-12)
+            scale = torch.exp2(mean.log2().round()).view(self.scale.shape)
+        else:
             # A dead channel's scale is zero, and so are its weights.
-            unit = self.scale.detach().abs().clamp(min=1e-12)
-            return self.scale * decayed_sign(weight / unit, self.sharpness)
-        standard = _standardised(weight)
-        mean = standard.detach().flatten(1).abs().mean(dim=1).clamp(min=1e-12)
-        scale = torch.exp2(mean.log2().round()).view(self.scale.shape)
-        return scale * decayed_sign(standard, self.sharpness)
+            rows = rows / self.scale.detach().abs().clamp(min=1e-12).flatten(1)
+            scale = self.scale
+        sharpness = bounded_sharpness(rows.detach(), self.sharpness, self.retained)
+        return scale * decayed_sign(rows, sharpness).view(weight.shape)
 
     @torch.no_grad()
     def settled(self, weight: Tensor) -> tuple[Tensor, SignedBasis]:
@@ -85,10 +100,15 @@ class BinaryWeight(Quantizer):
         return f"{self.rule}, {self.num_scales} scales"
 
 
-def _standardised(weight: Tensor) -> Tensor:
-    """Each output channel without its mean, divided by its deviation; of one element, the element itself."""
-    rows = weight.flatten(1)
-    if rows.shape[1] == 1:
-        return weight
-    centred = rows - rows.mean(dim=1, keepdim=True)
-    return (centred / centred.std(dim=1, keepdim=True).clamp(min=1e-12)).view(weight.shape)
+def _centred(rows_CM: Tensor, rule: Rule) -> Tensor:
+    """Each row without its mean where the rule says so; of one element, the element itself."""
+    if rule == "scale" or rows_CM.shape[1] == 1:
+        return rows_CM
+    return rows_CM - rows_CM.mean(dim=1, keepdim=True)
+
+
+def _standardised(rows_CM: Tensor) -> Tensor:
+    """Each row divided by its deviation; of one element, the element itself."""
+    if rows_CM.shape[1] == 1:
+        return rows_CM
+    return rows_CM / rows_CM.std(dim=1, keepdim=True).clamp(min=1e-12)

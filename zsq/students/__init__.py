@@ -17,6 +17,7 @@ from zsq.students.aquant import AQuant
 from zsq.students.binary import Binary
 from zsq.students.brecq import BRECQ
 from zsq.students.cfws import CFWS
+from zsq.students.dir_net import DIRNet
 from zsq.students.erq import ERQ
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
@@ -48,6 +49,7 @@ STUDENTS: dict[str, type[Student]] = {
     "lsq-kd": LSQKD,
     "lq-net": LQNet,
     "binary": Binary,
+    "dir-net": DIRNet,
     "qfd": QFD,
     "quantface": QuantFace,
     "mixed": Mixed,

@@ -72,6 +72,10 @@ class Binary(TrainedStudent):
             fit = replace(fit, first_last=self.options.first_last)
         return super().run(fit)
 
+    def binary_weight(self, weight: Tensor) -> BinaryWeight:
+        """What stands at a weight of one bit before the first step."""
+        return BinaryWeight(weight, self.options.rule)
+
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """Scales from the weights, steps of the least error. Batch norms go through the shift of the
         signs: without that the start is at chance.
@@ -83,9 +87,7 @@ class Binary(TrainedStudent):
         for site in placement.of_kind("weight"):
             weight = placement.weight(site)
             one = site.bits == 1
-            placement.put(
-                site, BinaryWeight(weight, self.options.rule) if one else learned_weight(weight, site.bits)
-            )
+            placement.put(site, self.binary_weight(weight) if one else learned_weight(weight, site.bits))
         for site, histogram in found.items():
             if site.bits == 1 and histogram.low < 0:
                 raise MismatchError(
@@ -103,7 +105,7 @@ class Binary(TrainedStudent):
         steps: list[Tensor] = [
             module.step for module in network.modules() if isinstance(module, FakeQuantizer)
         ]
-        steps += [module.scale for module in signs if module.rule == "scale"]
+        steps += [module.scale for module in signs if module.rule != "ir"]
         num_steps = max(options.steps(len(fit.pixels_NCHW)), 1)
         course = replace(
             super().course(placement, fit),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zsq.quantizers.signs import BinaryWeight, _standardised, decayed_sign
+from zsq.quantizers.signs import BinaryWeight, bounded_sharpness, decayed_sign
 
 
 def draw(*shape, seed=0):
@@ -26,7 +26,8 @@ def test_the_published_rule_has_powers_of_two_and_no_mean():
     magnitudes = binary.flatten(1).abs()
     assert (magnitudes == magnitudes[:, :1]).all()
     assert torch.equal(magnitudes[:, 0].log2(), magnitudes[:, 0].log2().round())
-    assert _standardised(weight).flatten(1).mean(dim=1).abs().max() < 1e-6
+    centred = weight.flatten(1) - weight.flatten(1).mean(dim=1, keepdim=True)
+    assert torch.equal(binary.flatten(1) > 0, centred >= 0)
     assert 0.3 < (binary > 0).float().mean() < 0.7
 
 
@@ -57,7 +58,34 @@ def test_the_gradient_of_a_scale_is_the_gradient_times_the_sign():
     torch.testing.assert_close(grid.scale.grad.flatten(), (grad * weight.sign()).sum(dim=(1, 2, 3)))
 
 
-@pytest.mark.parametrize("rule", ["scale", "ir"])
+def test_balanced_weights_have_the_best_scale_of_what_is_left_without_the_mean():
+    weight = draw(4, 3, 3, 3) + 0.7
+    rows = weight.flatten(1) - weight.flatten(1).mean(dim=1, keepdim=True)
+    binary = BinaryWeight(weight, "balanced")(weight).flatten(1)
+    assert torch.equal(binary > 0, rows >= 0) and (weight > 0).float().mean() > 0.7
+    torch.testing.assert_close(binary.abs(), rows.abs().mean(dim=1, keepdim=True).expand_as(rows))
+
+
+def test_a_share_of_the_weights_keeps_its_gradient():
+    x = draw(1000)
+    for t in (0.1, 1.0, 10.0, 1000.0):
+        bounded = bounded_sharpness(x, torch.tensor(t), 0.1)
+        assert bounded <= t and (x.abs() <= 1 / bounded * 1.001).sum() >= 100
+    assert bounded_sharpness(x, torch.tensor(0.1), 0.1) == torch.tensor(0.1)
+    assert bounded_sharpness(x, torch.tensor(1000.0), 0.0) == 1000
+    assert bounded_sharpness(torch.zeros(3), torch.tensor(7.0), 1.0) == 7
+
+
+def test_the_values_of_a_weight_do_not_depend_on_sharpness():
+    weight = draw(4, 3, 3, 3)
+    for rule in ("scale", "balanced", "ir"):
+        grid = BinaryWeight(weight, rule, retained=0.1)
+        before = grid(weight)
+        grid.sharpness.fill_(30)
+        assert torch.equal(grid(weight), before)
+
+
+@pytest.mark.parametrize("rule", ["scale", "balanced", "ir"])
 @pytest.mark.parametrize("shape", [(3, 1, 1, 1), (3, 2), (2, 4, 3, 3)])
 def test_settled_weights_stay(rule, shape):
     """Also filters of one element, as of a depthwise 1x1, and dead ones."""
