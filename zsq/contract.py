@@ -309,7 +309,7 @@ class Student(ABC):
     starts_from: ClassVar[frozenset[Form]] = frozenset()
     start_options: ClassVar[tuple[str, ...]] = ()
     # Analytic pass -> why the student cannot take it.
-    refused_passes: ClassVar[Mapping[str, str]] = {}
+    refused_passes: Mapping[str, str] = {}
 
     def __init__(self, options: Any, runtime: Runtime) -> None:
         """Keep the parts."""

@@ -138,6 +138,11 @@ class ImageSpec(Record):
         return len(self.size) == 1
 
     @property
+    def network_size(self) -> tuple[int, ...]:
+        """The sides that the network takes."""
+        return self.input_size or self.size
+
+    @property
     def plane(self) -> tuple[int, int]:
         """(height, width); of a signal (1, length)."""
         return (1, *self.size)[-2:]  # type: ignore[return-value]

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsq.contract import Facts, Fit
+from zsq.contract import Facts, Fit, Teacher
 from zsq.core.errors import OptionError
-from zsq.core.options import Options
+from zsq.core.layout import channels_last
+from zsq.core.options import Options, later
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
+from zsq.fitting.another import in_place_of
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
 from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import TrainingOptions
-from zsq.placement.sites import Placement
+from zsq.passes import PASSES
+from zsq.placement.sites import Placement, place
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
+from zsq.teacher.names import load_network
+from zsq.widths import FLOAT_BITS, Bits
+
+# For a network with fresh weights: with fewer images or epochs it stays far below the teacher.
+FEW_IMAGES, FEW_EPOCHS = 5000, 20
+FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
 
 
 class KDOptions(TrainingOptions):
     """The loss is (1 - a) CE + a T^2 KL with a = `share`; CE is to the teacher's top-1 class.
 
-    `start=random` distils into a network of the teacher's architecture with fresh weights.
+    `network` is another network than the teacher's: `file:CARD`, with the card's weights where it names some,
+    or `cifar10:NAME`, with fresh ones. `start=random`: fresh weights, of the teacher's network too. What does
+    not start at the teacher is trained in float first, and then once more with its grids.
     """
+
+    network: str | None = later(None)
 
     temperature: float = Field(4.0, gt=0)
     share: float = Field(1.0, ge=0, le=1)
@@ -41,7 +56,8 @@ class KD(TrainedStudent):
         paper="Distilling the Knowledge in a Neural Network, Hinton et al. 2015 (arXiv:1503.02531)",
         summary="trained against the teacher's softened outputs, grids fixed; W32A32 distils a float network",
         deviations=(
-            "starts from the teacher's weights; start=random for a fresh network of the same architecture",
+            "starts from the teacher's weights; network=file:CARD for another network, start=random for a "
+            "fresh one",
             "without labels: share = 1, and cross-entropy, where asked for, is to the teacher's top-1 class",
             "of other tasks than classify, the task's own loss against the teacher",
             "nothing is quantized in the paper: our grids are of the least L2.4 error, STE with clipping",
@@ -53,7 +69,7 @@ class KD(TrainedStudent):
     takes_tasks = True
     trains_floats = True
     starts_from = frozenset({"affine"})
-    start_options = ("start",)
+    start_options = ("start", "network")
 
     def __init__(self, options: KDOptions, runtime: Runtime) -> None:
         """Prepare the training.
@@ -64,11 +80,55 @@ class KD(TrainedStudent):
         if options.start == "random" and options.batch_norm == "frozen":
             raise OptionError("start=random with batch_norm=frozen", "batch_norm=train")
         super().__init__(options, runtime)
+        if options.network is not None:
+            self.refused_passes = dict.fromkeys(PASSES, "it is for the teacher's network, not for another")
+
+    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+        """Of both courses, where there are two below 32 bits."""
+        courses = 1 if self.options.network is None and self.options.start == "teacher" else 2
+        return courses * super().images_trained(teacher, num_images)
 
     def float_network(self, fit: Fit) -> nn.Module:
-        """The teacher's network, or a fresh one."""
-        network = fit.teacher.network
-        return network if self.options.start == "teacher" else _fresh(network, fit.seed)
+        """The teacher's network, a fresh one, or another one; those trained where grids shall follow.
+
+        Raises:
+            OptionError: fresh weights with frozen batch norms. MismatchError: other images or outputs than
+                the teacher's.
+        """
+        options, teacher = self.options, fit.teacher
+        fresh = options.start == "random"
+        if options.network is not None:
+            generator = torch_generator(fit.seed, 0, "kd start")
+            network, spec, fresh = load_network(options.network, generator, fresh)
+            if fresh:
+                self._check_fresh(len(fit.pixels_NCHW))
+            network = in_place_of(teacher, network, spec, options.network)
+        elif fresh:
+            network = _fresh(teacher.network, fit.seed)
+        else:
+            return teacher.network
+        return network if fit.bits.uniform == FLOAT else self._trained(network, fit)
+
+    def _check_fresh(self, num_images: int) -> None:
+        if self.options.batch_norm == "frozen":
+            raise OptionError(
+                f"network={self.options.network} with fresh weights and batch_norm=frozen", "batch_norm=train"
+            )
+        epochs = self.options.steps(num_images) * self.options.batch / num_images
+        if num_images < FEW_IMAGES or epochs < FEW_EPOCHS:
+            warnings.warn(
+                f"a network with fresh weights sees {num_images} images for {epochs:.0f} epochs: that is "
+                f"little, {FEW_IMAGES} for {FEW_EPOCHS} is about the least",
+                stacklevel=2,
+            )
+
+    def _trained(self, network: nn.Module, fit: Fit) -> nn.Module:
+        """`network` after a course in float."""
+        placement = place(network, fit.teacher.example(), FLOAT, fold=False)
+        placed = channels_last(placement.network.to(self.runtime.device))
+        course = replace(self.course(placement, fit), structure=(fit.teacher.network, FLOAT))
+        self._training.run(course, fit.teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+        return placed
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """On every tensor the grid of the least error, which stays."""

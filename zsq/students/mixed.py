@@ -126,6 +126,9 @@ class Mixed(Student):
         """Make the inner student, whose grids and passes are this one's too."""
         super().__init__(options, runtime)
         kind = inner_class(options.inner)
+        if options.own.get("network") is not None:
+            found = f"student mixed with {options.inner}.network={options.own['network']}"
+            raise OptionError(found, "the teacher's own network, whose rows get the bits")
         self.inner = kind(kind.options_class(**options.own), runtime)
         for stated in ("folds_batch_norm", "form", "least_bits", "refused_passes"):
             setattr(self, stated, getattr(kind, stated))

@@ -171,21 +171,7 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
             raise UsageError(f"{path} names no weights", "weights = 'FILE' in the card, or --weights FILE")
         weights = path.parent / card.weights
     code = _UserCode(path)
-    network = _build(card, path, code)
-    what = f"the network of {path}"
-    in_float = made_float(network, what)
-    state, sha256 = read_state_dict(weights, network, card.weights_key)
-    load_weights(network, state, f"{weights} for {card.architecture}")
-    network.eval().requires_grad_(False)
-    outputs = settle(
-        network,
-        card.image,
-        TASKS[card.task](),
-        what,
-        num_outputs=card.num_outputs,
-        output=card.output,
-        in_float=in_float,
-    )
+    network, sha256, outputs = _network(card, path, code, weights)
     return Teacher(
         name,
         network,
@@ -197,6 +183,44 @@ def load_card_teacher(name: str, path_text: str, weights: Path | None = None) ->
         classes=card.classes,
         photo_fit=card.photo_fit,
     )
+
+
+def load_card_network(path_text: str, fresh: bool) -> tuple[nn.Module, ImageSpec, bool]:
+    """The network of the card at `path_text`, what it takes, and whether its weights are fresh, drawn from
+    the global random state: with `fresh`, or where the card names no weights.
+
+    Raises:
+        ZsqError: as `load_card_teacher`.
+    """
+    path = Path(_expanded(path_text, path_text))
+    card = read_card(path)
+    weights = None if fresh or card.weights is None else path.parent / card.weights
+    network, _, _ = _network(card, path, _UserCode(path), weights)
+    return network, card.image, weights is None
+
+
+def _network(
+    card: TeacherCard, path: Path, code: _UserCode, weights: Path | None
+) -> tuple[nn.Module, str, Outputs]:
+    """The network with `weights`, or those it is made with; their sha256; its outputs for one image."""
+    network = _build(card, path, code)
+    what = f"the network of {path}"
+    in_float = made_float(network, what)
+    sha256 = ""
+    if weights is not None:
+        state, sha256 = read_state_dict(weights, network, card.weights_key)
+        load_weights(network, state, f"{weights} for {card.architecture}")
+    network.eval().requires_grad_(False)
+    outputs = settle(
+        network,
+        card.image,
+        TASKS[card.task](),
+        what,
+        num_outputs=card.num_outputs,
+        output=card.output,
+        in_float=in_float,
+    )
+    return network, sha256, outputs
 
 
 def read_card(path: Path) -> TeacherCard:

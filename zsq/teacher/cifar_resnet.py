@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zsq.core.imagespec import ImageSpec
 
-DEPTHS = (20, 32, 44, 56, 110)
+DEPTHS = (8, 20, 32, 44, 56, 110)
 
 # The public checkpoints were trained with ImageNet's moments.
 CIFAR_SPEC = ImageSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

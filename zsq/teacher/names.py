@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from zsq.contract import Teacher
 from zsq.core.errors import OptionError, UnknownNameError, UsageError
+from zsq.core.imagespec import ImageSpec
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
@@ -79,6 +83,29 @@ def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
     if name not in torchvision_names():
         raise UnknownNameError("teacher", name, [known for known, _ in builtin_teachers()])
     return load_torchvision_teacher(name, weights, offline)
+
+
+def load_network(name: str, generator: torch.Generator, fresh: bool) -> tuple[nn.Module, ImageSpec, bool]:
+    """A network to train in place of a teacher's, on the CPU, with what it takes, and whether its weights are
+    fresh: drawn from `generator` as its architecture draws them. The global random state stays as it was.
+
+    Args:
+        name: `file:CARD`, with the card's weights where it names some, or `cifar10:NAME`, whose are fresh.
+        fresh: leave the card's weights aside.
+
+    Raises:
+        OptionError: no such network. ZsqError: as `load_teacher`.
+    """
+    source, _, rest = name.partition(":")
+    if source != "file" and (source != "cifar10" or rest not in _cifar_names()):
+        raise OptionError(f"network '{name}'", f"file:CARD, or cifar10:{'|'.join(_cifar_names())}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.set_state(generator.get_state())
+        if source == "file":
+            from zsq.teacher.card import load_card_network
+
+            return load_card_network(rest, fresh)
+        return CifarResNet(depth=int(rest.removeprefix("resnet"))), CIFAR_SPEC, True
 
 
 def builtin_teachers() -> list[tuple[str, str]]:

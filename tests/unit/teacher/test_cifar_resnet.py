@@ -108,6 +108,6 @@ def test_another_depth_is_named(tmp_path):
 
 
 def test_weights_are_needed():
-    assert DEPTHS == (20, 32, 44, 56, 110)
+    assert DEPTHS == (8, 20, 32, 44, 56, 110)
     with pytest.raises(OptionError, match="--weights FILE"):
         load_teacher("cifar10:resnet110")
