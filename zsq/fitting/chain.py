@@ -85,6 +85,9 @@ class Chain(Student):
         """
         super().__init__(options, runtime)
         self.students = tuple(kind(getattr(options, kind.name), runtime) for kind in self.kinds)
+        self.refused_passes = {
+            name: why for student in self.students for name, why in student.refused_passes.items()
+        }
         for before, after in itertools.pairwise(self.students):
             check_follows(after, before.name, {before.form})
 
@@ -114,9 +117,6 @@ class Chain(Student):
 def chain_of(kinds: tuple[type[Student], ...]) -> type[Student]:
     """The chain of these students, two or more, no two of one name."""
     fields: dict[str, Any] = {kind.name: (kind.options_class, kind.options_class()) for kind in kinds}
-    refused: dict[str, str] = {}
-    for kind in kinds:
-        refused |= kind.refused_passes
     stated = {
         "__doc__": Chain.__doc__,
         "name": THEN.join(kind.name for kind in kinds),
@@ -133,6 +133,5 @@ def chain_of(kinds: tuple[type[Student], ...]) -> type[Student]:
         "least_bits": Bits(
             max(kind.least_bits.weights for kind in kinds), max(kind.least_bits.activations for kind in kinds)
         ),
-        "refused_passes": refused,
     }
     return type("Chain", (Chain,), stated)

@@ -157,6 +157,8 @@ def test_what_does_not_fit_is_refused(teacher, pixels, card):
         fit(grey, pixels[:, :1], network=card(weights=weights_of(card)))
     with pytest.raises(OptionError, match="takes no pass fold"):
         create("kd", teacher.spec, {"network": "cifar10:resnet8"}, Runtime(), passes=["fold"])
+    with pytest.raises(OptionError, match="takes no pass fold"):
+        create("kd,lsq-kd", teacher.spec, {"kd.network": "cifar10:resnet8"}, Runtime(), passes=["fold"])
     with pytest.raises(OptionError, match="the teacher's own network"):
         create("mixed", teacher.spec, {"inner": "kd", "kd.network": "cifar10:resnet8"}, Runtime())
     with pytest.raises(OptionError, match="expected network=None"):
