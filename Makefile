@@ -4,6 +4,8 @@ BIN := .venv/bin
 # One environment per tool that quantizes, outside of the repository: their requirements do not agree.
 CONSUMERS ?= $(HOME)/.cache/zsq-consumers
 TOOLS := onnxruntime nncf torchao mct modelopt quark aimet brevitas executorch webdataset
+# Programs that take what zsq writes, and need no extra of it.
+TAKERS := datasets
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(CURDIR)/.venv-lowest
@@ -19,8 +21,8 @@ test: .venv/.installed-dev lint
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
-consumers: $(TOOLS:%=$(CONSUMERS)/%/.installed)
-	for tool in $(TOOLS); do \
+consumers: $(TOOLS:%=$(CONSUMERS)/%/.installed) $(TAKERS:%=$(CONSUMERS)/%/.installed)
+	for tool in $(TOOLS) $(TAKERS); do \
 	    OMP_NUM_THREADS=1 $(CONSUMERS)/$$tool/bin/python -m pytest -m consumers tests || exit 1; \
 	done
 

@@ -151,13 +151,15 @@ class VerifyConfig(Record):
 
 
 class ExportConfig(Record):
-    """`zsq export`. `layout` None is the format's own, `range` None is uint8; a `tool` sets them."""
+    """`zsq export`. `layout` None is the format's own, `range` None is uint8; a `tool` sets them.
+    `card`: with a dataset card."""
 
     to: str | None = None
     tool: str | None = None
     each: str | None = None
     layout: str | None = None
     range: str | None = None
+    card: bool = False
 
 
 class InspectConfig(ImagesConfig, OfflineConfig):

@@ -305,6 +305,7 @@ COMMANDS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "--out": ("path", ["out"]),
         "--layout": ("text", ["nchw", "nhwc"]),
         "--range": ("text", ["uint8", "unit", "norm"]),
+        "--card": ("flag", []),
     },
     "import": {
         "": (

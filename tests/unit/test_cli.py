@@ -28,7 +28,7 @@ def test_generate_prints_the_folder_and_says_an_estimate_first(tmp_path, capsys)
     assert "MB on disk" in estimate
     assert result == "8 images in 1 shards: mine"
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
-        *("events.jsonl", "manifest.json", "run.json", "shards")
+        *("README.md", "contact_sheet.png", "events.jsonl", "manifest.json", "run.json", "shards")
     ]
 
 

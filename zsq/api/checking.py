@@ -70,6 +70,7 @@ def audit(
     reporter: Reporter | None = None,
 ) -> Audit:
     """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
+    As `audit.json` in the run's folder they stand in its dataset card too.
 
     Args:
         train: images the teacher was trained on. holdout: images of the same kind that it was not. Labels of
@@ -89,7 +90,10 @@ def audit(
     import json
 
     from zsq.core.files import atomic_write_text
+    from zsq.datasetcard.audited import AUDIT_NAME
+    from zsq.datasetcard.writing import write_run_card
     from zsq.measure.audits import audit_images, audit_json
+    from zsq.shards.manifest import read_manifest
     from zsq.tasks.embed import Embed
 
     target = None if out is None else output_path(out)
@@ -105,5 +109,17 @@ def audit(
     if target is not None:
         sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": train}
         sources |= {"holdout": holdout, **fitted_of(shards=own, train=seen, holdout=unseen)}
-        atomic_write_text(target, json.dumps({**sources, **audit_json(found)}, indent=1) + "\n")
+        run = _run_of(shards)
+        digest = {} if run is None else {"shards_sha256": read_manifest(run).shards_sha256}
+        atomic_write_text(target, json.dumps({**sources, **digest, **audit_json(found)}, indent=1) + "\n")
+        if run is not None and target.absolute() == (run / AUDIT_NAME).absolute():
+            write_run_card(run, read_manifest(run))
     return found
+
+
+def _run_of(shards: str | Path) -> Path | None:
+    """The folder of the finished run that `shards` is, None where it is another source of images."""
+    from zsq.shards.manifest import MANIFEST_NAME, find_shards, holds_shards
+
+    run = find_shards(shards).run if holds_shards(shards) else None
+    return run if run is not None and (run / MANIFEST_NAME).exists() else None

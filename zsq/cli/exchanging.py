@@ -37,12 +37,16 @@ def export(
             help="Values: uint8 (0..255, also without it), unit (0..1), or norm (as the network takes them)."
         ),
     ] = EXPORT.range,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Also a dataset card: README.md with a picture of the first images."),
+    ] = EXPORT.card,
 ) -> None:
     """Write the images of a run as files for other tools."""
     from zsq.exports.exporting import export as write
     from zsq.exports.tools import TOOLS
 
-    record = write(folder, to, out, tool=for_, each=each, layout=layout, range=range)
+    record = write(folder, to, out, tool=for_, each=each, layout=layout, range=range, card=card)
     typer.echo(f"{record.num_images} images, {'; '.join(record.applied)}")
     typer.echo(record.values_line)
     for line in record.use:

@@ -17,9 +17,15 @@ from zsq.core.errors import ExportError
 from zsq.core.files import read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
+from zsq.datasetcard.writing import CARD_NAME
 
 RECORD_NAME = "EXPORT.json"
 SUMS_NAME = "SHA256SUMS"
+# Hidden, and no folder: loaders of class folders would take it for one of the images, or for a class.
+SHEET_NAME = ".contact_sheet.png"
+CARD_NAMES = (CARD_NAME, SHEET_NAME)
+# What stands in an export beside its images.
+BESIDE = frozenset({RECORD_NAME, SUMS_NAME, *CARD_NAMES})
 MAX_RECORD_BYTES = 2**20
 
 Format = Literal["files", "imagefolder", "npy", "npz", "raw", "webdataset"]

@@ -3,7 +3,6 @@ show the same pictures."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,13 @@ from zsq.contract import Teacher
 from zsq.core.errors import ExportError, MismatchError, OptionError
 from zsq.core.files import atomic_write_text, output_path
 from zsq.core.version import __version__
+from zsq.datasetcard.page import Files
+from zsq.datasetcard.writing import write_card
 from zsq.exports.arrays import ArrayReader, NpyWriter, NpzWriter, RawWriter
 from zsq.exports.export_json import (
+    CARD_NAMES,
     RECORD_NAME,
+    SHEET_NAME,
     ChannelValues,
     Each,
     ExportRecord,
@@ -69,6 +72,7 @@ def export(
     each: str | None = EXPORT.each,
     layout: str | None = EXPORT.layout,
     range: str | None = EXPORT.range,
+    card: bool = EXPORT.card,
 ) -> ExportRecord:
     """Write a finished run as files for other tools; what EXPORT.json says. `out` is complete or absent.
 
@@ -79,6 +83,7 @@ def export(
         layout: `nchw` or `nhwc`; by default nhwc in an npz and nchw elsewhere. PNG has none.
         range: `uint8` 0..255, `unit` 0..1 or `norm` (normalised as the teacher takes it, not resized), both
             float32; by default uint8.
+        card: also write a dataset card, README.md, with a picture of the first images.
 
     Raises:
         OptionError: an option that this format cannot take.
@@ -95,9 +100,16 @@ def export(
         raise OptionError("no folder to export to", "out")
     folder, out = Path(folder), output_path(out)
     dataset, manifest = ShardDataset(folder), read_manifest(folder)
-    values = _resolved(tool, to, each, layout, range, dataset)
-    writer_class = FORMATS[values["to"]].writer
-    plan = ExportRecord.model_construct(
+    plan = _planned(dataset, manifest, _resolved(tool, to, each, layout, range, dataset))
+    with whole_folder(out) as staged:
+        record = _written(staged, folder, manifest, plan, card)
+        atomic_write_text(staged / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _planned(dataset: ShardDataset, manifest: Manifest, values: dict[str, Any]) -> ExportRecord:
+    """What is known before the files are written."""
+    return ExportRecord.model_construct(
         zsq_version=__version__,
         applied=applied(dataset.spec, values["layout"], values["range"]),
         image=dataset.spec,
@@ -107,17 +119,37 @@ def export(
         source=_source(manifest),
         **values,
     )
-    with whole_folder(out) as staged:
-        writer = writer_class(staged, plan)
-        first_image, seen = 0, _Seen(plan)
-        for content in _contents(folder, manifest):
-            writer.add(content.pixels, content.labels, first_image)
-            seen.add(content.pixels)
-            first_image += content.num_images
-        found = {"use": writer.use(plan), "sums_sha256": writer.close(), "seen": seen.values()}
-        record = ExportRecord(**{**vars(plan), **found})
-        atomic_write_text(staged / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
-    return record
+
+
+def _written(staged: Path, folder: Path, manifest: Manifest, plan: ExportRecord, card: bool) -> ExportRecord:
+    """Write the images and all that stands beside them but EXPORT.json, whose content is returned."""
+    writer = FORMATS[plan.to].writer(staged, plan)
+    first_image, seen = 0, _Seen(plan)
+    for content in _contents(folder, manifest):
+        writer.add(content.pixels, content.labels, first_image)
+        seen.add(content.pixels)
+        first_image += content.num_images
+    record = ExportRecord.model_construct(**{**vars(plan), "use": writer.use(plan), "seen": seen.values()})
+    if card:
+        found = find_shards(folder)
+        write_card(staged, found.shards, found.run, manifest, _beside(record), SHEET_NAME)
+        for name in CARD_NAMES:
+            writer.sums.add(staged / name)
+    return ExportRecord(**{**vars(record), "sums_sha256": writer.close()})
+
+
+def _beside(record: ExportRecord) -> Files:
+    """What the card says of the files."""
+    said = [f"{step[0].upper()}{step[1:]}." for step in (*record.applied, record.values_line)]
+    if record.to != "imagefolder":
+        pattern = "images/*.png" if record.each == "png" else None
+        return Files(said, record.use, pattern)
+    said.append(
+        'A label is the rank of its folder\'s name; `images.features["label"].names` has the class. '
+        "`unlabelled` is none."
+    )
+    load = 'images = load_dataset("imagefolder", data_dir=".")["train"]'
+    return Files(said, ("from datasets import load_dataset", load), "*/*.png")
 
 
 class _Seen:
@@ -218,13 +250,12 @@ def _check_layout(to: str, layout: str | None, own: str, dataset: ShardDataset) 
 
 
 def _source(manifest: Manifest) -> SourceRecord:
-    digests = "".join(entry.sha256 for entry in manifest.shards)
     return SourceRecord(
         method=manifest.method.name,
         seed=manifest.seed,
         teacher=manifest.teacher.name if manifest.teacher else None,
         teacher_sha256=manifest.teacher.weights_sha256 if manifest.teacher else None,
-        shards_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        shards_sha256=manifest.shards_sha256,
     )
 
 

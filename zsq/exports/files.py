@@ -10,8 +10,8 @@ import numpy as np
 
 from zsq.core.errors import ExportError
 from zsq.core.files import read_regular
-from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, Each, ExportRecord, Layout, Range
-from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
+from zsq.exports.export_json import SUMS_NAME, Each, ExportRecord, Layout, Range
+from zsq.exports.kinds import Reader, Writer, files_in, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES
 
 FOLDER, LIST_NAME, LABELS_NAME = "images", "list.txt", "labels.txt"
@@ -104,8 +104,7 @@ class FilesReader(Reader):
         rest = list(self._names)
         if rest != [LIST_NAME, LABELS_NAME] or next(self._paths, None) is not None:
             raise ExportError(f"{self.folder} lists {rest[:3]}", f"{self.record.num_images} images only")
-        own = {RECORD_NAME, SUMS_NAME, LIST_NAME, LABELS_NAME}
-        found = sum(path.name not in own for path in self.folder.rglob("*") if not path.is_dir())
+        found = sum(name not in (LIST_NAME, LABELS_NAME) for name in files_in(self.folder))
         if found != self.record.num_images:
             raise ExportError(f"{self.folder} holds {found} files", f"{self.record.num_images} images")
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from zsq.core.errors import ExportError
 from zsq.core.files import read_regular
-from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
-from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
+from zsq.exports.export_json import ExportRecord, Layout, Range
+from zsq.exports.kinds import Reader, Writer, files_in, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES, UNLABELLED
 
 
@@ -62,8 +62,7 @@ class ImageFolderReader(Reader):
         extra = next(self._names, None)
         if extra is not None:
             raise ExportError(f"{self.folder} lists {extra}", f"{self.record.num_images} images only")
-        entries = (path for path in self.folder.rglob("*") if not path.is_dir())
-        found = sum(path.name not in (RECORD_NAME, SUMS_NAME) for path in entries)
+        found = sum(1 for _ in files_in(self.folder))
         if found != self.record.num_images:
             raise ExportError(f"{self.folder} holds {found} files", f"{self.record.num_images} images")
 

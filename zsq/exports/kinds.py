@@ -18,7 +18,7 @@ from PIL import Image
 
 from zsq.core.errors import ExportError, first_line
 from zsq.core.files import open_regular
-from zsq.exports.export_json import RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
+from zsq.exports.export_json import BESIDE, CARD_NAMES, RECORD_NAME, SUMS_NAME, ExportRecord, Layout, Range
 from zsq.images.photos import UNREADABLE
 
 # What readers of arrays, archives and pictures raise on files that are damaged or not theirs.
@@ -52,7 +52,7 @@ class Sums:
 
 
 def listed_files(folder: Path) -> Iterator[str]:
-    """Names in SHA256SUMS, in order.
+    """Names in SHA256SUMS, in order, without those of a dataset card.
 
     Raises:
         ExportError: no list, or a line that names no file inside of the export.
@@ -61,8 +61,18 @@ def listed_files(folder: Path) -> Iterator[str]:
     with readable(path), io.TextIOWrapper(open_regular(path), encoding="ascii") as lines:
         while line := lines.readline(MAX_SUMS_LINE):
             name = line[66:].rstrip("\n")
+            if name in CARD_NAMES:
+                continue
             if not SAFE_NAME.fullmatch(name):
                 raise ExportError(f"{path} names '{name}'", "files inside of the export")
+            yield name
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """What lies in an export, or in a folder of it, but not beside the images of every kind."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in BESIDE and not path.is_dir():
             yield name
 
 

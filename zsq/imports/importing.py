@@ -16,6 +16,7 @@ from zsq.core.errors import OptionError
 from zsq.core.files import atomic_write_text, output_path
 from zsq.core.imagespec import check_moments
 from zsq.core.version import __version__
+from zsq.datasetcard.writing import write_run_card
 from zsq.imports.blocks import Blocks, Moments, open_source
 from zsq.runfolder import RUN_FILE, whole_folder
 from zsq.shards.manifest import SHARDS_FOLDER, Manifest, MethodRecord, library_versions, write_manifest
@@ -77,6 +78,7 @@ def import_images(
         atomic_write_text(staged / RUN_FILE, config_json(config) + "\n")
         entries, num_labelled = _write_shards(staged / SHARDS_FOLDER, opened.blocks(), provenance)
         manifest = _manifest(provenance, config, entries, time.perf_counter() - start)
+        write_run_card(staged, manifest)
         write_manifest(staged, manifest)
     return Imported(manifest.num_images, num_labelled, opened.clamped)
 

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from zsq.core.files import atomic_write_text
+from zsq.datasetcard.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.measure.gap import Row
 from zsq.report import embeddings
 from zsq.report.data import ReportData, finite
@@ -19,7 +20,6 @@ from zsq.report.leakage import FIGURE_TEXT, leakage_figure, leakage_grid
 from zsq.report.leakage import TEXT as LEAKAGE_TEXT
 from zsq.report.page import page
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
-from zsq.report.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.report.tables import (
     DASH,
     Grid,

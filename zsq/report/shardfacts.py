@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from zsq.core.files import atomic_write_bytes
-from zsq.report.sheets import contact_sheet, sheet_png
+from zsq.datasetcard.sheets import contact_sheet, sheet_png
+from zsq.datasetcard.writing import SHEET_NAME
 from zsq.shards.manifest import find_shards
 from zsq.shards.reader import ShardDataset
 
-SHEET_NAME = "contact_sheet.png"
 SHEET_IMAGES = 64
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 from importlib import metadata
@@ -82,6 +83,11 @@ class Manifest(Record):
     data_read: str
     sealed: bool = False
     seal: SealRecord | None = None
+
+    @property
+    def shards_sha256(self) -> str:
+        """Over the hex digests of the shards, in order."""
+        return hashlib.sha256("".join(entry.sha256 for entry in self.shards).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Manifest:

@@ -18,6 +18,7 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import compiled_folder
 from zsq.core.seal import Seal, SealRecord, merged, watched
 from zsq.core.version import __version__
+from zsq.datasetcard.writing import write_run_card
 from zsq.engine.scoring import Scorer
 from zsq.images.sources import said
 from zsq.plan import WorkUnit
@@ -266,4 +267,5 @@ def _write_manifest(
         sealed=sealed is not None,
         seal=sealed,
     )
+    write_run_card(job.out, manifest)
     write_manifest(job.out, manifest)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from zsq.datasetcard.sheets import contact_sheet, png_data_uri
 from zsq.measure.gap import Gap, Row, Run
 from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
-from zsq.report.sheets import contact_sheet, png_data_uri
 from zsq.report.svg import INK, looks
 from zsq.report.tables import DASH, MINUS, entries, gap_table, interval, number, ordered_sources, plus_minus
 

@@ -11,8 +11,8 @@ from user_networks import SignalNet
 import zsq
 from zsq.core.errors import ImagesError, MismatchError, OptionError, ShardError, UsageError
 from zsq.core.runtime import Runtime
+from zsq.datasetcard.sheets import contact_sheet, curves
 from zsq.imports.blocks import open_source
-from zsq.report.sheets import contact_sheet, curves
 from zsq.students import create
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
