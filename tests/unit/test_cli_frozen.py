@@ -45,7 +45,7 @@ COMMANDS = {
         *("--fit", "--class-names", "--offline"),
     ],
     "verify": ["folder", "--against", "--teacher", "--weights", "--tolerance", "--offline"],
-    "export": ["folder", "--to", "--for", "--each", "--out", "--layout", "--range"],
+    "export": ["folder", "--to", "--for", "--each", "--out", "--layout", "--range", "--card"],
     "audit": [
         *("--teacher", "--shards", "--train", "--holdout", "--out", "--weights", "--threads", "--device"),
         *("--fit", "--class-names", "--offline"),
@@ -79,7 +79,7 @@ DEFAULTS = {
     },
     "run": {"out": None, "resume": False, "budget_hours": None, "jobs": None},
     "verify": {"against": None, "teacher": None, "weights": None, "tolerance": 1e-3},
-    "export": {"to": None, "for": None, "each": None, "layout": None, "range": None},
+    "export": {"to": None, "for": None, "each": None, "layout": None, "range": None, "card": False},
     "audit": {"weights": None, "threads": None, "device": "auto"},
     "import": {"name": "imported", "mean": None, "std": None, "layout": None},
 }
