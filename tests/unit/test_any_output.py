@@ -149,7 +149,7 @@ def test_what_needs_classes_refuses_in_one_line(card, tmp_path, capsys):
     made = ("--method", "deepinversion", "--count", "2", "--out", tmp_path / "run")
     said = call(capsys, "generate", "--teacher", teacher, *made, *SMALL)
     assert said.status == 2 and "has task 'image', which has no classes" in said.complaint()
-    for student in ("qfd", "gdfq-ft", "quantface"):
+    for student in ("gdfq-ft", "quantface"):
         fit = ("--images", tmp_path / "eval.npz", "--student", student, "--bits", "W4A4")
         np.savez(tmp_path / "eval.npz", images=np.zeros((2, 12, 12, 3), np.uint8))
         said = call(capsys, "quantize", "--teacher", teacher, *fit, *SMALL)

@@ -36,7 +36,7 @@ class CFWS(Student):
     name = "cfws"
     facts = Facts(
         paper="coarse and fine weight splitting, Yang et al. 2023 (arXiv:2312.10588), for RepVGG at W8A8",
-        summary="the centre of each 3x3 kernel on a grid of its own, ranges by KL, no training",
+        summary="the centre of each 3x3 kernel on a grid of its own, ranges by KL, no training; any task",
         deviations=(
             "the coarse part is a 1x1 convolution instead of a zero-padded 3x3",
             "KL is computed on counts in float64: the published transformation is not known",

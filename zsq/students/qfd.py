@@ -1,4 +1,4 @@
-"""Quantized feature distillation: the student follows a teacher whose pooled feature is quantized itself."""
+"""Quantized feature distillation: the student follows a teacher one of whose features is quantized itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 
 from zsq.contract import Facts, Fit, Teacher
-from zsq.core.errors import MismatchError
+from zsq.core.errors import MismatchError, OptionError
+from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
@@ -21,24 +22,31 @@ from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, Training, TrainingOptions
 from zsq.graph import capture
+from zsq.graph.vocabulary import is_layer
 from zsq.placement.sites import Placement, last_layers
-from zsq.placement.subgraphs import up_to
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
+from zsq.tasks.nesting import Outputs
 from zsq.widths import Width
 
-Pair = tuple[Tensor, Tensor]  # logits and pooled feature
+Pair = tuple[Outputs, Tensor]  # the network's outputs, and the feature
 
 
 class QFDOptions(TrainingOptions):
-    """The loss is KL or CE, plus `feature_weight` times the mean squared error of the pooled feature.
+    """The loss is KL or CE, without classes that of the task, plus `feature_weight` times the error of the
+    feature: mean squared, without classes divided by the variance of the teacher's.
+
+    `feature`: the layer whose input, in its first call, is the feature; None: the one last layer. The paper's
+    form for detectors takes the finest level of the pyramid, feature_bits=8, and as `feature_weight` what
+    makes the feature's a fifth of the loss.
 
     The paper's base for CIFAR: learning_rate=1e-3 weight_decay=1e-4 batch=256 batch_norm=train over 400
     epochs, labels: task_loss=ce is the nearest to them, with the teacher's top-1 class.
     """
 
     learning_rate: float = Field(1e-3, gt=0)
+    feature: str | None = None
     feature_bits: Width = 4
     feature_weight: float = Field(0.5, ge=0)
     task_loss: Literal["kl", "ce"] = "kl"
@@ -56,13 +64,16 @@ class QFD(TrainedStudent):
     name = "qfd"
     facts = Facts(
         paper="Quantized Feature Distillation for Network Quantization, Zhu et al. 2023 (arXiv:2307.10638)",
-        summary="learned intervals, trained against the quantized pooled feature of the teacher",
+        summary="learned intervals, trained against a quantized feature of the teacher, the pooled one or of "
+        "a detector a map; for every task",
         deviations=(
             "label-free: KL to the teacher's logits instead of cross-entropy to labels; task_loss=ce takes "
             "the teacher's top-1 class",
             "settings of the optimiser are not published: Adam 1e-3, for intervals 3e-3 of their size, with "
             "cosine, 160 times 128 images after 40 for the teacher's quantizer, are ours",
             "the feature's squared error is a mean over its dimensions: the published reduction is not known",
+            "without classes, the task's own loss against the teacher instead of a loss to labels, and the "
+            "feature's error over the variance of the teacher's feature, since maps have any scale",
             "intervals start at the least error (interval_init=std for the published 3 standard deviations)",
             "the scale that follows a layer stands at its weight, and activations return to their place "
             "(low + scale levels), so that the student starts near the teacher",
@@ -73,12 +84,23 @@ class QFD(TrainedStudent):
     options_class: ClassVar[type[Options]] = QFDOptions
     form = "interval"
     options: QFDOptions
+    takes_tasks = True
 
     def __init__(self, options: QFDOptions, runtime: Runtime) -> None:
         """Prepare both trainings, of the teacher's quantizer and of the student."""
         super().__init__(options, runtime)
         first = options.model_copy(update={"iterations": options.teacher_iterations})
-        self._teaching = Training("qfd teacher", first, runtime, self._task_loss)
+        self._teaching = Training("qfd teacher", first, runtime, self._output_loss)
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Also where it has no such feature.
+
+        Raises:
+            MismatchError: see `TrainedStudent.check_teacher`; or several last layers and no `feature`.
+            OptionError: `feature` is no layer of it.
+        """
+        super().check_teacher(teacher)
+        feature_reader(capture(teacher.network, teacher.example()), teacher.name, self.options.feature)
 
     def images_trained(self, teacher: Teacher, num_images: int) -> float:
         """See `Student.images_trained`."""
@@ -100,7 +122,7 @@ class QFD(TrainedStudent):
         structure = (teacher.network, fit.bits, placement.sites)
         return replace(
             self._course(network, self._teach(fit), structure),
-            taught=with_feature(network, teacher.name),
+            taught=with_feature(network, self._reader(network, teacher)),
             target_structure=teacher.network,
         )
 
@@ -112,14 +134,18 @@ class QFD(TrainedStudent):
             assert isinstance(quantizer, IntervalWeight)
             weight.copy_(quantizer.settled(weight))
 
+    def _reader(self, network: fx.GraphModule, teacher: Teacher) -> fx.Node:
+        return feature_reader(network, teacher.name, self.options.feature)
+
     def _teach(self, fit: Fit) -> nn.Module:
-        """The teacher with a quantized feature, trained to give its old logits: norm -> (logits, feature)."""
+        """The teacher with a quantized feature, trained to give its old outputs; it returns both."""
         teacher, search = fit.teacher, self.options.interval_init == "mse"
         network = channels_last(capture(teacher.network, teacher.example()))
-        quantize_feature(network, teacher, fit.pixels_NCHW, self.options.feature_bits, search)
+        reader = self._reader(network, teacher)
+        quantize_feature(network, reader, teacher.spec, fit.pixels_NCHW, self.options.feature_bits, search)
         course = self._course(network, teacher.network, teacher.network)
         self._teaching.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
-        return with_feature(network, teacher.name, quantized=True)
+        return with_feature(network, self._reader(network, teacher), quantized=True)
 
     def _course(self, network: nn.Module, target: nn.Module, structure: Any) -> Course:
         intervals = [module for module in network.modules() if isinstance(module, IntervalQuantizer)]
@@ -139,15 +165,24 @@ class QFD(TrainedStudent):
             groups.append({"params": [interval.scale], "lr": rate * interval.scale.item()})
         return groups
 
-    def _task_loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    def _output_loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        if not self._task.has_classes:
+            return self._task.loss(student, teacher)
         if self.options.task_loss == "ce":
-            return imitation(student_NK, teacher_NK)
-        return distillation(student_NK, teacher_NK, self.options.temperature)
+            return imitation(student, teacher)
+        return distillation(student, teacher, self.options.temperature)
+
+    def total_loss(self, student: Pair, teacher: Pair) -> Tensor:
+        """`loss`, which has the task's inside."""
+        return self.loss(student, teacher)
 
     def loss(self, student: Pair, teacher: Pair) -> Tensor:
-        """Of both pairs: the task's loss of the logits, and the weighted squared error of the features."""
+        """Of both pairs: the loss of the outputs, and the weighted error of the features."""
         feature_error = F.mse_loss(student[1], teacher[1])
-        return self._task_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
+        if not self._task.has_classes:
+            variance = teacher[1].var(correction=0)
+            feature_error = feature_error / torch.where(variance > 0, variance, torch.ones_like(variance))
+        return self._output_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
 
 
 def _ordered(intervals: list[IntervalQuantizer]) -> Callable[[], None]:
@@ -158,47 +193,57 @@ def _ordered(intervals: list[IntervalQuantizer]) -> Callable[[], None]:
     return guard
 
 
-def classifier(network: fx.GraphModule, teacher: str) -> fx.Node:
-    """The call of the one layer that no other follows.
+def feature_reader(network: fx.GraphModule, teacher: str, name: str | None) -> fx.Node:
+    """The first call of the layer `name`, or the call of the one layer that no other follows.
 
     Raises:
-        MismatchError: there are several, or none.
+        MismatchError: there are several such layers, or none. OptionError: no layer has the name.
     """
-    layers = last_layers(network)
-    if len(layers) != 1:
-        raise MismatchError(
-            f"teacher {teacher} has {len(layers)} last layers", "one, behind a pooled feature"
-        )
-    return layers[0]
+    layers = [node for node in network.graph.nodes if is_layer(network, node)]
+    last = last_layers(network)
+    if name is None:
+        if len(last) == 1:
+            return last[0]
+        remedy = "name one that reads the feature, feature=LAYER"
+        raise MismatchError(f"teacher {teacher} has {len(last)} last layers", "one", remedy)
+    named = [node for node in layers if node.target == name]
+    if not named:
+        several = ", ".join(dict.fromkeys(str(node.target) for node in last))
+        found = f"feature={name}, which is no layer of teacher {teacher}"
+        raise OptionError(found, "the name of a layer", f"such as {several or 'none'}")
+    return named[0]
 
 
-def with_feature(network: fx.GraphModule, teacher: str, quantized: bool = False) -> fx.GraphModule:
-    """The same network, over the same tensors, that returns (output, what its classifier reads).
+def with_feature(network: fx.GraphModule, reader: fx.Node, quantized: bool = False) -> fx.GraphModule:
+    """The same network, over the same tensors, that returns (outputs, what the layer `reader` reads).
 
-    `quantized`: behind the quantizer of the classifier's input, else before it.
+    `quantized`: behind the quantizer of that input, else before it.
     """
-    feature = classifier(network, teacher).all_input_nodes[0]
+    feature = reader.all_input_nodes[0]
     if not quantized and feature.op == "call_module":
         module = network.get_submodule(str(feature.target))
         feature = feature.all_input_nodes[0] if isinstance(module, Quantizer) else feature
-    (output,) = (node for node in network.graph.nodes if node.op == "output")
-    logits = output.all_input_nodes[0]
-    return up_to(network, [logits.name, feature.name])
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    outputs = graph.graph_copy(network.graph, copies)
+    graph.output((outputs, copies[feature]))
+    return fx.GraphModule(network, graph)
 
 
 @torch.no_grad()
 def quantize_feature(
-    network: fx.GraphModule, teacher: Teacher, pixels_NCHW: Tensor, bits: int, search: bool
+    network: fx.GraphModule, reader: fx.Node, spec: ImageSpec, pixels_NCHW: Tensor, bits: int, search: bool
 ) -> None:
-    """Put a quantizer before the classifier of a captured teacher, in place, set on the images."""
-    layer = classifier(network, teacher.name)
-    path, observer = "feature_quantizer", Observer(f"{layer.target}.input")
+    """Put a quantizer behind what the layer `reader` of a captured teacher reads, for all that read it, in
+    place, set on the images."""
+    path, observer = "feature_quantizer", Observer(f"{reader.target}.input")
     network.add_submodule(path, observer)
-    source = layer.all_input_nodes[0]
-    with network.graph.inserting_before(layer):
-        layer.replace_input_with(source, network.graph.call_module(path, (source,)))
+    source = reader.all_input_nodes[0]
+    with network.graph.inserting_after(source):
+        quantized = network.graph.call_module(path, (source,))
+    source.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
     network.recompile()
     device = next(network.parameters()).device
-    for norm in norm_batches(teacher.spec, pixels_NCHW, device):
+    for norm in norm_batches(spec, pixels_NCHW, device):
         network(norm)
     network.set_submodule(path, IntervalActivation(observer.histogram(), bits, search).to(device))

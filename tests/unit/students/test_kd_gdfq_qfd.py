@@ -16,7 +16,7 @@ from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.intervals import IntervalQuantizer
 from zsq.students import create
-from zsq.students.qfd import quantize_feature, with_feature
+from zsq.students.qfd import feature_reader, quantize_feature, with_feature
 from zsq.tasks.embed import Embed
 from zsq.widths import Bits
 
@@ -84,7 +84,7 @@ def test_tables_name_every_tensor_and_embedders_are_refused(digits, images, name
     assert (weight.bits, weight.signed, inputs.bits, inputs.num_scales) == (4, True, 3, 1)
     assert weight.num_scales == (1 if name == "qfd" else 16) and not inputs.signed
     embedder = Teacher("face", digits.network, digits.spec, 10, "0", task=Embed())
-    if name == "kd":  # the task's loss takes the place of its own
+    if name != "gdfq-ft":  # the task's loss takes the place of its own
         assert fit(name, embedder, images, "W4A4", iterations=2).task == Embed()
         return
     with pytest.raises(MismatchError, match="expected a classifier; use student ptq"):
@@ -162,15 +162,18 @@ def test_ranges_of_gdfq_are_set_before_training_and_then_stay(digits, images):
 
 def test_the_teachers_feature_is_quantized_and_carries_no_gradient(digits, images):
     network = capture(digits.network, digits.example())
-    exact = with_feature(network, "digits")(digits.spec.pixels_to_norm(images[:64]))[1]
+    exact = with_feature(network, feature_reader(network, "", None))(digits.spec.pixels_to_norm(images[:64]))[
+        1
+    ]
     for bits in (1, 8):
         quantized = capture(digits.network, digits.example())
-        quantize_feature(quantized, digits, images[:64], bits, search=True)
-        taught = with_feature(quantized, "digits", quantized=True)
+        reader = feature_reader(quantized, "", None)
+        quantize_feature(quantized, reader, digits.spec, images[:64], bits, search=True)
+        taught = with_feature(quantized, reader, quantized=True)
         output, feature = taught(digits.spec.pixels_to_norm(images[:64]))
         assert len(feature.unique()) <= 2**bits
         assert torch.equal(output, quantized(digits.spec.pixels_to_norm(images[:64])))
-        before = with_feature(quantized, "digits")(digits.spec.pixels_to_norm(images[:64]))[1]
+        before = with_feature(quantized, reader)(digits.spec.pixels_to_norm(images[:64]))[1]
         torch.testing.assert_close(before, exact)
     assert (feature - exact).abs().max() < 0.02 * exact.abs().max(), "8 bits are as good as float"
 
@@ -197,8 +200,10 @@ def test_qfd_names_what_it_cannot_take():
 
     teacher = make_teacher(lambda channels, outputs: TwoHeads())
     pixels = torch.zeros(4, *image_spec().shape, dtype=torch.uint8)
-    with pytest.raises(MismatchError, match="2 last layers"):
+    with pytest.raises(MismatchError, match=r"2 last layers; expected one; name one .* feature=LAYER"):
         fit("qfd", teacher, pixels, "W4A4")
+    with pytest.raises(OptionError, match=r"feature=neck, which is no layer of teacher toy.*one, two"):
+        fit("qfd", teacher, pixels, "W4A4", feature="neck")
 
 
 @pytest.mark.parametrize("name", ["gdfq-ft", "qfd"])
