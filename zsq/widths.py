@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from zsq.core.errors import OptionError
-from zsq.core.files import read_regular
+from zsq.core.records import read_csv
 
 LEAST_BITS, MOST_BITS = 1, 8
 FLOAT_BITS = 32
-MOST_FILE_BYTES = 2**20
 COLUMNS = ["row", "bits"]
 
 # Of one quantizer, and of a layer that may stay in float.
@@ -162,20 +160,9 @@ def read_widths(path: str | Path) -> dict[str, int]:
     Raises:
         OptionError: no file that can be read, another header, or a line that is no row and width.
     """
-    try:
-        text = read_regular(Path(path), MOST_FILE_BYTES).decode()
-        header, *lines = [line for line in csv.reader(text.splitlines(), strict=True) if line] or [[""]]
-    except OSError as error:
-        raise OptionError(f"widths {path} cannot be read ({error.strerror})", "a CSV file") from None
-    except (ValueError, csv.Error) as error:
-        raise OptionError(f"widths {path} is not CSV ({error})", f"a header {','.join(COLUMNS)}") from None
-    if [name.strip() for name in header] != COLUMNS:
-        raise OptionError(
-            f"widths {path} begins with {','.join(header)[:60]!r}", f"a header {','.join(COLUMNS)}"
-        )
     rows: dict[str, int] = {}
-    for line in lines:
-        name, bits = [part.strip() for part in line] if len(line) == 2 else ("", "")
+    for line in read_csv(Path(path), "widths", COLUMNS):
+        name, bits = line if len(line) == 2 else ("", "")
         if not name or not re.fullmatch(r"\d{1,2}", bits) or not is_width(int(bits)):
             expected = f"a row and {LEAST_BITS}..{MOST_BITS} or {FLOAT_BITS}, as in conv1.weight,8"
             raise OptionError(f"widths {path}: {','.join(line)[:60]!r}", expected)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from zsq.core.files import read_regular
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MOST_TOML_BYTES = 2**20
+MOST_CSV_BYTES = 2**20
 MOST_SHOWN = 60  # characters of a wrong value
 
 # Where the message says it all, or where the value is everything that was read.
@@ -43,6 +46,26 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     # Not only a TOMLDecodeError: integers of thousands of digits, thousands of brackets.
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{what} {path} is not TOML ({error})") from None
+
+
+def read_csv(path: Path, what: str, columns: Sequence[str]) -> list[list[str]]:
+    """The lines of a CSV file below its header, which is `columns`; messages call the file `what`. A line may
+    have any number of cells.
+
+    Raises:
+        OptionError: no file that can be read, no CSV, or another header.
+    """
+    header_wanted = ",".join(columns)
+    try:
+        text = read_regular(path, MOST_CSV_BYTES).decode()
+        header, *lines = [line for line in csv.reader(text.splitlines(), strict=True) if line] or [[""]]
+    except OSError as error:
+        raise OptionError(f"{what} {path} cannot be read ({error.strerror})", "a CSV file") from None
+    except (ValueError, csv.Error) as error:
+        raise OptionError(f"{what} {path} is not CSV ({error})", f"a header {header_wanted}") from None
+    if [name.strip() for name in header] != list(columns):
+        raise OptionError(f"{what} {path} begins with {','.join(header)[:60]!r}", f"a header {header_wanted}")
+    return [[cell.strip() for cell in line] for line in lines]
 
 
 def first_fault(error: ValidationError) -> str:

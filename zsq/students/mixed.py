@@ -15,6 +15,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
+from zsq.fitting.cost_table import read_costs
 from zsq.fitting.losses import distillation
 from zsq.fitting.mixing import Budget, Costs, drawn, greedy, harm_of, parts_of
 from zsq.fitting.starts import named_options
@@ -30,13 +31,16 @@ class MixedOptions(Options):
     """`inner` is the student; its options are named `NAME.option`, as in `qdrop.iterations=500`.
 
     The budget is what a student of the asked bits costs: bit operations; or bytes of weights, where inputs
-    keep the asked bits. Rows get `least` to `most` bits. `images`: so many of them show what a row does to
-    the output.
+    keep the asked bits; or what the file `costs` says, see `zsq.fitting.cost_table`, whose widths rows then
+    get. `limit`, where it is given, is the budget instead, in the same unit. Rows get `least` to `most` bits.
+    `images`: so many of them show what a row does to the output.
     """
 
     inner: str = "ptq"
     search: Literal["greedy", "random", "uniform"] = "greedy"
     budget: Budget = "operations"
+    costs: str | None = None
+    limit: float | None = Field(None, gt=0)
     least: GridWidth = 2
     most: GridWidth = MOST_BITS
     images: int = Field(128, ge=1)
@@ -72,6 +76,13 @@ class MixedOptions(Options):
         options = super().resolve(owner, spec, plain)
         if options.least > options.most:
             raise OptionError(f"{owner}: least={options.least} most={options.most}", "least at most as large")
+        if options.costs is not None:
+            read_costs(options.costs)
+            if options.budget != "operations":
+                raise OptionError(f"{owner}: costs=FILE and budget={options.budget}", "one of them")
+        if options.limit is not None and options.search == "uniform":
+            found = f"{owner}: search=uniform and limit={options.limit:g}"
+            raise OptionError(found, "no limit: uniform bits are those of --bits")
         given = {}
         for key in overrides.keys() - plain.keys():
             student, _, option = key.partition(".")
@@ -114,7 +125,8 @@ class Mixed(Student):
             "bits come from a table of what each row alone does to the outputs, and from a greedy search, "
             "instead of an agent that is trained with many fits",
             "the reward is the divergence from the teacher's outputs on the images given, not accuracy",
-            "the budget is the cost of the bits asked for, in bit operations or weight bytes, not a latency",
+            "the budget is the cost of the bits asked for, in bit operations, weight bytes, or by a table of "
+            "measured costs (costs=FILE)",
             "no k-means grids",
         ),
     )
@@ -150,7 +162,9 @@ class Mixed(Student):
         super().check(fit)
         self.inner.check(fit)
         asked = [bits for bits in (fit.bits.weights, fit.bits.activations) if bits != FLOAT_BITS]
-        if self.options.search != "uniform" and min(asked, default=MOST_BITS) < self.options.least:
+        given = self.options.costs is not None or self.options.limit is not None
+        searches = self.options.search != "uniform"
+        if searches and not given and min(asked, default=MOST_BITS) < self.options.least:
             found = f"least={self.options.least} at {fit.bits.uniform} with student mixed"
             raise OptionError(found, f"least={min(asked)} or less: nothing narrower than the budget is left")
         task = fit.teacher.task
@@ -159,7 +173,11 @@ class Mixed(Student):
             raise MismatchError(found, "a task with a loss", "use search=uniform")
 
     def run(self, fit: Fit) -> FittedStudent:
-        """Choose bits, then fit the inner student."""
+        """Choose bits, then fit the inner student.
+
+        Raises:
+            OptionError: also for a budget that the least bits exceed, or costs that the table does not say.
+        """
         if fit.first_last is None:
             fit = replace(fit, first_last=self.options.first_last)
         policy = {} if self.options.search == "uniform" else self._policy(fit)
@@ -175,18 +193,22 @@ class Mixed(Student):
         asked = {site.name: site.bits for site in placement.sites}
         free = self._free(fit, placement)
         norm = teacher.spec.pixels_to_norm(fit.pixels_NCHW[:1].to(device))
-        costs = Costs(parts_of(placement, norm), options.budget)
-        limit = costs.of(asked)
-        start = asked | dict.fromkeys(free, options.most)
+        table = None if options.costs is None else read_costs(options.costs)
+        costs = Costs(parts_of(placement, norm), options.budget, table)
+        limit = costs.of(asked) if options.limit is None else options.limit
+        choices = costs.choices(free, options.least, options.most)
+        least = costs.of(asked | {row: widths[0] for row, widths in choices.items()})
+        if least > limit:
+            found = f"a budget of {limit:g} for student mixed at {fit.bits.uniform}"
+            raise OptionError(found, f"{least:g} or more: that is what the least bits cost")
+        start = asked | {row: widths[-1] for row, widths in choices.items()}
         if options.search == "random":
-            generator = torch_generator(fit.seed, 0, "mixed policy")
-            policy = drawn(costs, start, free, options.least, limit, generator)
+            policy = drawn(costs, choices, start, limit, torch_generator(fit.seed, 0, "mixed policy"))
         else:
-            widths = range(options.least, options.most + 1)
             pixels = fit.pixels_NCHW[: options.images]
             divergence = _divergence(teacher.task)
-            harm = harm_of(placement, free, widths, teacher.spec, pixels, device, divergence)
-            policy = greedy(costs, start, harm, options.least, limit)
+            harm = harm_of(placement, choices, teacher.spec, pixels, device, divergence)
+            policy = greedy(costs, harm, start, limit)
         return {row: policy[row] for row in free}
 
     def _placed(self, fit: Fit, first_last: int | None) -> Placement:

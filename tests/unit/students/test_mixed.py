@@ -55,7 +55,7 @@ MOST = dict.fromkeys("abcd", 8)
 def test_searches_meet_the_budget_and_waste_little(budget, bits):
     costs = Costs(PARTS, budget)
     limit = costs.of(dict.fromkeys("abcd", bits))
-    found = greedy(costs, MOST, HARM, 2, limit)
+    found = greedy(costs, HARM, MOST, limit)
     assert costs.of(found) <= limit and set(found.values()) <= set(range(2, 9))
     for row in "abcd":
         wider = found | {row: found[row] + 1}
@@ -65,7 +65,7 @@ def test_searches_meet_the_budget_and_waste_little(budget, bits):
     if bits == 2 and budget == "operations":
         assert set(found.values()) == {2}
     generator = torch.Generator().manual_seed(0)
-    assert costs.of(drawn(costs, MOST, "abcd", 2, limit, generator)) <= limit
+    assert costs.of(drawn(costs, HARM, MOST, limit, generator)) <= limit
 
 
 def test_greedy_is_near_the_best_of_all_policies():
@@ -77,7 +77,7 @@ def test_greedy_is_near_the_best_of_all_policies():
 
     policies = (dict(zip("abcd", bits, strict=True)) for bits in itertools.product(range(2, 9), repeat=4))
     best = min(harm(policy) for policy in policies if costs.of(policy) <= limit)
-    assert best <= harm(greedy(costs, MOST, HARM, 2, limit)) <= 1.5 * best
+    assert best <= harm(greedy(costs, HARM, MOST, limit)) <= 1.5 * best
 
 
 @pytest.mark.parametrize("search", ["greedy", "random"])
