@@ -3,6 +3,7 @@
 import ast
 import resource
 import subprocess
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,12 @@ def test_type_checkers_are_told_of_the_same_names():
     }
     assert imported == zsq._HOMES
     assert set(zsq.__all__) <= set(dir(zsq))
+
+
+def test_every_public_path_can_be_text():
+    import zsq
+
+    signatures = (signature(getattr(zsq, name)) for name in zsq.__all__ if name != "__version__")
+    annotations = [str(p.annotation) for each in signatures for p in each.parameters.values()]
+    paths = [text.split(" | ") for text in annotations if "Path" in text.split(" | ")]
+    assert len(paths) > 10 and all("str" in parts for parts in paths)

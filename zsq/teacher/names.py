@@ -32,7 +32,7 @@ _EMBEDDED = (
 
 
 def load_teacher(
-    name: str, weights: Path | None = None, device: str = "cpu", offline: bool = False
+    name: str, weights: str | Path | None = None, device: str = "cpu", offline: bool = False
 ) -> Teacher:
     """The teacher called `name`, frozen, on `device`; the global random state stays as it was.
 
@@ -50,7 +50,7 @@ def load_teacher(
         >>> teacher.num_outputs, teacher.spec.shape
         (10, (1, 32, 32))
     """
-    return _load(name, weights, offline).to(device)
+    return _load(name, None if weights is None else Path(weights), offline).to(device)
 
 
 def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
