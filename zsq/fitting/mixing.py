@@ -16,7 +16,7 @@ from zsq.fitting.calibration import observe, searched_activation, weight_quantiz
 from zsq.fitting.cost_table import CostTable
 from zsq.graph.vocabulary import calls_module
 from zsq.placement.macs import IMAGE_BITS, Counting, operands_read
-from zsq.placement.sites import Placement, row_name
+from zsq.placement.sites import Placement, Site, row_name
 from zsq.widths import FLOAT_BITS
 
 Budget = Literal["operations", "bytes"]
@@ -124,33 +124,49 @@ def parts_of(placement: Placement, norm: Tensor) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-@torch.no_grad()
-def harm_of(
-    placement: Placement,
-    choices: Choices,
-    spec: ImageSpec,
-    pixels_NCHW: Tensor,
-    device: str,
-    divergence: Callable[[Any, Any], Tensor],
-) -> dict[str, dict[int, float]]:
-    """`divergence` of the float network's output from the same with one row quantized by rounding to nearest,
-    for each of its `choices`. The sites are left empty."""
-    network = placement.network
-    seen = observe(placement, spec, pixels_NCHW, device)
-    norm = spec.pixels_to_norm(pixels_NCHW.to(device))
-    reference = network(norm)
-    found: dict[str, dict[int, float]] = {}
-    for site in (site for site in placement.sites if site.name in choices):
-        found[site.name] = {}
-        for bits in choices[site.name]:
+class Rounded:
+    """A network some rows of which are rounded to nearest, on grids of the least error on some images."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        spec: ImageSpec,
+        pixels_NCHW: Tensor,
+        device: str,
+        divergence: Callable[[Any, Any], Tensor],
+    ) -> None:
+        """Look at the tensors of the float network; the sites are left empty."""
+        self._placement, self._device, self._divergence = placement, device, divergence
+        self._seen = observe(placement, spec, pixels_NCHW, device)
+        self._norm = spec.pixels_to_norm(pixels_NCHW.to(device))
+        with torch.no_grad():
+            self._reference = placement.network(self._norm)
+        self._quantizers: dict[tuple[str, int], nn.Module] = {}
+
+    @torch.no_grad()
+    def diverges(self, policy: Policy) -> float:
+        """`divergence` of the output from the float network's when the rows of `policy` are rounded."""
+        for site in self._placement.sites:
+            if site.name in policy:
+                self._placement.put(site, self._quantizer(site, policy[site.name]))
+        found = self._divergence(self._placement.network(self._norm), self._reference).item()
+        for site in self._placement.sites:
+            self._placement.put(site, nn.Identity())
+        return found
+
+    def _quantizer(self, site: Site, bits: int) -> nn.Module:
+        if (site.name, bits) not in self._quantizers:
             if site.kind == "weight":
-                quantizer = weight_quantizer(placement.weight(site), bits, search=True)
+                made = weight_quantizer(self._placement.weight(site), bits, search=True)
             else:
-                quantizer = searched_activation(seen[site], bits)
-            placement.put(site, quantizer.to(device))
-            found[site.name][bits] = divergence(network(norm), reference).item()
-        placement.put(site, nn.Identity())
-    return found
+                made = searched_activation(self._seen[site], bits)
+            self._quantizers[site.name, bits] = made.to(self._device)
+        return self._quantizers[site.name, bits]
+
+
+def harm_of(rounded: Rounded, choices: Choices) -> dict[str, dict[int, float]]:
+    """What each row alone does at each of its widths."""
+    return {row: {bits: rounded.diverges({row: bits}) for bits in widths} for row, widths in choices.items()}
 
 
 def greedy(costs: Costs, harm: Harm, start: Policy, limit: float) -> dict[str, int]:
@@ -166,7 +182,7 @@ def greedy(costs: Costs, harm: Harm, start: Policy, limit: float) -> dict[str, i
 
     while costs.of(policy) > limit:
         prices = {}
-        narrower = _neighbours(harm, policy, -1)
+        narrower = neighbours(harm, policy, -1)
         for row, width in narrower.items():
             added, cost = change(row, width)
             prices[row] = added / -cost if cost < 0 else float("inf")
@@ -176,7 +192,7 @@ def greedy(costs: Costs, harm: Harm, start: Policy, limit: float) -> dict[str, i
         policy[row] = narrower[row]
     while True:
         gains = {}
-        wider = _neighbours(harm, policy, 1)
+        wider = neighbours(harm, policy, 1)
         for row, width in wider.items():
             added, cost = change(row, width)
             if added < 0 < cost and costs.of(policy) + cost <= limit:
@@ -194,7 +210,7 @@ def drawn(
     `limit`."""
     policy = dict(start)
     while costs.of(policy) > limit:
-        narrower = _neighbours(choices, policy, -1)
+        narrower = neighbours(choices, policy, -1)
         if not narrower:
             break
         row = list(narrower)[int(torch.randint(len(narrower), (), generator=generator))]
@@ -202,7 +218,7 @@ def drawn(
     return policy
 
 
-def _neighbours(choices: Mapping[str, Iterable[int]], policy: Policy, by: int) -> dict[str, int]:
+def neighbours(choices: Mapping[str, Iterable[int]], policy: Policy, by: int) -> dict[str, int]:
     """Row -> its next width below (`by` -1) or above (1) the policy's, of the rows that have one."""
     beyond = {row: [w for w in widths if (w - policy[row]) * by > 0] for row, widths in choices.items()}
     return {row: min(widths, key=lambda w: w * by) for row, widths in beyond.items() if widths}

@@ -16,8 +16,9 @@ from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.cost_table import read_costs
+from zsq.fitting.haq import Search, features_of
 from zsq.fitting.losses import distillation
-from zsq.fitting.mixing import Budget, Costs, drawn, greedy, harm_of, parts_of
+from zsq.fitting.mixing import Budget, Costs, Rounded, drawn, greedy, harm_of, parts_of
 from zsq.fitting.starts import named_options
 from zsq.placement.sites import Placement, place
 from zsq.tasks import Task
@@ -37,7 +38,9 @@ class MixedOptions(Options):
     """
 
     inner: str = "ptq"
-    search: Literal["greedy", "random", "uniform"] = "greedy"
+    search: Literal["greedy", "haq", "random", "uniform"] = "greedy"
+    # Of the agent of search=haq: policies that it tries.
+    episodes: int = Field(600, ge=1)
     budget: Budget = "operations"
     costs: str | None = None
     limit: float | None = Field(None, gt=0)
@@ -119,12 +122,14 @@ class Mixed(Student):
 
     name = "mixed"
     facts = Facts(
-        paper="HAQ, Wang et al. 2019 (arXiv:1811.08886), for the question; the search is ours",
+        paper="HAQ, Wang et al. 2019 (arXiv:1811.08886); the greedy search is ours",
         summary="any student (inner=NAME) with bits chosen for each layer within a budget",
         deviations=(
-            "bits come from a table of what each row alone does to the outputs, and from a greedy search, "
-            "instead of an agent that is trained with many fits",
-            "the reward is the divergence from the teacher's outputs on the images given, not accuracy",
+            "bits come from a table of what each row alone does to the outputs, and from a greedy search; "
+            "search=haq is the published agent",
+            "the agent's reward is how many times less the rounded network diverges from the teacher's "
+            "outputs than with uniform bits, as a logarithm, not accuracy after a fine-tune",
+            "the agent visits rows, of which several layers may read one, instead of layers",
             "the budget is the cost of the bits asked for, in bit operations, weight bytes, or by a table of "
             "measured costs (costs=FILE)",
             "no k-means grids",
@@ -168,8 +173,8 @@ class Mixed(Student):
             found = f"least={self.options.least} at {fit.bits.uniform} with student mixed"
             raise OptionError(found, f"least={min(asked)} or less: nothing narrower than the budget is left")
         task = fit.teacher.task
-        if self.options.search == "greedy" and not (task.has_classes or task.trains):
-            found = f"search=greedy for teacher {fit.teacher.name} of task '{task.name}'"
+        if self.options.search in ("greedy", "haq") and not (task.has_classes or task.trains):
+            found = f"search={self.options.search} for teacher {fit.teacher.name} of task '{task.name}'"
             raise MismatchError(found, "a task with a loss", "use search=uniform")
 
     def run(self, fit: Fit) -> FittedStudent:
@@ -206,9 +211,13 @@ class Mixed(Student):
             policy = drawn(costs, choices, start, limit, torch_generator(fit.seed, 0, "mixed policy"))
         else:
             pixels = fit.pixels_NCHW[: options.images]
-            divergence = _divergence(teacher.task)
-            harm = harm_of(placement, choices, teacher.spec, pixels, device, divergence)
-            policy = greedy(costs, harm, start, limit)
+            rounded = Rounded(placement, teacher.spec, pixels, device, _divergence(teacher.task))
+            if options.search == "greedy":
+                policy = greedy(costs, harm_of(rounded, choices), start, limit)
+            else:
+                features = features_of(placement, costs.parts, choices)
+                search = Search(costs, choices, limit, rounded, rounded.diverges(asked))
+                policy = search.run(features, start, options.episodes, fit.seed)
         return {row: policy[row] for row in free}
 
     def _placed(self, fit: Fit, first_last: int | None) -> Placement:
