@@ -31,6 +31,7 @@ from zsq.students.qdrop import QDrop
 from zsq.students.qfd import QFD
 from zsq.students.quantface import QuantFace
 from zsq.students.repq import RepQ
+from zsq.students.vertical import Vertical
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
@@ -50,6 +51,7 @@ STUDENTS: dict[str, type[Student]] = {
     "lq-net": LQNet,
     "binary": Binary,
     "dir-net": DIRNet,
+    "vertical": Vertical,
     "qfd": QFD,
     "quantface": QuantFace,
     "mixed": Mixed,

@@ -38,7 +38,7 @@ class DIRNet(Binary):
         paper="DIR-Net, Qin et al. 2022 (arXiv:2109.12338), and IR-Net (arXiv:1909.10788)",
         summary="binary with balanced weights, gradients for a fixed share of them, and distilled features",
         deviations=(
-            "only the abstract is public beyond IR-Net: the form of the estimator, its share of 10 % "
+            "beyond IR-Net only the abstract was read: the form of the estimator, its share of 10 % "
             "(retained) and the distance of features with its weight are ours",
             "scales are learned, from the mean magnitude; rule=ir for powers of two",
             "features are those that leave each residual block, or layer outside of blocks",
