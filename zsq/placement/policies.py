@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from zsq.graph.vocabulary import is_layer, name_of, operation
+from zsq.graph.vocabulary import is_layer, name_of, operands, operation
 from zsq.placement.sites import Placement, Site
 from zsq.placement.units import is_addition, quantizer_calls
 
@@ -47,6 +47,30 @@ def softmax_sites(placement: Placement) -> set[Site]:
         if name_of(network, node) == "softmax":
             found.add(by_path[str(call.target)])
     return found
+
+
+def rectified_sites(placement: Placement) -> set[Site]:
+    """The sites of activations that a ReLU gives, capped or not, also pooled, moved or beside each other."""
+    network, by_path = placement.network, {site.path: site for site in placement.sites}
+    rectified: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        known = operation(network, node)
+        sources = {each for each in node.all_input_nodes if operation(network, each).kind != "size"}
+        passes = known.kind == "pooling" or known.moments in ("moves", "cast")
+        if known.scaling in ("rectify", "clip") or (passes and sources and sources <= rectified):
+            rectified.add(node)
+    calls = quantizer_calls(placement)
+    return {by_path[str(call.target)] for call in calls if call.all_input_nodes[0] in rectified}
+
+
+def channels_last_sites(placement: Placement) -> set[Site]:
+    """The sites of activations that linear layers or products read, whose last axis is that of channels."""
+    network, by_path = placement.network, {site.path: site for site in placement.sites}
+    return {
+        by_path[str(call.target)]
+        for call in quantizer_calls(placement)
+        if all(name_of(network, user) == "linear" or operands(network, user) for user in call.users)
+    }
 
 
 def _follows_first(placement: Placement, node: fx.Node) -> bool:

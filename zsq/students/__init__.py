@@ -17,6 +17,7 @@ from zsq.students.aquant import AQuant
 from zsq.students.binary import Binary
 from zsq.students.brecq import BRECQ
 from zsq.students.cfws import CFWS
+from zsq.students.daq import DAQ
 from zsq.students.dir_net import DIRNet
 from zsq.students.erq import ERQ
 from zsq.students.gdfq_ft import GDFQFT
@@ -54,6 +55,7 @@ STUDENTS: dict[str, type[Student]] = {
     "vertical": Vertical,
     "qfd": QFD,
     "quantface": QuantFace,
+    "daq": DAQ,
     "mixed": Mixed,
 }
 

@@ -68,11 +68,17 @@ def sorted_signed_sums(integers, grid, basis):
     return np.take_along_axis(levels_CL, rows, axis=1).reshape(integers.shape)
 
 
-PARTS = {"affine": ("step", "zero_point"), "interval": ("scale",), "basis": ("basis",)}
+PARTS = {
+    "affine": ("step", "zero_point"),
+    "interval": ("scale",),
+    "basis": ("basis",),
+    "distribution": ("step",),
+}
 VALUES = {
     "affine": lambda integers, grid, step, zero_point: step * (integers - zero_point),
     "interval": lambda integers, grid, scale: scale * (2 * integers / (2 ** grid["bits"] - 1) - 1),
     "basis": sorted_signed_sums,
+    "distribution": lambda integers, grid, step: step * (integers - 2 ** (grid["bits"] - 1) + 0.5),
 }
 
 
