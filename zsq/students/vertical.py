@@ -29,7 +29,7 @@ from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
 
 
 class VerticalOptions(TrainingOptions):
-    """Trained are all widths from `least` to 8, one in each step; width k is drawn at odds of 1 / (k - 1)."""
+    """Every second step trains 8 bits, the others a width k from `least` on, drawn at odds of 1 / (k - 1)."""
 
     iterations: int | None = Field(320, ge=0)
     learning_rate: float = Field(1e-3, gt=0)
@@ -130,14 +130,16 @@ class Vertical(TrainedStudent):
         return replace(course, groups=groups_with_steps(network, steps, options.step_learning_rate))
 
     def _draws(self, ladders: list[Ladder], fit: Fit) -> Callable[[int], None]:
-        odds = 1 / (torch.arange(self.options.least, MOST_BITS + 1) - 1.0)
+        least = self.options.least
+        # On a CIFAR ResNet-20 the widest in every second step was better for all widths than at odds.
+        odds = 1 / (torch.arange(least, max(MOST_BITS, least + 1)) - 1.0)
         steps = max(self.options.steps(len(fit.pixels_NCHW)), 1)
         generator = torch_generator(fit.seed, 0, "vertical widths")
         drawn = torch.multinomial(odds, steps, replacement=True, generator=generator).tolist()
 
         def choose(step: int) -> None:
             for ladder in ladders:
-                ladder.choose(drawn[step - 1])
+                ladder.choose(drawn[step - 1] if step % 2 else MOST_BITS - least)
 
         return choose
 

@@ -8,6 +8,7 @@ from toys import plain, shared_teacher, structured_images
 import zsq
 from zsq.core.errors import OptionError
 from zsq.core.runtime import Runtime
+from zsq.quantizers.nested import Ladder
 from zsq.saved.cost import student_cost
 from zsq.students import create
 from zsq.students.vertical import Vertical, VerticalOptions, _marked
@@ -119,6 +120,17 @@ def test_training_helps_two_bits(digits, images, accuracy):
         for n in (0, 16)
     )
     assert after > before + 10
+
+
+@pytest.mark.parametrize("least", [2, 8])
+def test_every_second_step_is_of_the_widest(teacher, pixels, monkeypatch, least):
+    seen = []
+    monkeypatch.setattr(Ladder, "choose", lambda ladder, index: seen.append(ladder.widths[index]))
+    fit(made(iterations=40, batch=1, least=least), teacher, pixels, "W8A8")
+    steps = seen[:: len(seen) // 40]
+    assert len(steps) == 40 and set(steps[1::2]) == {8}
+    drawn = set(steps[::2])
+    assert drawn == {8} if least == 8 else 8 not in drawn and {2, 3, 4} <= drawn
 
 
 def test_prefixes_that_were_not_trained_are_refused(teacher, pixels):
