@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zsq.images.sources import load_images as load_images
     from zsq.imports.importing import import_images as import_images
     from zsq.saved.onnx_qdq import export_onnx as export_onnx
+    from zsq.saved.pt2e import pt2e_student as pt2e_student
     from zsq.saved.saving import load_student as load_student
     from zsq.saved.saving import save_student as save_student
     from zsq.shards.reader import ShardDataset as ShardDataset
@@ -45,6 +46,7 @@ _HOMES = {
     "load_student": "zsq.saved.saving",
     "load_teacher": "zsq.teacher",
     "measure_gap": "zsq.api",
+    "pt2e_student": "zsq.saved.pt2e",
     "quantize": "zsq.api",
     "run": "zsq.api",
     "save_student": "zsq.saved.saving",

@@ -16,7 +16,7 @@ from zsq.placement.sites import Placement, Site
 from zsq.placement.subgraphs import up_to
 from zsq.quantizers.grids import FakeQuantizer, affine_grid, integer_range
 from zsq.quantizers.observers import Histogram, Observer
-from zsq.quantizers.ranges import LP_EXPONENT, lp_affine
+from zsq.quantizers.ranges import LP_EXPONENT, lp_affine, lp_symmetric
 
 BATCH = 64
 # What the range of a channel is taken from, at most: 250 MB of 1024 channels.
@@ -60,6 +60,18 @@ def weight_quantizer(
     else:
         step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits)
     return weight_on(step, zero, bits, weight.dim())
+
+
+def symmetric_weight(
+    weight: Tensor, bits: int, search: bool, exponent: float = LP_EXPONENT, per_channel: bool = True
+) -> FakeQuantizer:
+    """As `weight_quantizer`, on the levels -(2^(b-1) - 1)..2^(b-1) - 1 without a zero point."""
+    rows_CM = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
+    most = 2 ** (bits - 1) - 1
+    step = (
+        lp_symmetric(rows_CM, -most, most, p=exponent) if search else rows_CM.abs().amax(dim=1) / most
+    ).view(-1, *[1] * (weight.dim() - 1))
+    return FakeQuantizer(step, torch.zeros_like(step), -most, most, "weight")
 
 
 def weight_on(step_C: Tensor, zero_C: Tensor, bits: int, dim: int) -> FakeQuantizer:

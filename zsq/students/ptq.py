@@ -13,6 +13,7 @@ from zsq.fitting.calibration import (
     activation_over,
     observe,
     searched_activation,
+    symmetric_weight,
     weight_quantizer,
 )
 from zsq.placement.sites import Site, place
@@ -29,6 +30,8 @@ class PTQOptions(Options):
     observer: Literal["minmax", "percentile", "mse", "kl"] = "mse"
     weight_observer: Literal["minmax", "mse"] = "mse"
     granularity: Literal["channel", "tensor"] = "channel"  # of weights
+    # Without a zero point, and as many levels above zero as below: what LiteRT and XNNPACK take.
+    symmetric_weights: bool = False
     percentile: float = Field(99.99, gt=50, le=100)
     exponent: float = Field(LP_EXPONENT, gt=0)
 
@@ -62,7 +65,8 @@ class PTQ(Student):
     def _weight_quantizer(self, weight: Tensor, bits: int) -> FakeQuantizer:
         options = self.options
         search, per_channel = options.weight_observer == "mse", options.granularity == "channel"
-        return weight_quantizer(weight, bits, search, options.exponent, per_channel)
+        rule = symmetric_weight if options.symmetric_weights else weight_quantizer
+        return rule(weight, bits, search, options.exponent, per_channel)
 
     def _activation_quantizer(self, site: Site, histogram: Histogram) -> FakeQuantizer:
         options = self.options

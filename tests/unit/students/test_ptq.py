@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import zsq
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.core.runtime import Runtime
 from zsq.quantizers.grids import FakeQuantizer
@@ -139,3 +140,20 @@ def test_table_of_students_and_its_errors(digits):
         create("ptq", digits.spec, {"observr": "mse"}, Runtime())
     with pytest.raises(OptionError, match=r"observer: .*, not 'median'"):
         create("ptq", digits.spec, {"observer": "median"}, Runtime())
+
+
+@pytest.mark.parametrize("weight_observer", ["minmax", "mse"])
+def test_symmetric_weights_have_no_zero_point_and_lose_little(
+    digits, images, accuracy, weight_observer, tmp_path
+):
+    options = {"symmetric_weights": True, "weight_observer": weight_observer}
+    student = fit(digits, images, "W8A8", **options)
+    weights = [quantizer for quantizer in quantizers(student).values() if quantizer.kind == "weight"]
+    assert weights and all(not quantizer.zero_point.any() for quantizer in weights)
+    assert {quantizer.bounds for quantizer in weights} == {(-127, 127)}
+    assert accuracy(student) >= accuracy(digits) - 0.3
+    zsq.save_student(student, digits, tmp_path / "student")
+    assert torch.equal(logits(zsq.load_student(tmp_path / "student"), images), logits(student, images))
+    two = fit(digits, images, "W2A8", **options)
+    levels = quantizers(two)["conv1.weight_quantizer"].integers(two.network.conv1.weight)
+    assert set(levels.unique().tolist()) <= {-1, 0, 1}

@@ -1,0 +1,108 @@
+"""A student whose quantizers are operations `quantized_decomposed` of PyTorch (PT2E), for converters that
+make integers of them, such as those of LiteRT and ExecuTorch.
+
+A tensor is int8 between its quantization and dequantization, with the student's steps; unsigned activations
+are moved by 128 with their zero point. Biases, additions and what else the student keeps in float stay float.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zsq.contract import FittedStudent
+from zsq.core.errors import OptionError
+from zsq.quantizers.grids import FakeQuantizer, Quantizer
+from zsq.saved.stored_graph import move_to
+from zsq.widths import Bits
+
+WIDTHS = (Bits(8, 8), Bits(4, 8))
+INT8 = (-128, 127, torch.int8)
+# Of weights: XNNPACK and LiteRT know no -128 there.
+NARROW = (-127, 127, torch.int8)
+
+
+class _Activation(nn.Module):
+    def __init__(self, quantizer: FakeQuantizer) -> None:
+        super().__init__()
+        moved = int(quantizer.zero_point) - (quantizer.lo - INT8[0])
+        self.grid = (float(quantizer.step), moved, *INT8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        operations = torch.ops.quantized_decomposed
+        integers = operations.quantize_per_tensor.default(x, *self.grid)
+        return operations.dequantize_per_tensor.default(integers, *self.grid)
+
+
+class _Weight(nn.Module):
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, weight: Tensor, quantizer: FakeQuantizer) -> None:
+        super().__init__()
+        step = quantizer.step.detach()
+        self.axis = max(range(weight.dim()), key=lambda axis: step.shape[axis]) if step.numel() > 1 else 0
+        self.register_buffer("values", quantizer(weight).detach())
+        self.register_buffer("scales", step.flatten().expand(weight.shape[self.axis]).contiguous())
+        self.register_buffer("zeros", torch.zeros(len(self.scales), dtype=torch.int64))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        operations = torch.ops.quantized_decomposed
+        grid = (self.scales, self.zeros, self.axis, *NARROW)
+        # The values lie on the grid: a converter that folds this gets the student's integers.
+        integers = operations.quantize_per_channel.default(self.values, *grid)
+        return operations.dequantize_per_channel.default(integers, *grid)
+
+
+def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
+    """The student's network for `torch.export.export`, on the CPU; norm in, outputs as the student's.
+
+    Weights must have no zero point: those of `ptq` with `symmetric_weights`, and of students that learn their
+    steps, such as `lsq-kd`.
+
+    Raises:
+        OptionError: other widths, or grids that have no such form.
+
+    Example:
+        >>> result = zsq.quantize(
+        ...     "embedded:digits", "embedded:digits:train", "ptq", "W8A8", count=64,
+        ...     set={"symmetric_weights": True},
+        ... )
+        >>> program = torch.export.export(zsq.pt2e_student(result.fitted), (torch.zeros(1, 1, 32, 32),))
+    """
+    if fitted.bits not in WIDTHS or fitted.first_last not in (None, 8):
+        ends = "" if fitted.first_last is None else f" --first-last {fitted.first_last}"
+        raise OptionError(
+            f"{fitted.bits}{ends}", f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any"
+        )
+    # Where PyTorch keeps these operations; to import it is what registers them.
+    import_module("torch.ao.quantization.fx._decomposed")
+    network: Any = move_to(copy.deepcopy(fitted.network), "cpu")
+    for path, quantizer in list(network.named_modules()):
+        if isinstance(quantizer, Quantizer):
+            network.set_submodule(path, _replaced(fitted, network, path, quantizer))
+    return network
+
+
+def _replaced(fitted: FittedStudent, network: nn.Module, path: str, quantizer: Quantizer) -> nn.Module:
+    if quantizer.no_onnx_form is not None:
+        found = f"student {fitted.student}: its grids have {quantizer.no_onnx_form}"
+        raise OptionError(found, "one scale each", "use another student")
+    affine = quantizer.as_affine()
+    if quantizer.kind == "activation":
+        return _Activation(affine)
+    weight: Any = network.get_submodule(path.removesuffix(".weight_quantizer")).weight
+    integers = affine.integers(weight.detach())
+    if affine.zero_point.any() or integers.abs().max() > NARROW[1]:
+        found = f"student {fitted.student}: weights of {path.removesuffix('_quantizer')} "
+        raise OptionError(
+            found + "have a zero point, or the integer -128",
+            "integers of -127..127 without one",
+            "--student ptq --set symmetric_weights=true",
+        )
+    return _Weight(weight.detach(), affine)
