@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import typer
 from cifar_vit import CifarViT
 from common import RESNET20, Threads, load_resnet20, test_images, training_images
-from torch import Tensor
+from torch import Tensor, nn
 
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
@@ -62,7 +62,7 @@ def shifted(pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fit(
-    network: CifarViT,
+    network: nn.Module,
     spec: ImageSpec,
     pixels_NCHW: Tensor,
     target_2NK: Tensor,

@@ -1,0 +1,64 @@
+"""Train the CIFAR-10 MobileNetV2: python benchmarks/train_cifar_mobilenet.py.
+
+It writes weights, card and architecture to `outputs/cifar-mobilenet`; the teacher is then
+`file:outputs/cifar-mobilenet/cifar_mobilenet.toml`. It learns as the transformers of `train_cifar_vit.py` do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import cifar_mobilenet
+import torch
+import typer
+from cifar_mobilenet import CifarMobileNet
+from common import Threads, load_resnet20, test_images, training_images
+from train_cifar_vit import fit, logits_of
+
+from zsq.contract import Teacher
+from zsq.core.seeding import torch_generator
+
+EPOCHS = 15
+STEM = "cifar_mobilenet"
+CARD = """architecture = "{stem}:CifarMobileNet"
+weights = "{stem}.pt"
+task = "classify"
+num_classes = 10
+[image]
+channels = 3
+size = [32, 32]
+mean = {mean}
+std = {std}
+"""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("outputs/cifar-mobilenet"),
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = EPOCHS,
+    seed: Annotated[int, typer.Option(help="Of the initial weights, the order and the shifts.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Train, report and save."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    teacher = load_resnet20()
+    pixels_NCHW, test = training_images(teacher.spec).pixels, test_images(teacher.spec)
+    target_2NK = torch.stack([logits_of(teacher, each) for each in (pixels_NCHW, pixels_NCHW.flip(-1))])
+    out.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = CifarMobileNet().to(memory_format=torch.channels_last)
+    fit(network, teacher.spec, pixels_NCHW, target_2NK, epochs, torch_generator(seed, 0, STEM))
+    trained = Teacher(STEM, network, teacher.spec, 10, "")
+    right = logits_of(trained, test.pixels).argmax(1) == test.labels
+    typer.echo(f"{STEM}: test accuracy {100 * right.double().mean().item():.2f}")
+    shutil.copy(cifar_mobilenet.__file__, out)
+    torch.save(network.state_dict(), out / f"{STEM}.pt")
+    facts = {"mean": list(teacher.spec.mean), "std": list(teacher.spec.std)}
+    (out / f"{STEM}.toml").write_text(CARD.format(stem=STEM, **facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
