@@ -82,7 +82,8 @@ def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
         )
     # Where PyTorch keeps these operations; to import it is what registers them.
     import_module("torch.ao.quantization.fx._decomposed")
-    network: Any = move_to(copy.deepcopy(fitted.network), "cpu")
+    assert isinstance(fitted.network, fx.GraphModule)
+    network = move_to(copy.deepcopy(fitted.network), "cpu")
     for path, quantizer in list(network.named_modules()):
         if isinstance(quantizer, Quantizer):
             network.set_submodule(path, _replaced(fitted, network, path, quantizer))
