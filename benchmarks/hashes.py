@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,8 +21,8 @@ from typing import Annotated, Any
 from unittest import mock
 
 import typer
+from commits import REPOSITORY, checked_out, run_in
 
-REPOSITORY = Path(__file__).parents[1]
 RUNTIME = ("--precision", "fp32", "--compile", "off", "--threads", "1", "--device", "cpu")
 IMAGES, STEPS = 8, 6
 # Of a student's record: what changes without a change of the student.
@@ -58,17 +57,9 @@ def compare(before: str, after: str) -> None:
 
 def hashes_of(commit: str) -> dict[str, str]:
     """What `record` prints in a checkout of `commit`."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder, "tree").resolve()
-        git = ["git", "-C", str(REPOSITORY), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)
-        try:
-            command = [sys.executable, __file__, "record", "--tree", str(tree)]
-            environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, check=True, env=environment, cwd=tree, stdout=subprocess.PIPE)
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
-    return json.loads(done.stdout)
+    with checked_out(commit) as tree:
+        found: dict[str, str] = json.loads(run_in(tree, __file__, ("record", "--tree", str(tree))))
+    return found
 
 
 def all_hashes(folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
-from throughput_tables import cold_starts, speed, throughput
+from throughput_tables import cold_starts, fit_speed, speed, throughput
 
 from zsq.measure.gap import Gap, Row, Run
 from zsq.measure.protocol import REAL
@@ -313,6 +313,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "million": million_grid,
     "throughput": throughput,
     "throughput-cold-starts": cold_starts,
+    "fit-speed": fit_speed,
     "throughput-short": speed,
 }
 

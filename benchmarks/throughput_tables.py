@@ -55,3 +55,18 @@ def speed() -> Grid:
         cells = (number(rate[key], 0 if rate[key] >= 100 else 1) for key in ("zsq", "mct", "textbook"))
         lines.append((f"{names[name]}, {size} px, batch {batch}", *cells))
     return Grid(("network", "zsq", "model-compression-toolkit", "plain loop"), tuple(lines), 1)
+
+
+def fit_speed() -> Grid:
+    """Fits of two commits in turns."""
+    lines = tuple(
+        (
+            row["network"],
+            row["student"],
+            "yes" if row["compiled"] else "no",
+            *(number(statistics.median(row[when]), 1) for when in ("before", "after")),
+            f"{row['ratio']:.2f}x",
+        )
+        for row in Results("fit-speed").read()["rows"]
+    )
+    return Grid(("network", "student", "compiled", "s before", "s after", "faster"), lines, 3)
