@@ -59,7 +59,9 @@ def test_images(spec: ImageSpec) -> ImageSet:
     return load_images(TEST, spec)
 
 
-def synthetic(method: str, out: Path, *, count: int, iterations: int, threads: int | None = 1) -> Path:
+def synthetic(
+    method: str, out: Path, *, count: int, iterations: int, threads: int | None = 1, seed: int = 0
+) -> Path:
     """The folder of a method's images for that network, made or continued in `out`."""
     return zsq.generate(
         RESNET20,
@@ -68,6 +70,7 @@ def synthetic(method: str, out: Path, *, count: int, iterations: int, threads: i
         count=count,
         iterations=iterations,
         out=out,
+        seed=seed,
         resume=True,
         runtime=RuntimeConfig(threads=threads),
         reporter=Reporter(),

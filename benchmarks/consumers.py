@@ -40,6 +40,7 @@ COUNT, ITERATIONS, BATCH = 256, 250, 250
 def main(
     tool: Annotated[str, typer.Argument(help="A name of consumer_tools.TOOLS.")],
     budget_hours: BudgetHours = None,
+    sets: Annotated[int, typer.Option(help="Sets of each source.")] = 3,
     shards: Annotated[Path, typer.Option(help="Where shards are made or found.")] = Path("outputs/consumers"),
 ) -> None:
     """Measure what is missing of one tool's rows."""
@@ -47,29 +48,31 @@ def main(
     budget = Budget(budget_hours)
     teacher = load_resnet20()
     evaluation = test_images(teacher.spec)
-    sources = dict(_sources(teacher, shards))
     # Each row states its versions: the tools' environments differ.
     results = Results("consumers", "OMP_NUM_THREADS=1 python benchmarks/consumers.py TOOL", timed=False)
-    for network, bits, source in _plan(tool):
-        row = {"tool": tool, "network": network, "bits": bits, "source": source}
+    for network, bits, source, number in _plan(tool, sets):
+        row = {"tool": tool, "network": network, "bits": bits, "source": source, "set": number}
         if not results.has(row) and not budget.spent():
-            results.add(row | _measure(tool, network, bits, sources[source], teacher, evaluation))
+            images = _images(source, number, teacher, shards)
+            results.add(row | _measure(tool, network, bits, images, teacher, evaluation))
 
 
-def _plan(tool: str) -> Iterator[tuple[str, str, str]]:
+def _plan(tool: str, sets: int) -> Iterator[tuple[str, str, str, int]]:
     """Everything at 8 bits first; the network with random weights shows only that the tool takes it."""
     for bits in TOOLS[tool][2]:
         for source in ("real", *METHODS):
-            yield "resnet20", bits, source
+            for number in range(sets):
+                yield "resnet20", bits, source, number
     if "W8A8" in TOOLS[tool][2]:
-        yield "mobilenet_v2", "W8A8", "noise"
+        yield "mobilenet_v2", "W8A8", "noise", 0
 
 
-def _sources(teacher: Teacher, folder: Path) -> Iterator[tuple[str, Images]]:
-    real = training_images(teacher.spec)
-    yield "real", real.disjoint_sets(1, COUNT, 0)[0]
-    for method in METHODS:
-        yield method, synthetic(method, folder / method, count=COUNT, iterations=ITERATIONS)
+def _images(source: str, number: int, teacher: Teacher, folder: Path) -> Images:
+    """Set `number` of a source; sets of real images have none in common, others have a seed each."""
+    if source == "real":
+        return training_images(teacher.spec).disjoint_sets(number + 1, COUNT, 0)[number]
+    out = folder / f"{source}-{number}"
+    return synthetic(source, out, count=COUNT, iterations=ITERATIONS, seed=number)
 
 
 def _measure(

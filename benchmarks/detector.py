@@ -59,6 +59,7 @@ FITS = (
     FitSpec("genie-m", "W8A8", {"iterations": 20}),
     FitSpec("genie-m", "W6A6", {"iterations": 20}),
     FitSpec("genie-m", "W4A8", {"iterations": 20}),
+    FitSpec("genie-m", "W4A8", {"iterations": 200}),
 )
 METRICS = ("agreement_ap", "agreement_ap25", "map", "map50", "sqnr", "sqnr_centred")
 PAIRED = ("agreement_ap", "map")

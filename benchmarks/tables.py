@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from common import DOCS, Results
 from million import million_grid
@@ -24,6 +25,7 @@ from rooms import mermaid
 from source_tables import moments_table, sources_table
 from throughput_tables import cold_starts, fit_speed, speed, throughput
 
+from zsq.measure.confidence import Interval, welch_interval
 from zsq.measure.gap import Gap, Row, Run
 from zsq.measure.protocol import REAL
 from zsq.report.build import sets_grid
@@ -231,21 +233,31 @@ def _power(rate: float) -> str:
 def by_source(
     rows: Iterable[tuple[tuple[str, ...], str, float]], header: Sequence[str], sources: Sequence[str]
 ) -> Grid:
-    """One column per source, the first being real images; in brackets what the others lose to them."""
-    found: dict[tuple[str, ...], dict[str, float]] = {}
+    """One column per source, the first being real images: means over sets; in brackets what the others lose
+    to them, with its interval where both have several sets."""
+    found: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for names, source, accuracy in rows:
-        found.setdefault(names, {})[source] = accuracy
+        found.setdefault(names, {}).setdefault(source, []).append(accuracy)
     lines = tuple(
-        (*names, *(_against_real(of.get(source), of[sources[0]], source == sources[0]) for source in sources))
+        (*names, *(_against_real(of.get(source), of[sources[0]]) for source in sources))
         for names, of in found.items()
     )
     return Grid((*header, *sources), lines, len(header))
 
 
-def _against_real(accuracy: float | None, real: float, is_real: bool) -> str:
-    if accuracy is None:
+def _against_real(sets: list[float] | None, real: list[float]) -> str:
+    if sets is None:
         return ""
-    return f"{accuracy:.2f}" + ("" if is_real else f" ({real - accuracy:+.2f})")
+    mean = statistics.mean(sets)
+    if sets is real:
+        return f"{mean:.2f}"
+    interval = welch_interval(np.array(real), np.array(sets))
+    lost = f"{statistics.mean(real) - mean:+.2f}"
+    return f"{mean:.2f} ({lost})" if interval is None else f"{mean:.2f} ({lost} {_bracket(interval)})"
+
+
+def _bracket(interval: Interval) -> str:
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def consumers() -> Grid:
