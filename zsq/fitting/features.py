@@ -13,9 +13,9 @@ from torch import Tensor
 from zsq.core.errors import StorageError
 from zsq.core.runtime import Runtime
 
-# What the features of one unit may take in memory; more is a temporary file, of which the system keeps in
-# memory what fits.
-RESIDENT_BYTES = 4 * 2**30
+# What the features of one network may take in memory at a time; more is a temporary file, of which the system
+# keeps in memory what fits.
+RESIDENT_BYTES = 2 * 2**30
 
 
 class Features:

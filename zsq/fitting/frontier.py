@@ -12,8 +12,9 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import maps_channels_last
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import norm_batches
-from zsq.fitting.features import Features
+from zsq.fitting.features import Features, fits_in_memory
 from zsq.placement.subgraphs import from_known, nearest_known
+from zsq.placement.units import by_image
 
 
 @dataclass(frozen=True)
@@ -49,26 +50,42 @@ class Frontier:
         self.network, self.images = network, images
         self.known: dict[str, Features] = {}
 
+    def features(self, names: Sequence[str]) -> tuple[Features, ...]:
+        """Of the nodes `names`, whose values have the images first."""
+        for _ in self.batches(names):
+            pass
+        return tuple(self.known[name] for name in names)
+
     @torch.no_grad()
-    def features(self, shapes: dict[str, tuple[int, ...]], resident: bool) -> tuple[Features, ...]:
-        """Of the nodes `shapes`, which are those of one image; computed where they are not known."""
-        num, runtime = len(self.images.pixels_NCHW), self.images.runtime
-        made = {
-            name: Features(num, shape, runtime, resident)
-            for name, shape in shapes.items()
-            if name not in self.known
-        }
-        if made:
-            part, starts = from_known(self.network, list(made), self.known)
-            for start, norm in self.images.batches():
-                index = torch.arange(start, start + len(norm))
-                values = part(norm, *(self.known[name].rows(index) for name in starts))
-                for features, value in zip(made.values(), values, strict=True):
-                    features.write(start, value)
+    def batches(self, names: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
+        """Values of the nodes `names`, a batch of images at a time; those that are not known are computed,
+        and known from then on where they have the images first."""
+        missing = [name for name in names if name not in self.known]
+        part, starts = from_known(self.network, missing, self.known)
+        kept = [n.name for n in self.network.graph.nodes if n.name in missing and by_image(n)]
+        made: dict[str, Features] = {}
+        for start, norm in self.images.batches():
+            index = torch.arange(start, start + len(norm))
+            given = part(norm, *(self.known[name].rows(index) for name in starts))
+            values = dict(zip(missing, given, strict=True))
+            made = made or self._room({name: tuple(values[name].shape[1:]) for name in kept})
+            for name, features in made.items():
+                features.write(start, values[name])
+            yield tuple(values[name] if name in values else self.known[name].rows(index) for name in names)
         self.known |= made
-        return tuple(self.known[name] for name in shapes)
+
+    def _room(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Features]:
+        num, runtime = len(self.images.pixels_NCHW), self.images.runtime
+        held = (known.shape for known in self.known.values())
+        resident = fits_in_memory(num, [*shapes.values(), *held])
+        return {name: Features(num, shape, runtime, resident) for name, shape in shapes.items()}
 
     def keep(self, names: Sequence[str]) -> None:
         """Forget what the nodes `names` do not follow from."""
         needed = nearest_known(self.network, names, self.known)
         self.known = {name: features for name, features in self.known.items() if name in needed}
+
+    def forget(self, names: Sequence[str]) -> None:
+        """These nodes, whose values are about to change."""
+        for name in names:
+            self.known.pop(name, None)

@@ -6,13 +6,13 @@ Suffixes: O outputs, I inputs, J inputs and a 1 for the bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from zsq.placement.subgraphs import up_to
+from zsq.fitting.frontier import Frontier
 from zsq.quantizers.grids import FakeQuantizer
 
 LEAST_RIDGE = 1e-20
@@ -42,26 +42,37 @@ class Moments:
 
 
 @torch.no_grad()
-def moments_of(
-    full: fx.GraphModule, student: fx.GraphModule, layer: str, batches: Iterable[Tensor]
-) -> Moments:
-    """Of a linear layer, over all its calls; both networks have the same nodes."""
-    inputs = [node.all_input_nodes[0].name for node in student.graph.nodes if node.target == layer]
-    weight_OI = full.get_parameter(f"{layer}.weight").double()
-    exact, quantized = (up_to(network, inputs) for network in (full, student))
+def moments_of(full: Frontier, student: Frontier, layer: str, later: Sequence[str]) -> Moments:
+    """Of a linear layer, over all its calls; both networks have the same nodes.
+
+    Args:
+        later: the layers that come after it; what their inputs do not follow from is forgotten.
+    """
+    inputs, ahead = _inputs(student.network, [layer]), _inputs(student.network, later)
+    weight_OI = full.network.get_parameter(f"{layer}.weight").double()
     outputs, size, count = len(weight_OI), weight_OI.shape[1] + 1, 0
     gram_JJ, cross_OJ = weight_OI.new_zeros(size, size), weight_OI.new_zeros(outputs, size)
     power_O = weight_OI.new_zeros(outputs)
-    for norm in batches:
-        for float_, rounded in zip(exact(norm), quantized(norm), strict=True):
-            y_MO = float_.flatten(0, -2).double() @ weight_OI.T
-            x_MI = rounded.flatten(0, -2).double()
+    for frontier in (full, student):
+        frontier.keep([*inputs, *ahead])
+    for float_, quantized_ in zip(full.batches(inputs), student.batches(inputs), strict=True):
+        for exact, quantized in zip(float_, quantized_, strict=True):
+            y_MO = exact.flatten(0, -2).double() @ weight_OI.T
+            x_MI = quantized.flatten(0, -2).double()
             x_MJ = torch.cat([x_MI, x_MI.new_ones(len(x_MI), 1)], 1)
             gram_JJ += x_MJ.T @ x_MJ
             cross_OJ += y_MO.T @ x_MJ
             power_O += y_MO.square().sum(0)
             count += len(x_MI)
+    # What later calls are given follows from the layer itself, which now changes.
+    student.forget(inputs[1:])
     return Moments(gram_JJ / count, cross_OJ / count, power_O / count)
+
+
+def _inputs(network: fx.GraphModule, layers: Sequence[str]) -> list[str]:
+    """What enters these layers, in order of execution."""
+    calls = (node for node in network.graph.nodes if node.op == "call_module" and node.target in layers)
+    return list(dict.fromkeys(node.all_input_nodes[0].name for node in calls))
 
 
 def input_corrected(weight_OI: Tensor, moments: Moments, strength: float) -> tuple[Tensor, Tensor]:

@@ -72,18 +72,18 @@ def gather(
         sees_student: keep the student's input too, if it is another one.
         weighted: keep importances too.
     """
-    images, entry = full.images, {unit.input: unit.input_shape}
+    images = full.images
     num, runtime = len(images.pixels_NCHW), images.runtime
-    differs = sees_student and _quantizes(student.network, unit.input)
     for frontier in (full, student):
         frontier.keep([unit.input, *(each.input for each in later)])
-    shapes = [unit.input_shape] * (1 + differs) + [unit.output_shape] * (1 + weighted)
-    shapes += [known.shape for frontier in (full, student) for known in frontier.known.values()]
-    resident = fits_in_memory(num, shapes)
-    entering, leaving = full.features(entry | {unit.output: unit.output_shape}, resident)
-    (quantized,) = student.features(entry, resident) if differs else (None,)
-    importance = Features(num, unit.output_shape, runtime, resident) if weighted else None
-    if importance is not None:
+    entering, leaving = full.features([unit.input, unit.output])
+    quantized = None
+    if sees_student and _quantizes(student.network, unit.input):
+        (quantized,) = student.features([unit.input])
+    importance = None
+    if weighted:
+        resident = fits_in_memory(num, [unit.output_shape])
+        importance = Features(num, unit.output_shape, runtime, resident)
         _weigh(full.network, student.network, unit, importance, images)
     channels = len(student.network.get_parameter(f"{unit.layers[-1]}.weight"))
     return UnitData(entering, quantized, leaving, importance, num, channels)

@@ -59,7 +59,7 @@ def is_image_count(node: fx.Node) -> bool:
     """Whether a node reads the number of images off a tensor."""
     if node.target is not torch.ops.aten.sym_size.int or node.args[1:] != (0,):
         return False
-    return _by_image(node.all_input_nodes[0])
+    return by_image(node.all_input_nodes[0])
 
 
 def _joins(network: fx.GraphModule, node: fx.Node, kind: Kind) -> bool:
@@ -109,7 +109,7 @@ class _Partition:
             sites=tuple(self.sites[p] for p in dict.fromkeys(paths) if p in self.sites and p not in taken),
             input_shape=self._shape(entry)[1:],
             output_shape=self._shape(output)[1:],
-            by_image=_by_image(entry) and _by_image(output),
+            by_image=by_image(entry) and by_image(output),
         )
 
     def _with_ends(self, region: set[fx.Node]) -> set[fx.Node]:
@@ -117,16 +117,16 @@ class _Partition:
         grown = set(region)
         while True:
             (entry,) = {source for node in grown for source in self._sources(node)} - grown
-            if _by_image(entry) or not self._is_step(entry):
+            if by_image(entry) or not self._is_step(entry):
                 break
             grown.add(entry)
         last = max(region, key=self.order.__getitem__)
-        while not _by_image(last) and len(last.users) == 1:
+        while not by_image(last) and len(last.users) == 1:
             (last,) = last.users
             if not self._is_step(last):
                 return region
             grown.add(last)
-        return grown if _by_image(entry) and _by_image(last) else region
+        return grown if by_image(entry) and by_image(last) else region
 
     def _is_step(self, node: fx.Node) -> bool:
         """Whether a node makes one tensor of one, without weights."""
@@ -233,7 +233,8 @@ class _Partition:
         return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
-def _by_image(node: fx.Node) -> bool:
+def by_image(node: fx.Node) -> bool:
+    """Whether the first axis of a node's value is the images'."""
     return bool(node.meta.get("images_first", True))
 
 

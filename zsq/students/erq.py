@@ -11,7 +11,7 @@ from torch import nn
 
 from zsq.contract import Facts, Fit
 from zsq.core.options import Options
-from zsq.fitting.calibration import norm_batches
+from zsq.fitting.frontier import Frontier, Images
 from zsq.fitting.ridge import Moments, input_corrected, moments_of, rounded
 from zsq.placement.sites import Placement, Site
 from zsq.students.repq import RepQ, percentile_weight
@@ -53,11 +53,14 @@ class ERQ(RepQ):
         full = copy.deepcopy(network)
         for site in placement.of_kind("activation"):
             full.set_submodule(site.path, nn.Identity())
-        for site in placement.of_kind("weight"):
-            layer = site.name.removesuffix(".weight")
-            if isinstance(network.get_submodule(layer), nn.Linear):
-                batches = norm_batches(fit.teacher.spec, fit.pixels_NCHW, self.runtime.device)
-                self._correct(placement, site, layer, moments_of(full, network, layer, batches))
+        images = Images(fit.teacher.spec, fit.pixels_NCHW, self.runtime)
+        frontiers = Frontier(full, images), Frontier(network, images)
+        sites = {site.name.removesuffix(".weight"): site for site in placement.of_kind("weight")}
+        linear = [layer for layer in sites if isinstance(network.get_submodule(layer), nn.Linear)]
+        for layer, site in sites.items():
+            if layer in linear:
+                later = linear[linear.index(layer) + 1 :]
+                self._correct(placement, site, layer, moments_of(*frontiers, layer, later))
             else:
                 placement.put(site, percentile_weight(placement.weight(site), site.bits))
 

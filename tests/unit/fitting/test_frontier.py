@@ -49,7 +49,7 @@ def test_a_value_is_computed_once_and_kept_while_something_follows_from_it():
     calls, frontier, index = counted(network), Frontier(network, images), torch.arange(5)
     for ahead in ("abcd", "bcd", "cd", "d"):
         frontier.keep([names[each] for each in ahead])
-        (features,) = frontier.features({names[ahead[0]]: spec.shape}, resident=True)
+        (features,) = frontier.features([names[ahead[0]]])
         assert torch.equal(features.rows(index), wanted[ahead[0]])
     assert calls == dict.fromkeys("abcd", 1)
     assert set(frontier.known) == {names["a"], names["c"], names["d"]}

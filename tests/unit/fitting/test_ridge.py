@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from zsq.core.runtime import Runtime
+from zsq.fitting.frontier import Frontier
 from zsq.fitting.ridge import _flipped, input_corrected, moments_of, rounded
 from zsq.graph import capture
 from zsq.students.repq import percentile_weight
@@ -14,6 +16,16 @@ class Shrunk(nn.Module):
 
     def forward(self, x):
         return (x * 2).round() / 2 + 0.05
+
+
+class Given:
+    """Stands for images: what the network takes."""
+
+    def __init__(self, x):
+        self.pixels_NCHW, self.runtime = x, Runtime()
+
+    def batches(self):
+        yield from ((64 * index, part) for index, part in enumerate(self.pixels_NCHW.split(64)))
 
 
 class Single(nn.Module):
@@ -42,7 +54,8 @@ def layer():
     full.add_submodule("quantizer", nn.Identity())
     full.recompile()
     x = torch.randn(300, 6, generator=generator) * torch.linspace(0.2, 2, 6)
-    moments = moments_of(full, student, "linear", x.split(64))
+    frontiers = (Frontier(network, Given(x)) for network in (full, student))
+    moments = moments_of(*frontiers, "linear", [])
     exact = full.pre(x).double()
     return full.get_parameter("linear.weight"), moments, exact, Shrunk()(full.pre(x)).double()
 
