@@ -47,8 +47,9 @@ def detector() -> Grid:
         return row["student"], row["bits"], json.dumps(row["options"]), row["source"]
 
     against_real = {key(each): each for each in found["contrasts"] if each["less"] == REAL}
+    fits = [key(row)[:-1] for row in found["rows"]]
     lines = []
-    for row in found["rows"]:
+    for row in sorted(found["rows"], key=lambda row: fits.index(key(row)[:-1])):
         less = against_real.get(key(row))
         interval = DASH if less is None else "[{}, {}]".format(*map(number, less["agreement_ap_ci95"]))
         figures = (
