@@ -252,7 +252,8 @@ class FittedStudent:
 
     `made` is None of a student that was put together by hand. A student from a file has no functions of the
     user's own in its `task`, such as a detector's `decode`. `kept`: name of a pruned weight -> how many of
-    its elements are left; all others are zero.
+    its elements are left; all others are zero. `shares`: name of a layer that not every image passes, in the
+    order of the widths that images choose among -> the share of the images of the fit that does.
     """
 
     student: str
@@ -264,6 +265,7 @@ class FittedStudent:
     task: Task = dataclasses.field(default_factory=Classify)
     made: Made | None = None
     kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

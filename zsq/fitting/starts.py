@@ -37,6 +37,9 @@ def check_start(student: Student, fit: Fit, start: FittedStudent) -> None:
     Raises:
         OptionError: as `check_follows`. MismatchError: other bits or another kind of images.
     """
+    if start.shares:
+        found = f"student {student.name} cannot start from the result of {start.student}"
+        raise OptionError(found, "a student whose images all pass the same layers")
     forms = {part.form for part in start.network.modules() if isinstance(part, Quantizer)}
     check_follows(student, start.student, forms)
     if (start.bits, start.first_last) != (fit.bits, fit.first_last):

@@ -144,8 +144,9 @@ class TrainedStudent(Student):
         steps, together = options.steps(len(fit.pixels_NCHW)), options.sparsity_over == "network"
         return Gradual(weights, options.sparsity, together, steps, fit.masks)
 
-    def _placed(self, fit: Fit) -> Placement:
-        placement = place(
+    def places(self, fit: Fit) -> Placement:
+        """Where quantizers go, in a copy of `float_network`."""
+        return place(
             self.float_network(fit),
             fit.teacher.example(),
             fit.bits,
@@ -153,6 +154,9 @@ class TrainedStudent(Student):
             fold=False,
             slopes=self.quantizes_slopes,
         )
+
+    def _placed(self, fit: Fit) -> Placement:
+        placement = self.places(fit)
         network = channels_last(placement.network.to(self.runtime.device))
         self.put_quantizers(placement, fit)
         network.to(self.runtime.device)

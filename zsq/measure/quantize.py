@@ -11,8 +11,10 @@ from zsq.contract import FittedStudent, ImagesOrigin, Student, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
+from zsq.fitting.choosing import shares_on
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.evaluate import Reference, score_student, score_teacher
+from zsq.saved.choices import choice_lines
 from zsq.saved.cost import Cost, student_cost
 from zsq.students import create, own_defaults_line
 from zsq.tasks.metrics import unit
@@ -34,6 +36,7 @@ class Quantized:
         files: those that were written.
         fit_metrics: where no evaluation images were given, metrics against the teacher on at most
             `FIT_IMAGES` of the images of the fit.
+        shares: as `FittedStudent.shares`, of the evaluation images where there are some.
         others: of further bits that were asked for at the same time.
     """
 
@@ -43,6 +46,7 @@ class Quantized:
     teacher_score: float | None
     files: tuple[Path, ...] = ()
     fit_metrics: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Quantized, ...] = ()
 
     def lines(self) -> list[str]:
@@ -57,7 +61,9 @@ class Quantized:
         ]
         where = "" if self.metrics else ", on images of the fit"
         teacher = "" if self.teacher_score is None else f" (teacher {self.teacher_score:.2f})"
-        return [*single, f"{self.fitted.student} {self.fitted.bits}{where}{''.join(whole)}{teacher}"]
+        on = "evaluation images" if self.metrics else "images of the fit"
+        chosen = choice_lines(self.fitted, self.shares, on)
+        return [*chosen, *single, f"{self.fitted.student} {self.fitted.bits}{where}{''.join(whole)}{teacher}"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ def _quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qu
         None if reference is None else reference.quality,
         files,
         fit_metrics,
+        fitted.shares if prepared.evaluation is None else shares_on(fitted, prepared.evaluation.pixels),
     )
 
 

@@ -6,7 +6,8 @@ input, and all products of two activations (attention) with both operands; not b
 quantizers, normalisations, nor elementwise work. Where activations are quantized, the image is 8 bits, as it
 is stored. A transposed convolution multiplies each of its inputs by every weight, whether or not the result
 is then cut off. Of a pruned layer the operations are
-those of the weights that are left, and its bytes hold these and one bit for each weight.
+those of the weights that are left, and its bytes hold these and one bit for each weight. A layer that not
+every image passes counts by the share of the images of the fit that does.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from zsq.widths import FLOAT_BITS
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer on one image: `macs` multiply-adds with all weights, summed over its calls. `num_kept`:
-    weights that pruning left; None of a layer that was not pruned."""
+    """One layer on one image: `macs` multiply-adds with all weights, summed over its calls, of a layer that
+    not every image passes on average. `num_kept`: weights that pruning left; None of a layer that was not
+    pruned."""
 
     name: str
     macs: int
@@ -144,7 +146,7 @@ def student_cost(fitted: FittedStudent) -> Cost:
         for node, read in widths.items()
         if node.op != "call_module"
     )
-    return Cost(tuple(_layers(network, bits, widths, macs, fitted.kept)), tuple(products))
+    return Cost(tuple(_layers(network, bits, widths, macs, fitted)), tuple(products))
 
 
 def _layers(
@@ -152,7 +154,7 @@ def _layers(
     bits: Mapping[str, int],
     widths: Mapping[fx.Node, list[int]],
     macs: Mapping[fx.Node, int],
-    kept: Mapping[str, int],
+    fitted: FittedStudent,
 ) -> list[LayerCost]:
     """One for each layer, over all its calls; its input is as wide as the widest."""
     sums: Counter[str] = Counter()
@@ -165,11 +167,11 @@ def _layers(
     return [
         LayerCost(
             name,
-            sums[name],
+            round(sums[name] * fitted.shares.get(name, 1)),
             network.get_parameter(f"{name}.weight").numel(),
             bits.get(f"{name}.weight", FLOAT_BITS),
             width,
-            kept.get(f"{name}.weight"),
+            fitted.kept.get(f"{name}.weight"),
         )
         for name, width in widest.items()
     ]

@@ -139,7 +139,8 @@ class MadeRecord(StrictRecord):
 class StudentRecord(StrictRecord):
     """The JSON file. `channels_last` names the tensors that are laid out so; `made` is None of a student that
     was put together by hand. `widths` are those that single rows were asked to have, `bits` all others'.
-    `kept`: of pruned weights, how many are left."""
+    `kept`: of pruned weights, how many are left. `shares`: of layers that not every image passes, how many
+    of them do."""
 
     format: Literal["zsq student"]
     format_version: Literal[2]
@@ -149,6 +150,7 @@ class StudentRecord(StrictRecord):
     first_last: int | None
     widths: dict[str, WidthOrFloat] = Field(default={})
     kept: dict[Dotted, NonNegativeInt] = Field(default={})
+    shares: dict[Dotted, Annotated[float, Field(ge=0, le=1)]] = Field(default={})
     task: TaskRecord
     image: ImageSpec
     teacher: TeacherIdentity

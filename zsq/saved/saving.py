@@ -28,7 +28,9 @@ from zsq.core.files import atomic_write_bytes, atomic_write_text, read_regular
 from zsq.core.records import first_fault
 from zsq.core.version import __version__
 from zsq.graph import capture
+from zsq.placement.choices import MASKS, widths_of
 from zsq.placement.sites import row_name
+from zsq.placement.subgraphs import up_to
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.layers import weight_of
 from zsq.saved.cost import Cost, student_cost
@@ -142,6 +144,7 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         first_last=fitted.first_last,
         widths=fitted.bits.rows,
         kept=dict(fitted.kept),
+        shares=dict(fitted.shares),
         task=TaskRecord.of(fitted.task),
         image=fitted.spec,
         made=None if fitted.made is None else MadeRecord.of(fitted.made),
@@ -155,7 +158,7 @@ def student_bytes(fitted: FittedStudent, teacher: Teacher) -> tuple[bytes, str]:
         graph=graph,
     )
     # What most students do not have is left out: their files stay as they were.
-    unused = {name for name in ("widths", "kept") if not getattr(record, name)}
+    unused = {name for name in ("widths", "kept", "shares") if not getattr(record, name)}
     return data, record.model_dump_json(indent=1, exclude=unused) + "\n"
 
 
@@ -256,9 +259,11 @@ def _assembled(record: StudentRecord, tensors: dict[str, Tensor]) -> FittedStude
         record.task.task(),
         None if record.made is None else record.made.made(),
         record.kept,
+        record.shares,
     )
     dry_run(network, _example(fitted))
     _check_kept(fitted)
+    _check_shares(fitted)
     _check_outputs(fitted, record.teacher.num_outputs)
     return fitted
 
@@ -279,6 +284,20 @@ def _check_kept(fitted: FittedStudent) -> None:
         left = int(weight.count_nonzero())
         if not left <= kept <= weight.numel():
             raise ValueError(f"'{name}' has {left} weights other than zero, where {kept} of them are kept")
+
+
+@torch.no_grad()
+def _check_shares(fitted: FittedStudent) -> None:
+    if not fitted.shares:
+        return
+    layers = {row.name.removesuffix(".weight") for row in fitted.tensors if row.kind == "weight"}
+    chosen = [name for names in widths_of(fitted.shares).values() for name in names]
+    if chosen != list(fitted.shares) or not layers.issuperset(chosen):
+        raise ValueError("shares of images are not of the widths of layers")
+    assert isinstance(fitted.network, fx.GraphModule)
+    (masks,) = up_to(fitted.network, (MASKS,))(_example(fitted)) or (torch.empty(0),)
+    if masks[0:1].numel() != len(chosen):
+        raise ValueError(f"shares of {len(chosen)} widths of layers, where images choose among others")
 
 
 def _check_outputs(fitted: FittedStudent, num_outputs: int | None) -> None:

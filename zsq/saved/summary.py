@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zsq.saved.choices import choice_lines
 from zsq.saved.cost import student_cost
 from zsq.saved.record import MadeRecord, StudentRecord
 from zsq.saved.saving import RECORD, TENSORS, probe, read_student, student_files
@@ -39,7 +40,7 @@ def student_lines(path: str | Path) -> list[str]:
         f"{cost.weight_bytes:,} weight bytes (float {cost.float_weight_bytes:,}), "
         f"a mean of {student_cost(fitted).mean_bits()}",
     ]
-    return [*lines, *_made_lines(record)]
+    return [*lines, *choice_lines(fitted, fitted.shares, "images of the fit"), *_made_lines(record)]
 
 
 def _made_lines(record: StudentRecord) -> list[str]:

@@ -19,6 +19,7 @@ from zsq.students.brecq import BRECQ
 from zsq.students.cfws import CFWS
 from zsq.students.daq import DAQ
 from zsq.students.dir_net import DIRNet
+from zsq.students.dqnet import DQNet
 from zsq.students.erq import ERQ
 from zsq.students.gdfq_ft import GDFQFT
 from zsq.students.genie_m import GenieM
@@ -56,6 +57,7 @@ STUDENTS: dict[str, type[Student]] = {
     "qfd": QFD,
     "quantface": QuantFace,
     "daq": DAQ,
+    "dqnet": DQNet,
     "mixed": Mixed,
 }
 

@@ -25,7 +25,11 @@ from zsq.tasks import Task
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
 
 # Students that cannot be inside, and why.
-REFUSED = {"mixed": "it is the one outside", "cfws": "its rows are parts of kernels"}
+REFUSED = {
+    "mixed": "it is the one outside",
+    "cfws": "its rows are parts of kernels",
+    "dqnet": "its layers have several widths each",
+}
 
 
 class MixedOptions(Options):

@@ -1,0 +1,42 @@
+"""What a controller chose, as lines to print: bits per layer, entropy, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from zsq.contract import FittedStudent
+from zsq.placement.choices import widths_of
+from zsq.saved.cost import student_cost
+
+# Bits of entropy of a layer below which its choice is none.
+LEAST_ENTROPY = 0.01
+
+
+def entropy(shares: list[float]) -> float:
+    """Of a choice with these shares, in bits."""
+    return sum(share * math.log2(1 / share) for share in shares if share > 0)
+
+
+def choice_lines(fitted: FittedStudent, shares: Mapping[str, float], images: str) -> list[str]:
+    """A line per layer that has several widths, and one for all; none of a student without such layers.
+
+    Args:
+        shares: as `FittedStudent.shares`, measured on any images.
+        images: how the lines call these.
+    """
+    if not shares:
+        return []
+    bits = {row.name: row.bits for row in fitted.tensors}
+    entropies, lines = [], []
+    for layer, names in widths_of(shares).items():
+        of_widths = [shares[name] for name in names]
+        entropies.append(entropy(of_widths))
+        said = [f"{bits[f'{name}.weight']} bits {shares[name]:.0%}" for name in names]
+        lines.append(f"{layer}: {', '.join(said)} of {images}, entropy {entropies[-1]:.2f}")
+    cost = student_cost(replace(fitted, shares=shares)).bit_operations
+    failed = max(entropies) < LEAST_ENTROPY
+    verdict = "; all get the same bits: the controller has failed" if failed else ""
+    mean = sum(entropies) / len(entropies)
+    return [*lines, f"on {images}: {cost:,} bit operations, mean entropy of the choices {mean:.2f}{verdict}"]
