@@ -231,9 +231,11 @@ class RecipeGenerate(Record):
 
 class RecipeStudent(Record):
     """A student, at one or several bit widths, between the analytic `passes`; on the first `shard_sets` sets
-    or on all. `widths`: of single rows, or the file that has them."""
+    or on all. `called`: what tables call it, by default its name and passes; it tells students of one name
+    apart. `widths`: of single rows, or the file that has them."""
 
     name: str
+    called: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
     bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
     first_last: int | None = None
     widths: dict[str, WidthOrFloat] | str = Field(default={})

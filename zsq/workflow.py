@@ -172,6 +172,7 @@ def _recipe_students(recipe: Recipe) -> list[StudentSpec]:
             s.first_last,
             s.passes,
             s.shard_sets,
+            s.called,
         )
         for s in recipe.students
         for bits in s.bits

@@ -30,6 +30,7 @@ class StudentSpec:
         first_last: bits of its first and last layer; None: the student's own choice.
         passes: analytic passes around the fit, in order.
         shard_sets: number of shard sets that it is fitted on; None: all.
+        called: what tables call it; None: by its name and passes.
     """
 
     name: str
@@ -38,11 +39,12 @@ class StudentSpec:
     first_last: int | None = None
     passes: Sequence[str] = ()
     shard_sets: int | None = None
+    called: str | None = None
 
     @property
     def label(self) -> str:
         """What tables call it: `ptq`, or with passes `ptq+fold+equalize`."""
-        return "+".join([self.name, *self.passes])
+        return self.called or "+".join([self.name, *self.passes])
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def resolve_students(
         whole = replace(spec, options=student.options.model_dump(mode="json"))
         entry = ResolvedStudent(whole, student)
         if entry.name in resolved:
-            raise OptionError(f"student {entry.name} is named twice", "each student and bit width once")
+            found = f"student {entry.name} is named twice"
+            raise OptionError(found, "each student and bit width once, or `called` by names of its own")
         resolved[entry.name] = entry
     return tuple(resolved.values())
 
@@ -90,7 +93,8 @@ class RunRecord(TypedDict):
     """One finished fit, as JSON holds it: everything that names it, then what was measured.
 
     `replicates` and `roc` are there for some tasks, as `zsq.tasks.Scores` has them; `passes` and `widths`
-    (row -> bits) only where the student has some.
+    (row -> bits) only where the student has some. `student` is what tables call it; `name` is its own name,
+    only where it is called otherwise.
     """
 
     source: str
@@ -103,6 +107,7 @@ class RunRecord(TypedDict):
     num_images: int
     metrics: dict[str, FiniteFloat]
     seconds: FiniteFloat
+    name: NotRequired[str]
     passes: NotRequired[list[str]]
     widths: NotRequired[dict[str, int]]
     replicates: NotRequired[dict[str, list[float]]]
@@ -138,6 +143,8 @@ class PlannedFit:
             metrics={},
             seconds=0.0,
         )
+        if spec.called:
+            record["name"] = spec.name
         if spec.passes:
             record["passes"] = list(spec.passes)
         if spec.bits.own:
@@ -224,7 +231,7 @@ def fit_key(record: RunRecord) -> str:
     """
     named = {key: value for key, value in record.items() if key not in MEASURED}
     try:
-        student = student_class(record["student"].partition("+")[0])
+        student = student_class(record.get("name") or record["student"].partition("+")[0])
         options = student.options_class(**record["options"])
         named["options"] = options.model_dump(mode="json")
     except (UsageError, ValidationError):

@@ -339,6 +339,20 @@ def test_a_finished_run_is_not_repeated_and_other_options_are(fake):
     assert len(Fake.calls) == 10
 
 
+def test_one_student_with_several_options_is_told_apart_by_what_it_is_called(fake):
+    one, other = (replace(fake, called=f"fake-{scale}", options={"scale": scale}) for scale in (1.0, 3.0))
+    records = measure([one, other])
+    assert {record["student"] for record in records} == {"fake-1.0", "fake-3.0"}
+    assert {(record["name"], record["options"]["scale"]) for record in records} == {("fake", 1), ("fake", 3)}
+    Fake.calls.clear()
+    done = json.loads(json.dumps(records))
+    for record in done:
+        if record["student"] == "fake-1.0":
+            del record["options"]["scale"]  # made before there was the option, so with its default
+    measure([one, other], done=done)
+    assert not Fake.calls
+
+
 @pytest.mark.parametrize(
     "arms, error, text",
     [
