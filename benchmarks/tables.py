@@ -28,7 +28,7 @@ from throughput_tables import cold_starts, fit_speed, speed, throughput
 
 from zsq.measure.confidence import Interval, welch_interval
 from zsq.measure.gap import Gap, Row, Run
-from zsq.measure.protocol import REAL
+from zsq.measure.protocol import NOISE, REAL
 from zsq.report.build import sets_grid
 from zsq.report.data import ReportData
 from zsq.report.tables import DASH, Grid, entries, gap_grid, markdown_table, number
@@ -281,6 +281,21 @@ def mct_images() -> Grid:
     return by_source(cells, ("bits",), ("real", "deepinversion", "model-compression-toolkit", "noise"))
 
 
+def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) -> Grid:
+    """The first metric of each student by source, of recipes and what a first column `called` so says of
+    each; no line of a recipe that was not run."""
+    lines = []
+    for name, said in recipes.items():
+        rows = Results(name).read().get("rows", [])
+        rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+        for student, bits in dict.fromkeys((row["student"], row["bits"]) for row in rows):
+            of = {r["source"]: r["mean"] for r in rows if (r["student"], r["bits"]) == (student, bits)}
+            cells = (number(of[source]) if source in of else DASH for source in sources)
+            lines.append((*([said] if called else []), f"`{student}`", bits, *cells))
+    header = (*([called] if called else []), "student", "bits")
+    return Grid((*header, *sources), tuple(lines), len(header))
+
+
 def face() -> Grid:
     """What the face network's student keeps."""
     columns = ("bits", "source", "cosine", "95 %", "gap", "95 %", "tar@1e-3", "tar@1e-2", "auc", "eer")
@@ -288,6 +303,8 @@ def face() -> Grid:
     return Grid((*columns[:6], "TAR at 1e-3", "at 1e-2", "AUC", "EER"), grid.lines, 2)
 
 
+ARMS = (REAL, "dgh", NOISE)
+KD_SMALL = {"kd-small-1000": "1,000", "kd-small-5000": "5,000", "kd-small": "20,000"}
 TABLES: dict[str, Callable[[], Grid]] = {
     "super-resolution": super_resolution,
     "detector": detector,
@@ -318,6 +335,9 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "pyramid-resnet20": partial(sources_table, "pyramid-resnet20"),
     "students-headline": students_headline,
     "students-screen": students_screen,
+    "students-seeds": partial(by_arm, {"students-seeds": ""}, None, ARMS),
+    "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
+    "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),
     "tuning": tuning,
     "tuning-views": tuning_views,
     "consumers": consumers,
