@@ -77,6 +77,13 @@ def synthetic(
     )
 
 
+def option_texts(options: Mapping[str, Any]) -> list[str]:
+    """`learning_rate=5e-05`, ...: what distinguishes fits, short."""
+    return [
+        f"{name}={value if isinstance(value, str) else format(value, 'g')}" for name, value in options.items()
+    ]
+
+
 def takes_passes(method: str) -> bool:
     """Whether a method has teacher passes at all."""
     return "iterations" in method_class(method).options_class.model_fields

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from common import Results
+from common import Results, option_texts
 
 from zsq.measure.protocol import REAL
 from zsq.report.tables import DASH, Grid, number
@@ -57,7 +57,7 @@ def detector() -> Grid:
             DASH if less is None else number(less["agreement_ap"]),
             interval,
         )
-        options = ", ".join(f"{name}={value:g}" for name, value in row["options"].items()) or DASH
+        options = ", ".join(option_texts(row["options"])) or DASH
         lines.append((row["student"], row["bits"], options, row["source"], *figures, number(row["map"])))
     header = ("student", "bits", "options", "source", "agreement_ap", "less real", "95 %", "map")
     return Grid(header, tuple(lines), 4)

@@ -52,3 +52,11 @@ def test_a_later_write_leaves_other_entries():
 def test_another_process_answers_with_its_last_line():
     code = "import os; print('loading'); print('{\"seconds\": ' + os.environ['SECONDS'] + '}')"
     assert common.run_again("-c", code, environment={"SECONDS": "2"}) == {"seconds": 2}
+
+
+def test_options_are_short_texts():
+    assert common.option_texts({"feature": "a.0", "rate": 5e-5, "batch": 16}) == [
+        "feature=a.0",
+        "rate=5e-05",
+        "batch=16",
+    ]

@@ -1,7 +1,9 @@
 """Every committed table is the one that its JSON gives."""
 
+import json
 import re
 
+import common
 import pytest
 import tables
 from rooms import FOUNDATION, imports, reduced
@@ -45,3 +47,20 @@ def test_every_room_is_explained():
     first_cells = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
     listed = set(re.findall(r"`(\w+)`", " ".join(first_cells)))
     assert {*imports(), *FOUNDATION} - {"foundation"} <= listed
+
+
+def test_students_are_by_source_and_recipes_that_were_not_run_have_no_line(tmp_path, monkeypatch):
+    rows = [
+        {"student": "kd", "bits": bits, "source": source, "metric": metric, "mean": mean}
+        for bits, source, mean in (("W8A8", "real", 80.0), ("W8A8", "noise", 20.0), ("W4A4", "real", 70.0))
+        for metric, mean in (("accuracy", mean), ("sqnr", 3.0))
+    ]
+    (tmp_path / "one.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    grid = tables.by_arm({"one": "1,000", "two": "5,000"}, "images", ("real", "noise"))
+    assert grid.header == ("images", "student", "bits", "real", "noise")
+    assert grid.lines == (
+        ("1,000", "`kd`", "W8A8", "80.00", "20.00"),
+        ("1,000", "`kd`", "W4A4", "70.00", tables.DASH),
+    )
+    assert tables.by_arm({"two": ""}, None, ("real",)).lines == ()
