@@ -24,9 +24,12 @@ def is_stored(module: object) -> bool:
 
 
 def no_onnx_form(form: Form) -> str | None:
-    """What QuantizeLinear of ONNX lacks for grids of this form; None where it lacks nothing."""
-    lacking = (cls.no_onnx_form for (each, _), cls in STORED.items() if each == form)
-    return next((what for what in lacking if what is not None), None)
+    """What QuantizeLinear of ONNX lacks for grids of this form; None where it lacks nothing. A form that no
+    quantizer has is of a student that mixes several in one layer."""
+    classes = [cls for (each, _), cls in STORED.items() if each == form]
+    if not classes:
+        return "several widths in one layer"
+    return next((cls.no_onnx_form for cls in classes if cls.no_onnx_form is not None), None)
 
 
 def weight_integers(weight: Tensor, quantizer: Quantizer) -> Tensor:

@@ -14,11 +14,19 @@ import zsq
 from zsq.core.errors import OptionError, StudentFileError
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
-from zsq.fitting.choosing import Chooser, WidthCosts, change_within_budget, masks_of, scores_of, shares_on
+from zsq.fitting.choosing import (
+    Chooser,
+    WidthCosts,
+    change_within_budget,
+    masks_of,
+    scores_of,
+    shares_on,
+)
 from zsq.placement.choices import CONTROLLER, SUFFIXES, tap_of, widths_of
 from zsq.placement.sites import place
 from zsq.saved.choices import choice_lines, entropy
 from zsq.saved.cost import student_cost
+from zsq.saved.onnx_qdq import check_exportable
 from zsq.students import create
 from zsq.widths import Bits
 
@@ -195,5 +203,7 @@ def test_what_does_not_fit_is_refused(teacher, pixels, trained):
         create("dqnet", teacher.spec, {"sparsity": 0.5}, Runtime())
     with pytest.raises(OptionError, match="layers have several widths each"):
         create("mixed", teacher.spec, {"inner": "dqnet"}, Runtime())
+    with pytest.raises(OptionError, match="several widths in one layer"):
+        check_exportable("dqnet", Bits(8, 8), 8)
     with pytest.raises(OptionError, match="whose images all pass the same layers"):
         create("lsq-kd", teacher.spec, {}, Runtime()).fit(teacher, pixels, Bits(4, 4), start=trained)
