@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSUMERS ?= $(HOME)/.cache/zsq-consumers
 TOOLS := onnxruntime nncf torchao mct modelopt quark aimet brevitas executorch webdataset
 # Programs that take what zsq writes, and need no extra of it.
-TAKERS := datasets
+TAKERS := datasets openvino litert onnx2tf
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(CURDIR)/.venv-lowest

@@ -6,7 +6,7 @@ from typing import Any
 
 from common import Results
 
-from zsq.report.tables import Grid
+from zsq.report.tables import DASH, Grid
 
 
 def inspect_grid() -> Grid:
@@ -29,3 +29,31 @@ def inspect_grid() -> Grid:
         )
     header = ("network", "bits", "place", "layer", "`both`", "dB gained", "agreement gained")
     return Grid(header, tuple(lines), 4)
+
+
+def runtimes_grid() -> Grid:
+    """What programs make of a student; where one fails, nothing but dashes."""
+    lines = tuple(
+        (
+            row["network"],
+            row["program"],
+            *(_cells(row) if "sqnr" in row else (DASH,) * (len(RUNTIMES_HEADER) - 2)),
+        )
+        for row in Results("runtimes").rows()
+    )
+    return Grid(RUNTIMES_HEADER, lines, 2)
+
+
+RUNTIMES_HEADER = (
+    *("network", "program", "largest difference", "dB", "dB in PyTorch"),
+    *("file", "float file", "ms", "float ms", "times faster"),
+)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{row['largest_percent']:.2f} %",
+        *(f"{row[name]:.1f}" for name in ("sqnr", "sqnr_student")),
+        *(f"{row[name] / 1000:,.0f} kB" for name in ("bytes", "bytes_float")),
+        *(f"{row[name]:.2f}" for name in ("milliseconds", "milliseconds_float", "times_faster")),
+    )

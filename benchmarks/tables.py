@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from common import DOCS, Results
-from deploy_tables import inspect_grid
+from deploy_tables import inspect_grid, runtimes_grid
 from million import million_grid
 from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
@@ -342,6 +342,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "tuning-views": tuning_views,
     "consumers": consumers,
     "inspect": inspect_grid,
+    "runtimes": runtimes_grid,
     "mct-images": mct_images,
     "face": face,
     "million": million_grid,
