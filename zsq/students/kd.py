@@ -107,7 +107,11 @@ class KD(TrainedStudent):
             network = _fresh(teacher.network, fit.seed)
         else:
             return teacher.network
-        return network if fit.bits.uniform == FLOAT else self._trained(network, fit)
+        if fit.bits.uniform != FLOAT:
+            return self._trained(network, fit)
+        # There is one course, where `images_trained` counts two.
+        fit.log.advance(round(super().images_trained(teacher, len(fit.pixels_NCHW))))
+        return network
 
     def _check_fresh(self, num_images: int) -> None:
         if self.options.batch_norm == "frozen":

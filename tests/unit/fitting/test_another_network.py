@@ -139,8 +139,10 @@ def test_below_32_bits_it_is_trained_in_float_first(teacher, pixels, card):
         def advance(self, amount, **values):
             log.append(amount)
 
-    student.fit(teacher, pixels, Bits(8, 8), log=Log())
-    assert sum(log) == 2 * 20 * 4 == student.images_trained(teacher, 8)
+    for bits in (Bits(8, 8), Bits(32, 32)):
+        log.clear()
+        student.fit(teacher, pixels, bits, log=Log())
+        assert sum(log) == 2 * 20 * 4 == student.images_trained(teacher, 8)
     assert "network" not in fit(teacher, pixels, iterations=0).made.options
 
 
