@@ -72,12 +72,13 @@ def zoo() -> Grid:
         "timm": [row for row in rows if row["network"].startswith("timm:")],
     }
     lines = []
-    for library, own in groups.items():
-        tried = [row for row in own if row["student"] == "ptq"]
-        close = sum(row.get("sqnr", -math.inf) >= 15 for row in tried)
-        counts = (sum(step in row for row in tried) for step in steps)
-        lines.append((library, str(len(tried)), *map(str, counts), str(close)))
-    return Grid(("library", "tried", *steps, "15 dB or more"), tuple(lines), 1)
+    for student in ("ptq", "genie-m"):
+        for library, own in groups.items():
+            tried = [row for row in own if row["student"] == student]
+            close = sum(row.get("sqnr", -math.inf) >= 15 for row in tried)
+            counts = (sum(step in row for row in tried) for step in steps)
+            lines.append((student, library, str(len(tried)), *map(str, counts), str(close)))
+    return Grid(("student", "library", "tried", *steps, "15 dB or more"), tuple(lines), 2)
 
 
 def transformers() -> Grid:

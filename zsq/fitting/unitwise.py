@@ -25,7 +25,7 @@ from zsq.fitting.unitdata import UnitData, gather
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
 from zsq.placement.subgraphs import unit_network
-from zsq.placement.units import Granularity, Unit, partition
+from zsq.placement.units import Granularity, Unit, by_image, partition
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.rounding import Dropped, SoftRounding
@@ -299,13 +299,17 @@ class UnitwiseStudent(Student):
 
     def _unit_network(self, state: Fitting, phase: Phase, unit: Unit) -> fx.GraphModule:
         paths = {site.path for site in state.placement.of_kind("activation")}
+        nodes = [node for node in state.network.graph.nodes if node.name in unit.nodes]
 
         def wrapped(node: fx.Node, module: nn.Module) -> nn.Module:
-            # Identities stand where no quantizer has been put yet. What is dropped is drawn per image.
-            drops = isinstance(module, Quantizer) and node.meta.get("images_first", True)
-            if str(node.target) not in paths or phase.keep == 1 or not drops:
+            # Identities stand where no quantizer has been put yet.
+            if str(node.target) not in paths or phase.keep == 1 or not isinstance(module, Quantizer):
                 return module
-            return Dropped(module, phase.keep, tuple(node.meta["tensor_meta"].shape[1:]))
+            calls = [call for call in nodes if call.target == node.target]
+            shapes = {tuple(call.meta["tensor_meta"].shape[1:]) for call in calls}
+            # What is dropped is drawn per image, and for one shape.
+            drops = len(shapes) == 1 and all(map(by_image, calls))
+            return Dropped(module, phase.keep, *shapes) if drops else module
 
         return unit_network(state.network, unit, wrapped).to(self.runtime.device)
 

@@ -42,7 +42,7 @@ class Unit:
 
 
 def partition(placement: Placement, granularity: Granularity, norm_NCHW: Tensor) -> tuple[Unit, ...]:
-    """Units of `placement.network` in order of execution; every layer is in one.
+    """Units of `placement.network` in order of execution; every layer that sees the image is in one.
 
     Args:
         norm_NCHW: an image, from which shapes are taken.
@@ -83,7 +83,8 @@ class _Partition:
     def units(self, granularity: Granularity) -> tuple[Unit, ...]:
         regions = self._blocks() if granularity == "block" else []
         inside = {node for region in regions for node in region}
-        regions += [{node} for node in self.nodes if self._is_layer(node) and node not in inside]
+        alone = self.data - inside
+        regions += [{node} for node in self.nodes if self._is_layer(node) and node in alone]
         units: list[Unit] = []
         taken: set[str] = set()
         for region in sorted(regions, key=lambda region: max(self.order[node] for node in region)):
@@ -109,7 +110,7 @@ class _Partition:
             sites=tuple(self.sites[p] for p in dict.fromkeys(paths) if p in self.sites and p not in taken),
             input_shape=self._shape(entry)[1:],
             output_shape=self._shape(output)[1:],
-            by_image=by_image(entry) and by_image(output),
+            by_image=all(by_image(end) and bool(self._shape(end)) for end in (entry, output)),
         )
 
     def _with_ends(self, region: set[fx.Node]) -> set[fx.Node]:
