@@ -73,6 +73,7 @@ def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
         ...     "embedded:digits", "embedded:digits:train", "ptq", "W8A8", count=64,
         ...     set={"symmetric_weights": True},
         ... )
+        >>> import torch
         >>> program = torch.export.export(zsq.pt2e_student(result.fitted), (torch.zeros(1, 1, 32, 32),))
     """
     if fitted.bits not in WIDTHS or fitted.first_last not in (None, 8):

@@ -73,12 +73,15 @@ PARTS = {
     "interval": ("scale",),
     "basis": ("basis",),
     "distribution": ("step",),
+    "nested": ("scale",),
 }
 VALUES = {
     "affine": lambda integers, grid, step, zero_point: step * (integers - zero_point),
     "interval": lambda integers, grid, scale: scale * (2 * integers / (2 ** grid["bits"] - 1) - 1),
     "basis": sorted_signed_sums,
     "distribution": lambda integers, grid, step: step * (integers - 2 ** (grid["bits"] - 1) + 0.5),
+    # Half of what the bits that are left out can hold.
+    "nested": lambda integers, grid, scale: scale * (integers + (1 - 2.0 ** (grid["bits"] - 8)) / 2),
 }
 
 
