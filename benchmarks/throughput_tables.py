@@ -63,10 +63,9 @@ def fit_speed() -> Grid:
         (
             row["network"],
             row["student"],
-            "yes" if row["compiled"] else "no",
             *(number(statistics.median(row[when]), 1) for when in ("before", "after")),
             f"{row['ratio']:.2f}x",
         )
         for row in Results("fit-speed").read()["rows"]
     )
-    return Grid(("network", "student", "compiled", "s before", "s after", "faster"), lines, 3)
+    return Grid(("network", "student", "s before", "s after", "faster"), lines, 2)

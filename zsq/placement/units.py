@@ -236,7 +236,9 @@ class _Partition:
 
 def by_image(node: fx.Node) -> bool:
     """Whether the first axis of a node's value is the images'."""
-    return bool(node.meta.get("images_first", True))
+    # A partition has seen one image.
+    shape = getattr(node.meta.get("tensor_meta"), "shape", (1,))
+    return bool(node.meta.get("images_first", True)) and shape[:1] == (1,)
 
 
 def quantizer_calls(placement: Placement) -> Iterator[fx.Node]:
