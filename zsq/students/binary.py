@@ -30,8 +30,7 @@ class BinaryOptions(TrainingOptions):
     """`sharpness` rises from `first_sharpness` to `last_sharpness` by a constant factor per step: the
     gradient of a sign is first that of a line, in the end that of a steep tanh."""
 
-    # At W1A4 on a CIFAR ResNet-20: 73.3 and 73.6 points on two sets of images. With the teacher's statistics
-    # signs start far from the teacher.
+    # With the teacher's statistics signs start far from the teacher.
     batch_norm: Literal["frozen", "train"] = "train"
     learning_rate: float = Field(1e-3, gt=0)
     step_learning_rate: float = Field(1e-2, gt=0)

@@ -131,7 +131,7 @@ class Vertical(TrainedStudent):
 
     def _draws(self, ladders: list[Ladder], fit: Fit) -> Callable[[int], None]:
         least = self.options.least
-        # On a CIFAR ResNet-20 the widest in every second step was better for all widths than at odds.
+        # On training images of a CIFAR ResNet-20 it agreed better at all widths than drawing all at odds.
         odds = 1 / (torch.arange(least, max(MOST_BITS, least + 1)) - 1.0)
         steps = max(self.options.steps(len(fit.pixels_NCHW)), 1)
         generator = torch_generator(fit.seed, 0, "vertical widths")
