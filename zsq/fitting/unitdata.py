@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from zsq.fitting.features import Features, fits_in_memory
 from zsq.fitting.frontier import Frontier, Images
@@ -92,14 +92,6 @@ def gather(
 def _quantizes(network: fx.GraphModule, name: str) -> bool:
     """Whether a quantizer stands before the node `name`."""
     return any(isinstance(module, Quantizer) for module in up_to(network, [name]).modules())
-
-
-@torch.no_grad()
-def fill(network: nn.Module, features: tuple[Features, ...], images: Images) -> None:
-    """Write what `network` gives of all images, a tuple."""
-    for start, norm in images.batches():
-        for feature, values in zip(features, network(norm), strict=True):
-            feature.write(start, values)
 
 
 def _weigh(

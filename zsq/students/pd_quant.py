@@ -17,10 +17,11 @@ from zsq.core.runtime import Runtime
 from zsq.fitting.distribution import BATCH, Correction
 from zsq.fitting.dropping import DEVIATIONS, DroppingOptions, DroppingStudent
 from zsq.fitting.features import Features, fits_in_memory
+from zsq.fitting.frontier import Frontier
 from zsq.fitting.losses import distillation
 from zsq.fitting.reconstruction import Phase
 from zsq.fitting.unit_losses import UnitLoss, prediction_loss
-from zsq.fitting.unitdata import Beyond, UnitData, fill
+from zsq.fitting.unitdata import Beyond, UnitData
 from zsq.fitting.unitwise import Fitting
 from zsq.graph import capture
 from zsq.placement.sites import Site
@@ -135,11 +136,7 @@ class PDQuant(DroppingStudent):
         if not self.options.prediction_weight:
             return data
         (output,) = (node.all_input_nodes[0] for node in state.full.graph.nodes if node.op == "output")
-        last = up_to(state.full, [output.name])
-        (first,) = last(state.images.rows(torch.tensor([0])))
-        shape, runtime = tuple(first.shape[1:]), self.runtime
-        outputs = Features(data.num_images, shape, runtime, fits_in_memory(data.num_images, [shape]))
-        fill(last, (outputs,), state.images)
+        (outputs,) = Frontier(state.full, state.images).features([output.name])
         return replace(data, beyond=Beyond(beyond(state.full, unit.output), state.images, outputs))
 
     def _corrected(self, state: Fitting, unit: Unit, data: UnitData) -> UnitData:
