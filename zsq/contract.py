@@ -293,6 +293,10 @@ class Fit:
     start: FittedStudent | None = None
     masks: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
+    def or_first_last(self, default: int | None) -> Fit:
+        """With `default` bits for the first and last layer where none are asked for."""
+        return self if self.first_last is not None else dataclasses.replace(self, first_last=default)
+
 
 class Student(ABC):
     """A recipe that fits a quantized copy of a teacher on images, whatever their source.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -166,9 +166,8 @@ class UnitwiseStudent(Student):
     def run(self, fit: Fit) -> FittedStudent:
         """With the option's `first_last` where none is asked for."""
         teacher, device = fit.teacher, self.runtime.device
-        if fit.first_last is None:
-            fit = replace(fit, first_last=self.options.first_last)
-            self.check_bits(fit.bits, fit.first_last)
+        fit = fit.or_first_last(self.options.first_last)
+        self.check_bits(fit.bits, fit.first_last)
         placement = self._placed(fit)
         network = channels_last(placement.network.to(device))
         network.requires_grad_(False)

@@ -68,9 +68,7 @@ class Binary(TrainedStudent):
 
     def run(self, fit: Fit) -> FittedStudent:
         """With the option's `first_last` where none is asked for."""
-        if fit.first_last is None:
-            fit = replace(fit, first_last=self.options.first_last)
-        return super().run(fit)
+        return super().run(fit.or_first_last(self.options.first_last))
 
     def binary_weight(self, weight: Tensor) -> BinaryWeight:
         """What stands at a weight of one bit before the first step."""

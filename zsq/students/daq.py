@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -64,9 +63,7 @@ class DAQ(TrainedStudent):
 
     def run(self, fit: Fit) -> FittedStudent:
         """With the option's `first_last` where none is asked for."""
-        if fit.first_last is None:
-            fit = replace(fit, first_last=self.options.first_last)
-        return super().run(fit)
+        return super().run(fit.or_first_last(self.options.first_last))
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """Grids that follow their tensors; the images are not looked at."""

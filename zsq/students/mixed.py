@@ -187,8 +187,7 @@ class Mixed(Student):
         Raises:
             OptionError: also for a budget that the least bits exceed, or costs that the table does not say.
         """
-        if fit.first_last is None:
-            fit = replace(fit, first_last=self.options.first_last)
+        fit = fit.or_first_last(self.options.first_last)
         policy = {} if self.options.search == "uniform" else self._policy(fit)
         fitted = self.inner.run(replace(fit, bits=fit.bits.with_rows(fit.bits.rows | policy)))
         own = self.result(fit, fitted.network, fitted.tensors)

@@ -82,8 +82,7 @@ class Vertical(TrainedStudent):
 
     def run(self, fit: Fit) -> FittedStudent:
         """Train, unless the last fit has done so, and read the asked widths off the result."""
-        if fit.first_last is None:
-            fit = replace(fit, first_last=self.options.first_last)
+        fit = fit.or_first_last(self.options.first_last)
         pixels = fit.pixels_NCHW.cpu().contiguous()
         images = hashlib.sha256(pixels.numpy().data).digest()
         marked = replace(fit, bits=_marked(fit.bits, fit.first_last))
