@@ -26,7 +26,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "robustness")]
 
-from fuzz_draws import Case, damaged_files, example, lines  # noqa: E402
+from fuzz_example import Case, example  # noqa: E402
+from fuzz_files import damaged_files  # noqa: E402
+from fuzz_lines import lines  # noqa: E402
 
 SECONDS = 60.0  # that a case may take
 MEMORY = 6 * 2**30  # bytes that it may have, over what is loaded

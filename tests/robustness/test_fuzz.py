@@ -12,7 +12,8 @@ from commands import PYTHON, environment
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz import _fault
-from fuzz_draws import Case, lines
+from fuzz_example import Case
+from fuzz_lines import lines
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 
