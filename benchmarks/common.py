@@ -129,8 +129,8 @@ def scored_fit(
     teacher, runtime = reference.teacher, reference.runtime
     fitter = create(student, teacher.spec, dict(options), runtime, passes=passes)
     start = time.perf_counter()
-    work = round(fitter.images_trained(teacher, len(images))) or len(images)
-    with Reporter().job(f"{student} {bits} on {images.source}", work) as log, runtime.threads_set():
+    total = fitter.log_total(teacher, len(images), Bits.parse(bits))
+    with Reporter().job(f"{student} {bits} on {images.source}", total) as log, runtime.threads_set():
         fitted = fitter.fit(teacher, images.pixels, Bits.parse(bits), log=log)
     seconds = round(time.perf_counter() - start)
     return all_scores(fitted, reference), seconds

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from zsq.contract import Curve, Facts, Generator, StepLog, SyntheticBatch
+from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
+from zsq.core.effort import Curve
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, WithInput

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from zsq.contract import Curve, Facts, StepLog, SyntheticBatch
+from zsq.contract import Facts, StepLog, SyntheticBatch
+from zsq.core.effort import Curve
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import later
 from zsq.core.seeding import torch_generator

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Curve, Facts, Generator, StepLog, SyntheticBatch
+from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
+from zsq.core.effort import Curve
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.engine.invert import warn_of_idle_terms

@@ -103,23 +103,23 @@ def suited_students(
     teacher: Teacher, count: int, config: RuntimeConfig, seconds_per_pass: float
 ) -> list[Suited]:
     """Every student, fitted to `count` images by its defaults; as `suited_methods`."""
-    from zsq.engine.estimate import STEP_COST, job_seconds
+    from zsq.engine.estimate import fit_passes, job_seconds
     from zsq.graph import capture
     from zsq.students import STUDENTS, create
 
     runtime = Runtime.resolve(**config.model_dump())
     black = torch.zeros(1, *teacher.spec.shape, dtype=torch.uint8)
-    found = []
+    found, bits = [], Bits(8, 8)
     for name in STUDENTS:
         student = create(name, teacher.spec, {}, runtime)
         try:
-            student.check(Fit(teacher, black, Bits(8, 8), None, 0, Silent()))
+            student.check(Fit(teacher, black, bits, None, 0, Silent()))
             capture(teacher.network, teacher.example())
         except ZsqError as error:
             found.append(Suited(name, None, str(error)))
             continue
-        trained = student.images_trained(teacher, count) * STEP_COST
-        found.append(Suited(name, job_seconds(seconds_per_pass, round(max(trained, count)), runtime)))
+        passes = round(fit_passes(student, teacher, count, bits))
+        found.append(Suited(name, job_seconds(seconds_per_pass, passes, runtime)))
     return found
 
 

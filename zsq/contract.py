@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zsq.core.boxes import Target
+from zsq.core.effort import Curve
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
@@ -30,7 +31,7 @@ from zsq.core.runtime import Runtime
 from zsq.plan import Group
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
-from zsq.widths import Bits, check_least
+from zsq.widths import Bits, Kind, check_least
 
 
 @dataclass(frozen=True)
@@ -130,18 +131,6 @@ class SyntheticBatch:
     boxes: tuple[Target, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What a measured curve of quality against iterations says of a method.
-
-    `standard`: the iterations after which more of them gained next to nothing. `measured`: on which networks,
-    and the figures, for one line of text.
-    """
-
-    standard: int
-    measured: str
-
-
 class Generator(ABC):
     """A method. It draws randomness only from the group's streams and leaves the teacher as it was."""
 
@@ -212,7 +201,7 @@ class QuantizedTensor:
     """One row of a student's table of quantized tensors; `num_scales` is 1 for per-tensor."""
 
     name: str
-    kind: Literal["weight", "activation"]
+    kind: Kind
     bits: int
     num_scales: int
     signed: bool
@@ -314,6 +303,7 @@ class Student(ABC):
     least_bits: ClassVar[Bits] = Bits(2, 2)
     starts_from: ClassVar[frozenset[Form]] = frozenset()
     start_options: ClassVar[tuple[str, ...]] = ()
+    step_work: ClassVar[float] = 1.0
     # Analytic pass -> why the student cannot take it.
     refused_passes: Mapping[str, str] = {}
 
@@ -322,14 +312,24 @@ class Student(ABC):
         self.options = options
         self.runtime = runtime
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """Images that a fit on `num_images` passes forward and back through the whole network, about; 0 where
-        nothing is trained."""
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """Images passed forward and back through the whole network, about; 0 where nothing is trained."""
         return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)
 
+    def log_total(self, teacher: Teacher, num_images: int, bits: Bits) -> int:
+        """How far the log of a fit advances: by the images trained, where there are none by `num_images`."""
+        return round(self.images_trained(teacher, num_images, bits)) or num_images
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """How long a fit trains, about, in images of `lsq-kd`; `step_work` for one: of ResNet-20."""
+        return self.images_trained(teacher, num_images, bits) * self.step_work
+
+    def training_key(self, bits: Bits, first_last: int | None) -> Hashable:
+        """Equal for fits by one object that train once, if made in turn of one teacher, images and seed."""
+        return bits, first_last
+
     def check(self, fit: Fit) -> None:
-        """Refuse images that are not the teacher's, widths below the least, a teacher that the student cannot
-        learn from, or a start that it cannot take."""
+        """Refuse images that are not the teacher's, and widths, a teacher or a start that it cannot take."""
         self.check_bits(fit.bits, fit.first_last)
         fit.teacher.spec.check_pixels(fit.pixels_NCHW)
         if fit.start is not None and not self.starts_from:

@@ -23,8 +23,15 @@ Width = Annotated[int, Field(ge=LEAST_BITS, le=MOST_BITS)]
 WidthOrFloat = Width | Literal[32]
 # Of an affine grid: with 1 bit it would have zero and one more value.
 GridWidth = Annotated[int, Field(ge=2, le=MOST_BITS)]
+# What a quantizer stands at.
+Kind = Literal["weight", "activation"]
 # Row of the table of quantized tensors -> its width.
 Rows = Mapping[str, int]
+
+
+def kind_of(row: str) -> Kind:
+    """Which kind of tensor a row of a student's table is, by its name."""
+    return "weight" if row.endswith(".weight") else "activation"
 
 
 def is_width(bits: int) -> bool:
@@ -86,6 +93,12 @@ class Bits:
         """Name -> width of the rows that have their own."""
         return dict(self.own)
 
+    def quantize(self, *kinds: Kind) -> bool:
+        """Whether a quantizer of one of these kinds, of any where none is named, has fewer than 32 bits."""
+        found = [("weight", self.weights), ("activation", self.activations)]
+        found += [(kind_of(name), width) for name, width in self.own]
+        return any(width < FLOAT_BITS and kind in (kinds or (kind,)) for kind, width in found)
+
     @property
     def uniform(self) -> Bits:
         """These without the rows that have their own."""
@@ -114,7 +127,7 @@ class Widths:
         """
         check_first_last(self.first_last)
 
-    def of(self, row: str, kind: Literal["weight", "activation"], at_end: bool) -> int:
+    def of(self, row: str, kind: Kind, at_end: bool) -> int:
         """The width of `row`, 32 where it stays in float; `at_end`: it is of the first or last layer."""
         self._seen.append(row)
         uniform = self.bits.weights if kind == "weight" else self.bits.activations
@@ -147,7 +160,7 @@ def check_least(student: str, least: Bits, bits: Bits, first_last: int | None) -
             (f"first and last layer of {first_last} bits", first_last - max(least.weights, least.activations))
         )
     for name, width in bits.own:
-        least_of = least.weights if name.endswith(".weight") else least.activations
+        least_of = least.weights if kind_of(name) == "weight" else least.activations
         found.append((f"{width} bits for row '{name}'", width - least_of))
     for what, above in found:
         if above < 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
-from zsq.engine.estimate import STEP_COST, estimated_seconds, forward_gflops
+from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
@@ -190,7 +190,7 @@ def _recipe_runtime(recipe: Recipe, teacher: Teacher, specs: Sequence[StudentSpe
     # A student belongs to a runtime: these are for the estimate only.
     students = resolve_students(specs, teacher.spec, Runtime())
     num_fits = (len(recipe.sources) + 1) * plan.shard_sets * recipe.seeds
-    trained = max(each.student.images_trained(teacher, plan.count) for each in students)
+    trained = max(each.student.images_trained(teacher, plan.count, each.spec.bits) for each in students)
     gflops = STEP_COST * forward_gflops(teacher) * num_fits * trained
     return Runtime.resolve(**recipe.runtime.model_dump(), total_gflops=gflops)
 
@@ -246,18 +246,28 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
         method, _, options = method_options(source_config(recipe, source, 0), teacher.spec, plan.count)
         generating += method.teacher_passes(options, plan.count)
     arms = (len(recipe.sources) + 1) * recipe.seeds
-    sets = [min(plan.shard_sets, each.spec.shard_sets or plan.shard_sets) for each in protocol.students]
-    costs = (
-        each.student.images_trained(teacher, plan.count) * STEP_COST + len(protocol.eval)
-        for each in protocol.students
-    )
-    fitting = sum(number * cost for number, cost in zip(sets, costs, strict=True))
+    num_fits, fitting = _fits_of_an_arm(protocol, plan.shard_sets)
     total = round(plan.shard_sets * generating + arms * fitting)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "
-        f"{arms * sum(sets)} fits; about {duration(seconds)}"
+        f"{arms * num_fits} fits; about {duration(seconds)}"
     )
+
+
+def _fits_of_an_arm(protocol: Protocol, shard_sets: int) -> tuple[int, float]:
+    """Fits on the sets of one source from one seed, and the teacher passes that they and their scores take as
+    long as."""
+    teacher, num_fits, passes = protocol.teacher, 0, 0.0
+    trained: dict[Hashable, int] = {}  # training -> the sets on which an earlier student has done it
+    for each in protocol.students:
+        sets = min(shard_sets, each.spec.shard_sets or shard_sets)
+        left = max(sets - trained.get(each.training, 0), 0)
+        passes += left * fit_passes(each.student, teacher, protocol.num_images, each.spec.bits)
+        passes += sets * len(protocol.eval)
+        trained[each.training] = trained.get(each.training, 0) + left
+        num_fits += sets
+    return num_fits, passes
 
 
 def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from zsq.config import GenerateConfig, load_recipe, recipe_paths
 from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
 from zsq.core.jobs import in_jobs
 from zsq.core.runtime import Runtime
+from zsq.engine.estimate import STEP_COST
 from zsq.generators import METHODS
 from zsq.measure.protocol import StudentSpec, resolve_students
 from zsq.report.build import html, markdown
@@ -28,6 +29,7 @@ from zsq.workflow import (
     own_defaults_of,
     recipe_protocol,
     run_recipe,
+    say_estimate,
     shard_sets_by_source,
     source_config,
 )
@@ -197,7 +199,8 @@ def test_images_of_a_fit():
     protocol = recipe_protocol(recipe)
     ptq, lsq = protocol.students
     steps = lsq.spec.options["iterations"]
-    costs = [each.student.images_trained(protocol.teacher, 256) for each in (ptq, lsq)]
+    bits = Bits(4, 4)
+    costs = [each.student.images_trained(protocol.teacher, 256, bits) for each in (ptq, lsq)]
     assert costs == [0, steps * 128]
 
 
@@ -215,6 +218,31 @@ def test_defaults_of_our_own_are_stored_with_the_settings():
     students = resolve_students(specs, images, Runtime())
     assert own_defaults_of(students, images) == {"own_defaults": stored}
     assert own_defaults_of(students[1:], images) == {}
+
+
+@pytest.mark.parametrize(
+    ("student", "bits", "trained"),
+    [
+        ("lsq-kd", ["W8A8", "W4A4"], 2.0),
+        ("lsq-kd", ["W32A32"], 0.0),
+        ("kd", ["W32A32"], 0.7),
+        ("vertical", ["W8A8", "W4A4", "W2A2"], 1.4),
+    ],
+)
+def test_estimate_counts_each_training_once(tmp_path, monkeypatch, student, bits, trained):
+    """On both sets of all three sources; every fit is scored on 238 images."""
+    asked = f'name = "{student}"\nbits = {json.dumps(bits)}\nset = {{ iterations = 100, batch = 10 }}'
+    head, tail = RECIPE.split("[[students]]\n")
+    recipe = load(tmp_path, f"{head}[[students]]\n{asked}\n[runtime]{tail.partition('[runtime]')[2]}")
+    seen = []
+    monkeypatch.setattr(
+        "zsq.workflow.estimated_seconds", lambda teacher, batch, total, runtime: seen.append(total) or 1
+    )
+    say_estimate(recipe, recipe_protocol(recipe), Spoken())
+    training = STEP_COST * 1000 * trained * NUM_FITS
+    looks = 10 * 8 / 3 * NUM_FITS * len(bits)
+    scores = 238 * NUM_FITS * len(bits)
+    assert training + scores <= seen[0] <= training + scores + looks + 2 * 8 * 3
 
 
 def test_estimate_is_said_first(recipe, tmp_path, no_pages):

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zsq.contract import Teacher
+from zsq.contract import Student, Teacher
+from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import blank, executed, images_at_once, layer_values
 from zsq.engine.outputs import tensors
 from zsq.engine.scoring import SCORE_BATCH
 from zsq.engine.statistics import BYTES_PER_VALUE, MEMORY_BUDGET
+from zsq.widths import Bits
 
 # What compiling gains and costs on a CPU: benchmarks/throughput.py, ResNet-20 and ResNet-18.
 COMPILED_SPEEDUP = {"bf16": 2.0, "fp32": 1.4}
@@ -29,6 +31,9 @@ FORWARDS_PER_ITERATION = 3.0
 
 # A training step of a student per image, in teacher passes of synthesis: ResNet-20.
 STEP_COST = 1.7
+
+# Forward passes of each image in a fit: ranges of activations, and what enters the units.
+FORWARDS_PER_FIT = 10
 
 # Of a value that a layer puts out, over a step: some are kept for the backward pass, some are not. Measured 3
 # to 6 on ResNet-18 and MobileNetV2.
@@ -71,10 +76,14 @@ def image_bytes(teacher: Teacher, images: int) -> int:
 
 def forward_gflops(teacher: Teacher) -> float:
     """10^9 floating-point operations of one image's forward pass; a multiply-add counts as two."""
-    device = blank(teacher.network, teacher.spec).device
+    return network_gflops(teacher.network, teacher.spec)
+
+
+def network_gflops(network: nn.Module, spec: ImageSpec) -> float:
+    """As `forward_gflops`, of any network that takes images of `spec` in its norm space."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        teacher.logits(torch.zeros(1, *teacher.spec.shape, device=device))
+        network(spec.standard_to_norm(blank(network, spec)))
     return counter.get_total_flops() / 1e9
 
 
@@ -93,6 +102,12 @@ def seconds_per_image_iteration(teacher: Teacher, batch: int) -> float:
             output.sum().cpu()
         seconds.append(time.perf_counter() - start)
     return FORWARDS_PER_ITERATION * min(seconds) / len(images)
+
+
+def fit_passes(student: Student, teacher: Teacher, num_images: int, bits: Bits) -> float:
+    """Teacher passes that a fit of `student` at `bits` takes as long as, about."""
+    looks = FORWARDS_PER_FIT * num_images / FORWARDS_PER_ITERATION if bits.quantize() else 0.0
+    return STEP_COST * student.training_work(teacher, num_images, bits) + looks
 
 
 def job_seconds(seconds_per_pass: float, passes: int, runtime: Runtime) -> float:

@@ -91,9 +91,13 @@ class Chain(Student):
         for before, after in itertools.pairwise(self.students):
             check_follows(after, before.name, {before.form})
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """See `Student.images_trained`."""
-        return sum(student.images_trained(teacher, num_images) for student in self.students)
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """Those of all."""
+        return sum(student.images_trained(teacher, num_images, bits) for student in self.students)
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """That of all."""
+        return sum(student.training_work(teacher, num_images, bits) for student in self.students)
 
     def check(self, fit: Fit) -> None:
         """See `Student.check`; of every student, before the first fit."""
@@ -103,11 +107,11 @@ class Chain(Student):
 
     def run(self, fit: Fit) -> FittedStudent:
         """The last one's result."""
-        teacher, num_images = fit.teacher, len(fit.pixels_NCHW)
-        trains = self.images_trained(teacher, num_images) > 0
+        asked = fit.teacher, len(fit.pixels_NCHW), fit.bits
+        trains = self.images_trained(*asked) > 0
         for index, student in enumerate(self.students):
             # Work is counted in images trained; only where there are none, in images seen.
-            counts = student.images_trained(teacher, num_images) > 0 if trains else index == 0
+            counts = student.images_trained(*asked) > 0 if trains else index == 0
             fitted = student.run(fit if counts else replace(fit, log=Silent()))
             fit = replace(fit, start=fitted, first_last=fitted.first_last)
         return fitted

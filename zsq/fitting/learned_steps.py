@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import FakeQuantizer, Kind, integer_range
+from zsq.quantizers.grids import FakeQuantizer, integer_range
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
+from zsq.widths import Kind
 
 # Of the least error, or 2 mean|x| / sqrt(Qp).
 StepStart = Literal["mse", "mean"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,9 +39,19 @@ class Passed(Student):
         self.student, self.passes = student, tuple(passes)
         self._prepared: tuple[nn.Module, Prepared] | None = None
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """The same number as for the student alone."""
-        return self.student.images_trained(teacher, num_images)
+        return self.student.images_trained(teacher, num_images, bits)
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """The same as for the student alone."""
+        return self.student.training_work(teacher, num_images, bits)
+
+    def training_key(self, bits: Bits, first_last: int | None) -> Hashable:
+        """As the student's, where its teacher stays the same: not one that each fit makes of its images."""
+        if sees_images(self.passes):
+            return bits, first_last
+        return self.student.training_key(bits, first_last)
 
     def check_bits(self, bits: Bits, first_last: int | None) -> None:
         """As the student does."""

@@ -24,9 +24,10 @@ from zsq.fitting.training import LOG_EVERY, shuffled_batches, tensors_of
 from zsq.fitting.unit_losses import UnitBatch, UnitLoss
 from zsq.fitting.unitdata import UnitData
 from zsq.placement.subgraphs import structure
-from zsq.quantizers.grids import Kind, Quantizer, Role, keep_positive
+from zsq.quantizers.grids import Quantizer, Role, keep_positive
 from zsq.quantizers.rounding import Dropped, SoftRounding, mixed, random_bytes
 from zsq.quantizers.thresholds import LearnedBorders, temperature_at
+from zsq.widths import Kind
 
 Inputs = Literal["float", "quantized", "mixed"]
 

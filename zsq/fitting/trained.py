@@ -25,7 +25,11 @@ from zsq.quantizers.grids import Quantizer, holds_zero
 from zsq.quantizers.running import CurrentMinMax, RunningRange
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
-from zsq.widths import FLOAT_BITS, Bits
+from zsq.widths import Bits
+
+# A training step in float, and a forward pass such as the teacher's in a step, beside a step of `lsq-kd`:
+# ResNet-20.
+FLOAT_STEP, FORWARD_STEP = 0.7, 0.2
 
 
 class TrainedStudent(Student):
@@ -50,23 +54,29 @@ class TrainedStudent(Student):
         self._training = Training(self.name, options, runtime, self.total_loss)
         self._task: Task = Classify()
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """See `Student.images_trained`."""
-        return self.options.steps(num_images) * self.options.batch
+        return self.options.steps(num_images) * self.options.batch if self.trains_at(bits) else 0.0
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """See `Student.training_work`; less in float."""
+        work = super().training_work(teacher, num_images, bits)
+        return work if bits.quantize() else work * FLOAT_STEP
+
+    def trains_at(self, bits: Bits) -> bool:
+        """Whether a fit at these bits has anything to train."""
+        return self.trains_floats or bits.quantize()
 
     def check(self, fit: Fit) -> None:
         """See `Student.check`; a classifier, unless a subclass learns from something else."""
         super().check(fit)
         self.check_teacher(fit.teacher)
-        if self.options.sparsity and not self._trains(fit):
+        steps = self.options.steps(len(fit.pixels_NCHW)) if self.trains_at(fit.bits) else 0
+        if self.options.sparsity and not steps:
             found = f"sparsity={self.options.sparsity} at {fit.bits} with student {self.name}"
             raise OptionError(found, "a fit that trains", "student kd can prune without quantizing")
         if fit.start is not None:
             check_start(self, fit, fit.start)
-
-    def _trains(self, fit: Fit) -> bool:
-        quantizes = fit.bits != Bits(FLOAT_BITS, FLOAT_BITS)
-        return (self.trains_floats or quantizes) and self.options.steps(len(fit.pixels_NCHW)) > 0
 
     def check_teacher(self, teacher: Teacher) -> None:
         """Refuse a teacher that there is nothing to learn from.
@@ -116,7 +126,7 @@ class TrainedStudent(Student):
         network = placement.network
         if fit.start is not None:
             fit = replace(fit, masks={**fit.masks, **_pruned_in(fit.start)})
-        if self.trains_floats or fit.bits != Bits(FLOAT_BITS, FLOAT_BITS):
+        if self.trains_at(fit.bits):
             course = self.course(placement, fit)
             if fit.start is not None:
                 # Another start may have batch norms folded, or other grids at the same places.
@@ -128,6 +138,8 @@ class TrainedStudent(Student):
             self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
             if gradual is not None:
                 fit = replace(fit, masks={**fit.masks, **gradual.masks})
+        if not self.images_trained(teacher, len(fit.pixels_NCHW), fit.bits):
+            fit.log.advance(len(fit.pixels_NCHW))
         network.eval().requires_grad_(False)
         self.settle(placement)
         fitted = self.result(fit, network, placement.table())

@@ -159,9 +159,10 @@ class UnitwiseStudent(Student):
         """As the options say."""
         return Annealing(self.options.beta_start, self.options.beta_end, self.options.warm_up)
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """See `Student.images_trained`: one iteration of every unit is one of the whole network."""
-        return sum(phase.iterations for phase in self.phases()) * self.options.batch
+        learning = (phase for phase in self.phases() if bits.quantize(*phase.kinds))
+        return sum(phase.iterations for phase in learning) * self.options.batch
 
     def run(self, fit: Fit) -> FittedStudent:
         """With the option's `first_last` where none is asked for."""
@@ -194,6 +195,8 @@ class UnitwiseStudent(Student):
             state.frontiers = Frontier(state.full, images), Frontier(network, images)
             for index, unit in enumerate(state.units):
                 self._reconstruct(state, phase, unit, index)
+        if not self.images_trained(teacher, len(fit.pixels_NCHW), fit.bits):
+            fit.log.advance(len(fit.pixels_NCHW))
         network.eval().requires_grad_(False)
         return self.result(fit, network, placement.table())
 

@@ -7,8 +7,9 @@ the same images are not two observations of a source.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 import numpy as np
@@ -106,8 +107,8 @@ def measure_gap(
     _check_arms(protocol, arms)
     finished = {fit_key(record): record for record in done}
     planned = {fit_key(fit.record()): fit for fit in protocol.fits(arms)}
-    missing = [key for key in planned if key not in finished]
-    for key in (processes or Processes()).taken(missing):
+    missing = _by_training({key: fit for key, fit in planned.items() if key not in finished})
+    for key in chain.from_iterable((processes or Processes()).taken(missing)):
         if should_stop():
             break
         fit = planned[key]
@@ -115,6 +116,14 @@ def measure_gap(
         on_run(record, fitted)
         finished[key] = record
     return [finished[key] for key in planned if key in finished]
+
+
+def _by_training(fits: Mapping[str, PlannedFit]) -> list[list[str]]:
+    """The keys of `fits`; those that train once stand together."""
+    groups: dict[Hashable, list[str]] = {}
+    for key, fit in fits.items():
+        groups.setdefault((fit.source, fit.shard_set, fit.seed, fit.student.training), []).append(key)
+    return list(groups.values())
 
 
 def _measured(

@@ -19,9 +19,10 @@ from zsq.engine.executed import images_at_once
 from zsq.fitting.calibration import norm_batches
 from zsq.measure.twin import QuantizedLayer, Twin
 from zsq.placement.sites import row_name
-from zsq.quantizers.grids import Kind, Quantizer
+from zsq.quantizers.grids import Quantizer
 from zsq.tasks.nesting import plain
 from zsq.tasks.sqnr import SignalToNoise
+from zsq.widths import Kind
 
 BATCH = 16
 # Forward passes of an image through the network that the look at every layer takes: float, quantized, and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired
 
@@ -61,6 +61,12 @@ class ResolvedStudent:
     def name(self) -> str:
         """`ptq W4A4`."""
         return f"{self.spec.label} {self.spec.bits}"
+
+    @property
+    def training(self) -> Hashable:
+        """Equal for students whose fits on the same images from the same seed train once, if they follow each
+        other."""
+        return id(self.student), self.student.training_key(self.spec.bits, self.spec.first_last)
 
 
 def resolve_students(

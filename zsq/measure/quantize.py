@@ -173,8 +173,8 @@ def _fitted(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Fitte
     own_defaults = own_defaults_line(config.student, student, teacher.spec)
     for line in (*said(given, *shown), *([own_defaults] if own_defaults else [])):
         reporter.say(line)
-    work = round(student.images_trained(teacher, len(pixels))) or len(pixels)
-    with reporter.job(f"{config.student} {prepared.bits}", work) as log, prepared.runtime.threads_set():
+    total = student.log_total(teacher, len(pixels), prepared.bits)
+    with reporter.job(f"{config.student} {prepared.bits}", total) as log, prepared.runtime.threads_set():
         fitted = student.fit(
             *(teacher, pixels, prepared.bits),
             first_last=config.first_last,

@@ -22,9 +22,9 @@ from zsq.core.errors import UntraceableError
 from zsq.graph import capture
 from zsq.graph.fold import fold_batch_norms
 from zsq.graph.vocabulary import calls_module, is_layer, multiplied, name_of, operands, operation
-from zsq.quantizers.grids import Kind, Quantizer
+from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.layers import quantizable
-from zsq.widths import FLOAT_BITS, Bits, Widths
+from zsq.widths import FLOAT_BITS, Bits, Kind, Widths
 
 # Of the operands of a product.
 SIDES = ("left", "right")

@@ -12,8 +12,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from zsq.quantizers.grids import SMALLEST_STEP, Kind, Quantizer, stored
+from zsq.quantizers.grids import SMALLEST_STEP, Quantizer, stored
 from zsq.quantizers.ranges import NUM_RATIOS
+from zsq.widths import Kind
 
 # Of the normal equations, in parts of the mean count of a level: a code that never fires has none.
 RIDGE = 1e-4

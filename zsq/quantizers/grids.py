@@ -7,17 +7,17 @@ and the value that comes out is s (q - z). Rounding is to nearest, ties to even.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zsq.contract import Form
+from zsq.widths import Kind
 
 # Only to divide by: far below real scales, for activations of an untrained MobileNet are already at 1e-9.
 SMALLEST_STEP = 1e-30
 
-Kind = Literal["weight", "activation"]
 # What a parameter of a quantizer is for, such as "rounding" or "weight step".
 Role = str
 

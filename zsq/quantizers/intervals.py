@@ -10,9 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import Kind, Quantizer, clip, stored
+from zsq.quantizers.grids import Quantizer, clip, stored
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import NUM_RATIOS, lp_affine
+from zsq.widths import Kind
 
 # An interval never gets narrower than this part of what it was: its two ends must not cross.
 LEAST_WIDTH = 1e-3

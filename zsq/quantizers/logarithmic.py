@@ -9,9 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from zsq.quantizers.grids import SMALLEST_STEP, Kind, Quantizer, stored
+from zsq.quantizers.grids import SMALLEST_STEP, Quantizer, stored
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import PERCENTILES, quantile
+from zsq.widths import Kind
 
 
 def log_sqrt2(x: Tensor, largest: Tensor | float, bits: int) -> Tensor:

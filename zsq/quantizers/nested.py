@@ -14,8 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, Kind, Quantizer, clip, integer_range, stored
-from zsq.widths import MOST_BITS
+from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, Quantizer, clip, integer_range, stored
+from zsq.widths import MOST_BITS, Kind
 
 
 def prefix(integers: Tensor, shift: Tensor | float) -> Tensor:

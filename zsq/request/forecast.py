@@ -11,7 +11,7 @@ import torch
 from zsq.core.progress import duration
 from zsq.engine.estimate import (
     FORWARDS_PER_ITERATION,
-    STEP_COST,
+    fit_passes,
     job_seconds,
     seconds_per_image_iteration,
 )
@@ -25,9 +25,6 @@ TRIAL_ITERATIONS = (1, 4)
 
 # Shorter fits are estimated from a forward pass.
 WORTH_A_TRIAL_SECONDS = 30.0
-
-# Forward passes of each image in a fit: ranges of activations, and what enters the units.
-FORWARDS_PER_FIT = 10
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,10 @@ def forecast_of(prepared: Preparation, count: int, job: ResolvedRun | None) -> F
     start = time.perf_counter()
     per_pass = seconds_per_image_iteration(prepared.teacher, TRIAL_IMAGES[1])
     images = 0.0 if job is None else images_seconds(job)
-    student = student_seconds(prepared, count, per_pass)
+    student = students_seconds(prepared, count, per_pass)
     # The teacher has its scores already where there are evaluation images.
     scored = 2 * min(FIT_IMAGES, count) if prepared.evaluation is None else len(prepared.evaluation)
-    scores = scored * per_pass / FORWARDS_PER_ITERATION
+    scores = len(list(prepared.each())) * scored * per_pass / FORWARDS_PER_ITERATION
     return Forecast(images, student, scores, time.perf_counter() - start)
 
 
@@ -70,13 +67,26 @@ def images_seconds(job: ResolvedRun) -> float:
     return job_seconds(job.seconds_per_pass, passes, job.runtime) + scoring / FORWARDS_PER_ITERATION
 
 
+def students_seconds(prepared: Preparation, count: int, per_pass: float) -> float:
+    """Of all fits on `count` images, where those of several bits may train once."""
+    student, first_last = prepared.student, prepared.config.first_last
+    trainings = {student.training_key(each.bits, first_last): each for each in prepared.each()}
+    known: dict[float, float] = {}  # passes of a fit -> its seconds
+    total = 0.0
+    for each in trainings.values():
+        passes = fit_passes(student, each.teacher, count, each.bits)
+        if passes not in known:
+            known[passes] = student_seconds(each, count, per_pass)
+        total += known[passes]
+    return total
+
+
 def student_seconds(prepared: Preparation, count: int, per_pass: float) -> float:
     """Of a fit on `count` images: from short fits on black ones; where it is short or compiled, from
     `per_pass`, the seconds of one image's teacher pass."""
     student, runtime = prepared.student, prepared.runtime
-    trained = student.images_trained(prepared.teacher, count)
-    forwards = FORWARDS_PER_FIT * count / FORWARDS_PER_ITERATION
-    rough = job_seconds(per_pass, round(STEP_COST * trained + forwards), runtime)
+    passes = fit_passes(student, prepared.teacher, count, prepared.bits)
+    rough = job_seconds(per_pass, round(passes), runtime)
     # Of a chain, each student's.
     lengths = {
         key: value for key, value in student.options.model_dump().items() if key.endswith("iterations")

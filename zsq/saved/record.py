@@ -14,10 +14,9 @@ from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Sha256, StrictRecord, first_fault
 from zsq.placement.sites import row_name
-from zsq.quantizers.grids import Kind
 from zsq.saved.stored_graph import Dotted, GraphRecord
 from zsq.tasks import TASKS, Task, TaskName
-from zsq.widths import Bits, Width, WidthOrFloat, check_first_last
+from zsq.widths import Bits, Kind, Width, WidthOrFloat, check_first_last
 
 # The last part of a quantizer's path; a second quantizer of the same place has a number.
 _PLACE = re.compile(r"[a-z]+_quantizer\d*")

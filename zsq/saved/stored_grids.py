@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zsq import quantizers
 from zsq.contract import Form
-from zsq.quantizers.grids import STORED, Kind, Quantizer
+from zsq.quantizers.grids import STORED, Quantizer
+from zsq.widths import Kind
 
 # Every grid's file puts its own class into `STORED`.
 for found in iter_modules(quantizers.__path__):

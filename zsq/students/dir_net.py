@@ -47,6 +47,7 @@ class DIRNet(Binary):
     )
     options_class: ClassVar[type[Options]] = DIRNetOptions
     options: DIRNetOptions
+    step_work = 1.4
 
     def binary_weight(self, weight: Tensor) -> BinaryWeight:
         """See `Binary.binary_weight`."""

@@ -17,10 +17,11 @@ from zsq.core.layout import channels_last
 from zsq.core.options import Options, later
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
+from zsq.engine.estimate import forward_gflops, network_gflops
 from zsq.fitting.another import in_place_of
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
 from zsq.fitting.losses import distillation, imitation
-from zsq.fitting.trained import TrainedStudent
+from zsq.fitting.trained import FLOAT_STEP, FORWARD_STEP, TrainedStudent
 from zsq.fitting.training import TrainingOptions
 from zsq.passes import PASSES
 from zsq.placement.sites import Placement, place
@@ -83,10 +84,28 @@ class KD(TrainedStudent):
         if options.network is not None:
             self.refused_passes = dict.fromkeys(PASSES, "it is for the teacher's network, not for another")
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """Of both courses, where there are two below 32 bits."""
-        courses = 1 if self.options.network is None and self.options.start == "teacher" else 2
-        return courses * super().images_trained(teacher, num_images)
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """Of both courses, where there are two."""
+        courses = 2 if self._has_float_course(bits) else 1
+        return courses * super().images_trained(teacher, num_images, bits)
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """Of both courses; another network is as much work as it has operations beside the teacher's."""
+        steps = [1.0 if bits.quantize() else FLOAT_STEP] + [FLOAT_STEP] * self._has_float_course(bits)
+        size = self._size(teacher)
+        work = sum(FORWARD_STEP + size * (step - FORWARD_STEP) for step in steps)
+        return work * super().images_trained(teacher, num_images, bits)
+
+    def _size(self, teacher: Teacher) -> float:
+        """Operations of the network that is trained, in those of the teacher's."""
+        if self.options.network is None:
+            return 1.0
+        network, spec, _ = load_network(self.options.network, torch_generator(0, 0, "kd start"), True)
+        return network_gflops(network, spec) / forward_gflops(teacher)
+
+    def _has_float_course(self, bits: Bits) -> bool:
+        other = self.options.network is not None or self.options.start == "random"
+        return other and bits.uniform != FLOAT
 
     def float_network(self, fit: Fit) -> nn.Module:
         """The teacher's network, a fresh one, or another one; those trained where grids shall follow.
@@ -107,11 +126,7 @@ class KD(TrainedStudent):
             network = _fresh(teacher.network, fit.seed)
         else:
             return teacher.network
-        if fit.bits.uniform != FLOAT:
-            return self._trained(network, fit)
-        # There is one course, where `images_trained` counts two.
-        fit.log.advance(round(super().images_trained(teacher, len(fit.pixels_NCHW))))
-        return network
+        return self._trained(network, fit) if self._has_float_course(fit.bits) else network
 
     def _check_fresh(self, num_images: int) -> None:
         if self.options.batch_norm == "frozen":

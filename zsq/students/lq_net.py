@@ -49,6 +49,7 @@ class LQNet(TrainedStudent):
     form = "basis"
     least_bits = Bits(1, 1)
     takes_tasks = True
+    step_work = 2.5
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """First bases: of activations from the float network on the images, of weights from the weights."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from zsq.contract import Facts, Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
@@ -20,6 +20,7 @@ from zsq.fitting.haq import Search, features_of
 from zsq.fitting.losses import distillation
 from zsq.fitting.mixing import Budget, Costs, Rounded, drawn, greedy, harm_of, parts_of
 from zsq.fitting.starts import named_options
+from zsq.fitting.trained import FORWARD_STEP
 from zsq.placement.sites import Placement, place
 from zsq.tasks import Task
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
@@ -154,9 +155,22 @@ class Mixed(Student):
         for stated in ("folds_batch_norm", "form", "least_bits", "refused_passes"):
             setattr(self, stated, getattr(kind, stated))
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """Those of the inner student."""
-        return self.inner.images_trained(teacher, num_images)
+        return self.inner.images_trained(teacher, num_images, bits)
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """That of the inner student, and the images that the search shows to the network."""
+        shown = min(self.options.images, num_images) * (self._policies(teacher) if bits.quantize() else 0)
+        return self.inner.training_work(teacher, num_images, bits) + shown * FORWARD_STEP
+
+    def _policies(self, teacher: Teacher) -> int:
+        """How many the search tries, about; for a table of rows, each layer has a weight and an input."""
+        options = self.options
+        if options.search == "haq":
+            return options.episodes
+        layers = [isinstance(part, nn.modules.conv._ConvNd | nn.Linear) for part in teacher.network.modules()]
+        return 2 * sum(layers) * (options.most - options.least + 1) if options.search == "greedy" else 0
 
     def check_bits(self, bits: Bits, first_last: int | None) -> None:
         """As the inner student does."""

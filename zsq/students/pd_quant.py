@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Fit, FittedStudent
+from zsq.contract import Facts, Fit, FittedStudent, Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
@@ -30,9 +30,12 @@ from zsq.placement.units import Unit
 from zsq.quantizers.observers import Histogram, Observer
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
+from zsq.widths import Bits
 
 # Images from which the ranges of a unit's activations come.
 RANGE_IMAGES = 256
+# An image of a step with what follows the unit, in such of `lsq-kd`: ResNet-20.
+PREDICTION_STEP = 3.3
 
 
 class PDQuantOptions(DroppingOptions):
@@ -95,6 +98,13 @@ class PDQuant(DroppingStudent):
     @staticmethod
     def _has_loss(fit: Fit) -> bool:
         return fit.teacher.task.trains and fit.teacher.num_outputs is not None
+
+    def training_work(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """What follows each unit is passed in each step, where the prediction counts; a step of a correction
+        is about as much as one of `lsq-kd`."""
+        trained = self.images_trained(teacher, num_images, bits)
+        corrected = self.options.correction_iterations * num_images if trained else 0
+        return trained * (PREDICTION_STEP if self.options.prediction_weight else 1.0) + corrected
 
     def phases(self) -> tuple[Phase, ...]:
         """That of QDrop, with the term of the prediction."""

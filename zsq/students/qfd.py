@@ -28,7 +28,7 @@ from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
 from zsq.tasks.nesting import Outputs
-from zsq.widths import Width
+from zsq.widths import Bits, Width
 
 Pair = tuple[Outputs, Tensor]  # the network's outputs, and the feature
 
@@ -102,9 +102,10 @@ class QFD(TrainedStudent):
         super().check_teacher(teacher)
         feature_reader(capture(teacher.network, teacher.example()), teacher.name, self.options.feature)
 
-    def images_trained(self, teacher: Teacher, num_images: int) -> float:
-        """See `Student.images_trained`."""
-        return (self.options.teacher_iterations + self.options.steps(num_images)) * self.options.batch
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """With those of the teacher's feature."""
+        first = self.options.teacher_iterations * self.options.batch if self.trains_at(bits) else 0
+        return first + super().images_trained(teacher, num_images, bits)
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """First intervals: of activations from the float network on the images, of weights from the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -63,6 +63,7 @@ class Vertical(TrainedStudent):
     options: VerticalOptions
     form = "nested"
     takes_tasks = True
+    step_work = 1.4
 
     def __init__(self, options: VerticalOptions, runtime: Runtime) -> None:
         """Nothing is trained yet."""
@@ -80,18 +81,24 @@ class Vertical(TrainedStudent):
             found = f"{bits.uniform} with student {self.name} and least={self.options.least}"
             raise OptionError(found, f"least={bits.weights}, or W{self.options.least} and more")
 
+    def training_key(self, bits: Bits, first_last: int | None) -> Hashable:
+        """Of what is placed, whatever prefix is read off it."""
+        if first_last is None:
+            first_last = self.options.first_last
+        return _marked(bits, first_last), first_last
+
     def run(self, fit: Fit) -> FittedStudent:
         """Train, unless the last fit has done so, and read the asked widths off the result."""
         fit = fit.or_first_last(self.options.first_last)
         pixels = fit.pixels_NCHW.cpu().contiguous()
         images = hashlib.sha256(pixels.numpy().data).digest()
         marked = replace(fit, bits=_marked(fit.bits, fit.first_last))
-        key = (fit.teacher.network, images, marked.bits, fit.first_last, fit.seed)
+        key = (fit.teacher.network, images, self.training_key(fit.bits, fit.first_last), fit.seed)
         if self._trained is None or self._trained[0] != key:
             self._trained = None
             self._trained = key, super().run(marked)
         else:
-            fit.log.advance(round(self.images_trained(fit.teacher, len(pixels))))
+            fit.log.advance(self.log_total(fit.teacher, len(pixels), fit.bits))
         placement = _read(placement_of(self._trained[1]), marked.bits, fit.bits)
         return self.result(fit, placement.network, placement.table())
 

@@ -10,6 +10,7 @@ from toys import image_spec, make_teacher, shared_teacher, structured_images
 import zsq
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.runtime import Runtime
+from zsq.engine.estimate import forward_gflops
 from zsq.fitting.another import Adapted, in_place_of
 from zsq.saved.cost import student_cost
 from zsq.students import create
@@ -139,10 +140,16 @@ def test_below_32_bits_it_is_trained_in_float_first(teacher, pixels, card):
         def advance(self, amount, **values):
             log.append(amount)
 
-    for bits in (Bits(8, 8), Bits(32, 32)):
+    macs = 27 * 4 * 7**2 + 36 * 6 * 5**2 + 30
+    size = 2e-9 * macs / forward_gflops(teacher)
+    for bits, steps in ((Bits(8, 8), (0.7, 1.0)), (Bits(32, 32), (0.7,))):
         log.clear()
         student.fit(teacher, pixels, bits, log=Log())
-        assert sum(log) == 2 * 20 * 4 == student.images_trained(teacher, 8)
+        images = 20 * 4
+        assert sum(log) == len(steps) * images == student.images_trained(teacher, 8, bits)
+        # The teacher's own pass is a fifth of a step.
+        work = sum(images * (0.2 + size * (step - 0.2)) for step in steps)
+        assert student.training_work(teacher, 8, bits) == pytest.approx(work)
     assert "network" not in fit(teacher, pixels, iterations=0).made.options
 
 

@@ -148,8 +148,8 @@ def test_work_adds_up(teacher, pixels):
         student, log = made(name, teacher, **dict.fromkeys(zero, 0)), Log()
         student.fit(teacher, pixels, Bits(4, 4), log=log)
         parts = [made(each, teacher) for each in name.split(THEN)]
-        trained = 0 if zero else sum(part.images_trained(teacher, 32) for part in parts)
-        assert student.images_trained(teacher, 32) == trained
+        trained = 0 if zero else sum(part.images_trained(teacher, 32, Bits(4, 4)) for part in parts)
+        assert student.images_trained(teacher, 32, Bits(4, 4)) == trained
         assert log.total == (trained or 32)
 
 

@@ -416,3 +416,18 @@ def test_a_weight_only_student_has_no_gap_at_all():
     gaps = gaps_from_rows(rows_from_runs(measure([spec], seeds=1)))
     assert gaps and all(gap.gap == 0.0 for gap in gaps)
     assert [gap.ci95 for gap in gaps if gap.source == "dsg"] == [(0.0, 0.0)] * 4
+
+
+def test_fits_that_train_once_follow_each_other(fake, monkeypatch):
+    """Of every source and seed; records keep the protocol's order."""
+    monkeypatch.setattr(Fake, "training_key", lambda self, bits, first_last: first_last)
+    specs = [replace(fake, bits=Bits(width, width), first_last=8) for width in (4, 2)]
+    arms = {source: sets[:1] for source, sets in ARMS.items()}
+    records = measure(specs, arms)
+    order = [(brightness, seed) for brightness, _, _, seed in Fake.calls]
+    assert order[::2] == order[1::2] and len(set(order)) == 6
+    planned = [(fit.source, fit.seed, str(fit.student.spec.bits)) for fit in protocol_of(specs).fits(arms)]
+    assert [(r["source"], r["seed"], r["bits"]) for r in records] == planned
+    Fake.calls.clear()
+    measure([*specs, replace(fake, bits=Bits(3, 3), first_last=4)], arms, done=records[::2], seeds=1)
+    assert [bits for _, bits, _, _ in Fake.calls].count("W3A3") == 3

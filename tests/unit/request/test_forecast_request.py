@@ -5,14 +5,16 @@ from toys import make_teacher
 
 from zsq.config import GenerateConfig, QuantizeConfig, RuntimeConfig
 from zsq.core.runtime import Runtime
+from zsq.engine.estimate import FORWARDS_PER_FIT, STEP_COST
 from zsq.measure.quantize import Preparation
 from zsq.request import forecast
-from zsq.request.forecast import FORWARDS_PER_FIT, Forecast, forecast_of, student_seconds
+from zsq.request.forecast import Forecast, forecast_of, student_seconds, students_seconds
 from zsq.synthesis.resolved import ResolvedRun, resolve
 
 
-def prepared(student="genie-m", runtime=None, **options):
-    config = QuantizeConfig(teacher="toy", student=student, bits="W4A4", set=options)
+def prepared(student="genie-m", runtime=None, bits=("W4A4",), **options):
+    first, *more = bits
+    config = QuantizeConfig(teacher="toy", student=student, bits=first, more_bits=tuple(more), set=options)
     return Preparation.of(config, make_teacher(), runtime or Runtime(threads=1), None, None)
 
 
@@ -48,9 +50,26 @@ def test_a_student_that_trains_nothing_has_images_alone(trials):
 def test_a_fit_that_is_short_or_compiled_has_no_trial(trials, per_pass, compiled):
     one = prepared(iterations=10, runtime=Runtime(compile=compiled, threads=1))
     seconds = student_seconds(one, 30, per_pass)
-    passes = round(forecast.STEP_COST * 10 * 32 + FORWARDS_PER_FIT * 30 / forecast.FORWARDS_PER_ITERATION)
+    passes = round(STEP_COST * 10 * 32 + FORWARDS_PER_FIT * 30 / forecast.FORWARDS_PER_ITERATION)
     assert seconds == pytest.approx(60 + passes / 1.4 if compiled else passes * per_pass)
     assert trials == []
+
+
+@pytest.mark.parametrize(
+    ("student", "bits", "fits"),
+    [
+        ("lsq-kd", ("W4A4", "W3A3", "W2A2"), 3),
+        ("lsq-kd", ("W4A4", "W32A32"), 1),
+        ("kd", ("W32A32",), 0.7),
+        ("vertical", ("W8A8", "W4A4", "W2A2"), 1.4),
+        ("vertical", ("W8A8", "W4A8", "W2A8"), 2.8),
+    ],
+)
+def test_each_training_of_several_bits_counts_once(trials, student, bits, fits):
+    asked = prepared(student, bits=bits, iterations=10)
+    trained = 10 * 128 * fits
+    looks = 3 * (FORWARDS_PER_FIT * 2 / forecast.FORWARDS_PER_ITERATION + 1)
+    assert students_seconds(asked, 2, 1e-6) == pytest.approx(1e-6 * STEP_COST * trained, abs=1e-6 * looks)
 
 
 def test_a_trial_is_a_fit_that_leaves_the_student_as_it_was():

@@ -137,7 +137,8 @@ def test_losses_are_the_published_ones(digits):
 def test_steps_of_gdfq_follow_the_number_of_images(digits):
     options = create("gdfq-ft", digits.spec, {}, Runtime()).options
     assert (options.steps(256), options.steps(1000), options.steps(1)) == (160, 625, 1)
-    assert create("gdfq-ft", digits.spec, {}, Runtime()).images_trained(digits, 256) == 160 * 128
+    student = create("gdfq-ft", digits.spec, {}, Runtime())
+    assert student.images_trained(digits, 256, Bits(4, 4)) == 160 * 128
     assert create("gdfq-ft", digits.spec, {"iterations": 7}, Runtime()).options.steps(9999) == 7
 
 

@@ -231,7 +231,8 @@ def test_a_network_without_batch_norm_works_or_is_refused_in_one_line(name):
         check(fitted_on(name, teacher), teacher)
 
 
-def test_progress_is_complete(name):
+@pytest.mark.parametrize("bits", ["W4A4", "W32A32"])
+def test_progress_is_complete(name, bits):
     amounts = []
 
     class Log:
@@ -243,8 +244,13 @@ def test_progress_is_complete(name):
     pixels, options = images_of(teacher), small_options(name)
     options = {key: 24 if key == "iterations" else value for key, value in options.items()}
     student = create(name, teacher.spec, options, Runtime())
-    student.fit(teacher, pixels, Bits(4, 4), log=Log())
-    assert sum(amounts) == (round(student.images_trained(teacher, len(pixels))) or len(pixels))
+    student.fit(teacher, pixels, Bits.parse(bits), log=Log())
+    trained = student.images_trained(teacher, len(pixels), Bits.parse(bits))
+    assert sum(amounts) == student.log_total(teacher, len(pixels), Bits.parse(bits)) >= trained
+    assert bits == "W4A4" or (trained > 0) == (name in ("kd", "gdfq-ft"))
+    work = student.training_work(teacher, len(pixels), Bits.parse(bits))
+    searches = name == "mixed" and bits == "W4A4"
+    assert (work > 0) == (trained > 0 or searches) and math.isfinite(work)
 
 
 @pytest.mark.parametrize("analytic", list(PASSES))

@@ -138,3 +138,19 @@ def test_prefixes_that_were_not_trained_are_refused(teacher, pixels):
         fit(made(least=4), teacher, pixels, "W3A3")
     with pytest.raises(OptionError, match="never zero"):
         create("vertical", teacher.spec, {"sparsity": 0.5}, Runtime())
+
+
+def test_fits_of_equal_training_keys_train_once(teacher, pixels):
+    student = made()
+    asked = [("W8A8", None), ("W3A3", 8), ("W4A4", 7), ("W2A2", 7), ("W4A8", None), ("W2A8", None)]
+    keys = {student.training_key(Bits.parse(bits), first_last) for bits, first_last in asked}
+    for bits, first_last in asked:
+        fit(student, teacher, pixels, bits, first_last=first_last)
+    assert student.trainings == len(keys) == 3
+
+
+@pytest.mark.parametrize(("passes", "trainings"), [(["fold"], 1), (["fold", "smooth"], 2)])
+def test_passes_share_a_training_where_they_see_no_image(teacher, passes, trainings):
+    student = create("vertical", teacher.spec, {}, Runtime(), passes=passes)
+    keys = {student.training_key(Bits(width, width), None) for width in (8, 2)}
+    assert len(keys) == trainings
