@@ -22,6 +22,7 @@ from zsq.fitlog import FitEntry, FitLog
 from zsq.generators import available_methods
 from zsq.measure import gap
 from zsq.measure.audits import Audit, Auditor, planted
+from zsq.measure.choices import choices_by_student
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
@@ -180,6 +181,7 @@ class Bench:
             layers=layers_that_hurt(entries),
             contrasts=contrasts(rows, replicates),
             roc=roc_curves(records),
+            choices=choices_by_student(records),
             leakage=self._leakage(first_sets),
             show_real=p.show_real,
         )

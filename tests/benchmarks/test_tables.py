@@ -64,3 +64,8 @@ def test_students_are_by_source_and_recipes_that_were_not_run_have_no_line(tmp_p
         ("1,000", "`kd`", "W4A4", "70.00", tables.DASH),
     )
     assert tables.by_arm({"two": ""}, None, ("real",)).lines == ()
+    fit = {"student": "kd", "bits": "W8A8", "source": "noise"}
+    choices = {"entropies": {"layer1": 0.0}, "bit_operations": 1.0}
+    (tmp_path / "one.json").write_text(json.dumps({"rows": rows, "fits": [fit | {"choices": choices}]}))
+    line, _ = tables.by_arm({"one": ""}, None, ("real", "noise")).lines
+    assert line == ("`kd`", "W8A8", "80.00", "20.00, always the same choice")

@@ -18,6 +18,7 @@ from torch import Tensor
 from zsq.contract import FittedStudent
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.processes import Processes
+from zsq.measure.choices import choices_on
 from zsq.measure.confidence import (
     Interval,
     RowKey,
@@ -142,6 +143,9 @@ def _measured(
         record["replicates"] = scores.replicates
     if scores.roc:
         record["roc"] = scores.roc
+    choices = choices_on(fitted, protocol.eval.pixels)
+    if choices is not None:
+        record["choices"] = choices
     return record, fitted
 
 

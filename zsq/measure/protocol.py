@@ -95,12 +95,20 @@ def resolve_students(
     return tuple(resolved.values())
 
 
+class Choices(TypedDict):
+    """Of a student that chooses bits for each image, on evaluation images: layer -> entropy of its choice in
+    bits, and the bit operations of an image on average."""
+
+    entropies: dict[str, FiniteFloat]
+    bit_operations: FiniteFloat
+
+
 class RunRecord(TypedDict):
     """One finished fit, as JSON holds it: everything that names it, then what was measured.
 
-    `replicates` and `roc` are there for some tasks, as `zsq.tasks.Scores` has them; `passes` and `widths`
-    (row -> bits) only where the student has some. `student` is what tables call it; `name` is its own name,
-    only where it is called otherwise.
+    `replicates` and `roc` are there for some tasks, as `zsq.tasks.Scores` has them; `passes`, `widths`
+    (row -> bits) and `choices` only where the student has some. `student` is what tables call it; `name` is
+    its own name, only where it is called otherwise.
     """
 
     source: str
@@ -118,10 +126,11 @@ class RunRecord(TypedDict):
     widths: NotRequired[dict[str, int]]
     replicates: NotRequired[dict[str, list[float]]]
     roc: NotRequired[list[float]]
+    choices: NotRequired[Choices]
 
 
 # What was measured, as against what names a fit.
-MEASURED = ("metrics", "seconds", "replicates", "roc")
+MEASURED = ("metrics", "seconds", "replicates", "roc", "choices")
 
 
 @dataclass(frozen=True)

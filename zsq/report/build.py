@@ -14,6 +14,8 @@ from zsq.core.files import atomic_write_text
 from zsq.datasetcard.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.measure.gap import Row
 from zsq.report import embeddings
+from zsq.report.choices import TEXT as CHOSEN_TEXT
+from zsq.report.choices import choice_verdicts, choices_grid
 from zsq.report.data import ReportData, finite
 from zsq.report.layers import GAP_TEXT, worst_grid
 from zsq.report.leakage import FIGURE_TEXT, leakage_figure, leakage_grid
@@ -37,6 +39,7 @@ from zsq.tasks.metrics import against_teacher, unit, words
 AGAINST = "Every metric against real images and noise"
 SETS = "What the sets are like"
 WORST = "Worst layers"
+CHOSEN = "Bits that images choose"
 REVEALED = "What the sets reveal"
 BOTH_INTERVALS = "Both intervals of every gap"
 
@@ -87,6 +90,7 @@ def markdown(data: ReportData) -> str:
         "## Gap to real images",
         markdown_table(gap_grid(data.rows, data.gaps)),
         *explanation(data.rows, data.embeds),
+        *choice_verdicts(data.choices),
     ]
     if has_bootstrap(data.gaps):
         parts += ["## " + BOTH_INTERVALS, markdown_table(bootstrap_grid(data.gaps))]
@@ -96,6 +100,8 @@ def markdown(data: ReportData) -> str:
         parts += ["## " + SETS, markdown_table(sets_grid(data)), SETS_TEXT]
     if data.leakage:
         parts += ["## " + REVEALED, markdown_table(leakage_grid(data.leakage)), LEAKAGE_TEXT]
+    for student, choices in data.choices.items():
+        parts += [f"## {CHOSEN}: {student}", markdown_table(choices_grid(choices)), CHOSEN_TEXT]
     for student, layers in data.layers.items():
         parts += [f"## {WORST}: {student}", markdown_table(worst_grid(layers)), GAP_TEXT]
     if data.layer_names:
@@ -131,13 +137,14 @@ def html(data: ReportData) -> str:
         facts=teacher_facts(data),
         heading="Gap to real images",
         grid=gap_grid(data.rows, data.gaps),
-        explanation=explanation(data.rows, data.embeds),
+        explanation=[*explanation(data.rows, data.embeds), *choice_verdicts(data.choices)],
         figures=figures(data),
         sheets={source: png_data_uri(contact_sheet(pixels)) for source, pixels in sheets.items()},
         sheet_sizes={source: min(len(pixels), MAX_IMAGES) for source, pixels in sheets.items()},
         details=({REVEALED: leakage_grid(data.leakage)} if data.leakage else {})
         | ({AGAINST: contrast_grid(data.contrasts)} if data.contrasts else {})
         | ({BOTH_INTERVALS: bootstrap_grid(data.gaps)} if has_bootstrap(data.gaps) else {})
+        | {f"{CHOSEN}: {student}": choices_grid(choices) for student, choices in data.choices.items()}
         | {f"{WORST}: {student}": worst_grid(layers) for student, layers in data.layers.items()}
         | {
             "Every fit": runs_grid(data.rows),

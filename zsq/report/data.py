@@ -15,7 +15,7 @@ from zsq.measure.audits import Audit, audit_json
 from zsq.measure.contrasts import Contrast
 from zsq.measure.gap import Gap, Row
 from zsq.measure.layernoise import StudentNoise
-from zsq.measure.protocol import NOISE, REAL
+from zsq.measure.protocol import NOISE, REAL, Choices
 from zsq.report.verdict import verdict
 
 
@@ -36,6 +36,7 @@ class ReportData:
         layers: "student bits" -> source -> which layers of the student hurt when it is fitted on it.
         contrasts: of an embedder, each source against real images and noise.
         roc: of an embedder, "student bits" -> source -> TAR in points at `zsq.tasks.verification.ROC_FARS`.
+        choices: "student bits" -> source -> what images choose of a student that gives each its own bits.
         leakage: source -> what its first set reveals of the owner's images, where those are known.
         show_real: whether the owner allows real images in the report; without it they are left out.
     """
@@ -55,6 +56,7 @@ class ReportData:
     layers: Mapping[str, Mapping[str, StudentNoise]] = field(default_factory=dict)
     contrasts: Sequence[Contrast] = ()
     roc: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, Choices]] = field(default_factory=dict)
     leakage: Mapping[str, Audit] = field(default_factory=dict)
     show_real: bool = False
 
@@ -110,6 +112,7 @@ class ReportData:
                 },
                 **({"layers": self._layers_json()} if self.layers else {}),
                 **({"contrasts": [dataclasses.asdict(c) for c in self.contrasts]} if self.contrasts else {}),
+                **({"choices": dict(self.choices)} if self.choices else {}),
                 **({"leakage": self._leakage_json()} if self.leakage else {}),
                 **({"roc": {student: dict(tars) for student, tars in self.roc.items()}} if self.roc else {}),
             }

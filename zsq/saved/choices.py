@@ -19,6 +19,16 @@ def entropy(shares: list[float]) -> float:
     return sum(share * math.log2(1 / share) for share in shares if share > 0)
 
 
+def entropies(shares: Mapping[str, float]) -> dict[str, float]:
+    """Layer -> entropy of its choice in bits, of shares as `FittedStudent.shares`."""
+    return {layer: entropy([shares[name] for name in names]) for layer, names in widths_of(shares).items()}
+
+
+def always_same(of_layers: Mapping[str, float]) -> bool:
+    """Whether these entropies say that every image gets the same bits: the controller has failed."""
+    return max(of_layers.values()) < LEAST_ENTROPY
+
+
 def choice_lines(fitted: FittedStudent, shares: Mapping[str, float], images: str) -> list[str]:
     """A line per layer that has several widths, and one for all; none of a student without such layers.
 
@@ -29,14 +39,11 @@ def choice_lines(fitted: FittedStudent, shares: Mapping[str, float], images: str
     if not shares:
         return []
     bits = {row.name: row.bits for row in fitted.tensors}
-    entropies, lines = [], []
+    of_layers, lines = entropies(shares), []
     for layer, names in widths_of(shares).items():
-        of_widths = [shares[name] for name in names]
-        entropies.append(entropy(of_widths))
         said = [f"{bits[f'{name}.weight']} bits {shares[name]:.0%}" for name in names]
-        lines.append(f"{layer}: {', '.join(said)} of {images}, entropy {entropies[-1]:.2f}")
+        lines.append(f"{layer}: {', '.join(said)} of {images}, entropy {of_layers[layer]:.2f}")
     cost = student_cost(replace(fitted, shares=shares)).bit_operations
-    failed = max(entropies) < LEAST_ENTROPY
-    verdict = "; all get the same bits: the controller has failed" if failed else ""
-    mean = sum(entropies) / len(entropies)
+    verdict = "; all get the same bits: the controller has failed" if always_same(of_layers) else ""
+    mean = sum(of_layers.values()) / len(of_layers)
     return [*lines, f"on {images}: {cost:,} bit operations, mean entropy of the choices {mean:.2f}{verdict}"]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from zsq.datasetcard.sheets import contact_sheet, png_data_uri
 from zsq.measure.gap import Gap, Row, Run
+from zsq.report.build import html, markdown
 from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.svg import INK, looks
@@ -184,3 +185,25 @@ def test_png_uri_gives_the_pixels_back():
 def test_nothing_infinite_reaches_json():
     dirty = {"a": [1.0, float("nan")], "b": {"c": (float("inf"), 2)}, 3: "x"}
     assert finite(dirty) == {"a": [1.0, None], "b": {"c": [None, 2]}, "3": "x"}
+
+
+def test_what_images_choose_is_said_and_where_it_is_always_the_same(make_data):
+    varied = {"entropies": {"layer1": 0.5, "layer2": 1.5}, "bit_operations": 2.5e6}
+    same = {"entropies": {"layer1": 0.0, "layer2": 0.001}, "bit_operations": 3e6}
+    choices = {"dqnet W3A3": {"noise": same, "real": varied}}
+    text = markdown(make_data(choices=choices))
+    assert "dqnet W3A3 fitted on noise: always the same choice of bits, its controller has failed." in text
+    table = text[text.index("## Bits that images choose: dqnet W3A3") :].split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0] == ["layer", "noise", "real"] or cells[0] == ["layer", "real", "noise"]
+    of = {line[0]: dict(zip(cells[0], line, strict=True)) for line in cells}
+    assert (of["layer2"]["real"], of["mean of layers"]["real"]) == ("1.50", "1.00")
+    assert of["million bit operations"] == {
+        "layer": "million bit operations", "real": "2.50", "noise": "3.00"
+    }  # fmt: skip
+    assert (of[""]["noise"], of[""]["real"]) == ("always the same choice", "")
+    page = html(make_data(choices=choices))
+    assert "Bits that images choose: dqnet W3A3" in page and "its controller has failed" in page
+    assert "controller" not in markdown(make_data(choices={"dqnet W3A3": {"real": varied}}))
+    assert make_data(choices=choices).as_json()["choices"] == choices
+    assert "choices" not in make_data().as_json()

@@ -14,6 +14,7 @@ import zsq
 from zsq.core.errors import OptionError, StudentFileError
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
+from zsq.fitlog import FitEntry
 from zsq.fitting.choosing import (
     Chooser,
     WidthCosts,
@@ -22,9 +23,14 @@ from zsq.fitting.choosing import (
     scores_of,
     shares_on,
 )
+from zsq.images.sources import ImageSet
+from zsq.measure.choices import choices_by_student
+from zsq.measure.evaluate import score_teacher
+from zsq.measure.gap import measure_gap
+from zsq.measure.protocol import Protocol, StudentSpec, fit_key, resolve_students
 from zsq.placement.choices import CONTROLLER, SUFFIXES, tap_of, widths_of
 from zsq.placement.sites import place
-from zsq.saved.choices import choice_lines, entropy
+from zsq.saved.choices import choice_lines, entropies, entropy
 from zsq.saved.cost import student_cost
 from zsq.saved.onnx_qdq import check_exportable
 from zsq.students import create
@@ -191,6 +197,30 @@ def test_lines_say_what_was_chosen_and_when_it_is_always_the_same(trained):
     assert choice_lines(trained, same, "x")[-1].endswith("all get the same bits: the controller has failed")
     assert choice_lines(trained, {}, "x") == []
     assert widths_of({"a_wide_narrow": 1.0, "a_wide": 0.0}) == {"a_wide": ["a_wide_narrow", "a_wide"]}
+
+
+def test_records_of_fits_hold_what_evaluation_images_choose(teacher, pixels):
+    specs = [StudentSpec(name, Bits(4, 4), {"iterations": 0}, first_last=8) for name in ("dqnet", "lsq-kd")]
+    students = resolve_students(specs, teacher.spec, Runtime())
+    real, labels = ImageSet(pixels[:4], None, "toy"), torch.zeros(8, dtype=torch.long)
+    protocol = Protocol(teacher, ImageSet(pixels[4:], labels, "toy"), [real], students, 2, Runtime())
+    reference, shares = score_teacher(teacher, protocol.eval, Runtime()), []
+
+    def keep(record, fitted):
+        shares.append(shares_on(fitted, pixels[4:]))
+        costs.append(student_cost(dataclasses.replace(fitted, shares=shares[-1])).bit_operations)
+
+    costs = []
+    records = measure_gap(protocol, {"real": [real.pixels]}, reference, on_run=keep)
+    chosen = [record["choices"] for record in records if record["student"] == "dqnet"]
+    assert [each["entropies"] for each in chosen] == [entropies(each) for each in shares if each]
+    assert [each["bit_operations"] for each in chosen] == costs[::2] and "choices" not in records[1]
+    kept = FitEntry.model_validate_json(json.dumps({"record": records[0], "tensors": []}))
+    assert kept.record["choices"] == chosen[0]
+    bare = {key: value for key, value in records[0].items() if key != "choices"}
+    assert fit_key(records[0]) == fit_key(bare)
+    (source,) = choices_by_student(records)["dqnet W4A4"].values()
+    assert source["bit_operations"] == sum(costs[::2]) / 2
 
 
 def test_at_eight_bits_there_is_one_bit_less_and_no_more(teacher, pixels):
