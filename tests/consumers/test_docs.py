@@ -14,6 +14,7 @@ TOOLS = {
     "aimet": "aimet_onnx",
     "brevitas": "brevitas",
     "executorch": "executorch",
+    "litert": "ai_edge_quantizer",
     "mct": "model_compression_toolkit",
     "modelopt": "modelopt",
     "nncf": "nncf",

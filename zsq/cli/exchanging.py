@@ -21,8 +21,8 @@ def export(
         typer.Option(
             "--for",
             metavar="TOOL",
-            help="Everything as this tool takes it: rknn, qnn, hailo, litert, onnx2tf, modelopt, polygraphy "
-            "or openvino.",
+            help="Everything as this tool takes it: rknn, qnn, hailo, litert, onnx2tf, modelopt, quark, "
+            "aimet, polygraphy or openvino.",
         ),
     ] = EXPORT.tool,
     each: Annotated[
@@ -54,7 +54,7 @@ def export(
     if record.tool is not None:
         tool = TOOLS[record.tool]
         run = "run here" if tool.run_here else "not run here"
-        after = "after" if tool.read == "its page" else "after public examples, not its page"
+        after = "after" if tool.read == "its page" else f"after {tool.read}, not its page"
         typer.echo(f"{record.tool}, version {tool.version}, {run}, {after} {tool.page}")
         typer.echo(f"    {tool.hand_over(record.image)}")
     typer.echo(out)

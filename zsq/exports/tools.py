@@ -15,15 +15,15 @@ class Tool:
     """How `zsq export --for` writes a set.
 
     Attributes:
-        page: of the tool's documentation. `read`: what the row was written from, the page itself or public
-            examples of the tool's use. `version`: that the page or the tool itself stated; "not checked"
-            where no such statement was at hand.
+        page: of the tool's documentation. `read`: what the row was written from, the page itself, the
+            docstrings of the installed tool, or public examples of its use. `version`: that the page or the
+            tool itself stated; "not checked" where no such statement was at hand.
         run_here: whether a test of zsq gives such a set to the tool itself.
         hand_over: the image spec -> how the tool is told of the set and of mean and deviation.
     """
 
     page: str
-    read: Literal["its page", "public examples"]
+    read: Literal["its page", "its docstrings", "public examples"]
     version: str
     run_here: bool
     to: Format
@@ -95,10 +95,11 @@ TOOLS: dict[str, Tool] = {
         "https://github.com/google-ai-edge/ai-edge-quantizer",
         "its page",
         "ai-edge-quantizer 0.10",
-        *(False, "npy", "nhwc", "norm"),
+        *(True, "npy", "nhwc", "norm"),
         _said(
             "Quantizer.calibrate({'serving_default': [{INPUT: image[None]} for image in "
-            "np.load('images.npy')]}); a model whose input is (N, C, H, W) wants --layout nchw here"
+            "np.load('images.npy')]}); a model whose input is (N, C, H, W), as of litert-torch, wants "
+            "--layout nchw here"
         ),
     ),
     "onnx2tf": Tool(
@@ -115,6 +116,24 @@ TOOLS: dict[str, Tool] = {
         _said(
             "python -m modelopt.onnx.quantization --onnx_path=float.onnx --quantize_mode=int8 "
             "--calibration_data_path=images.npy --calibration_eps=cpu"
+        ),
+    ),
+    "quark": Tool(
+        "https://github.com/amd/Quark/blob/main/docs/source/onnx/basic_usage_onnx.rst",
+        "its docstrings",
+        "0.13",
+        *(True, "files", "nchw", "norm"),
+        _said("ModelQuantizer(config).quantize_model(MODEL, OUT, calibration_data_path='images')"),
+        each="npy",
+    ),
+    "aimet": Tool(
+        "https://github.com/quic/aimet",
+        "its docstrings",
+        "aimet-onnx 2.42",
+        *(True, "npy", "nchw", "norm"),
+        _said(
+            "QuantizationSimModel.compute_encodings([{INPUT: image[None]} for image in "
+            "np.load('images.npy')])"
         ),
     ),
     "polygraphy": Tool(
