@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,26 @@ def onnx_file(network: nn.Module, spec: ImageSpec, folder: str) -> str:
     return path
 
 
+# One export for all rows of a process; the folder lives as long.
+_FOLDER = tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def float_onnx(network: nn.Module, spec: ImageSpec) -> str:
+    """The file of `onnx_file`, which a tool must leave as it is."""
+    return onnx_file(network, spec, tempfile.mkdtemp(dir=_FOLDER.name))
+
+
+@functools.cache
+def float_tflite(network: nn.Module, spec: ImageSpec) -> str:
+    """The float network for LiteRT, by litert-torch, for one image at a time."""
+    import litert_torch
+
+    path = str(Path(tempfile.mkdtemp(dir=_FOLDER.name), "float.tflite"))
+    litert_torch.convert(network, (example(spec)[:1],)).export(path)
+    return path
+
+
 def onnx_session(path: str) -> Predict:
     """An ONNX file in ONNX Runtime, on the CPU with as many threads as torch."""
     import onnxruntime as ort
@@ -71,7 +93,7 @@ def onnxruntime(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits)
     kinds = {8: (QuantType.QInt8, QuantType.QUInt8), 4: (QuantType.QInt4, QuantType.QUInt4)}
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = (str(Path(folder, f"{name}.onnx")) for name in ("p", "q"))
-        quant_pre_process(onnx_file(network, spec, folder), prepared)
+        quant_pre_process(float_onnx(network, spec), prepared)
         quantize_static(
             prepared,
             quantized,
@@ -91,7 +113,7 @@ def modelopt(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) ->
     with tempfile.TemporaryDirectory() as folder:
         quantized = str(Path(folder, "q.onnx"))
         quantize(
-            onnx_file(network, spec, folder),
+            float_onnx(network, spec),
             quantize_mode="int8",
             calibration_data={"images": norm_images(spec, images).numpy()},
             calibration_eps=["cpu"],
@@ -111,7 +133,7 @@ def quark(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Pr
     from zsq.adapters import CalibrationReader
 
     with tempfile.TemporaryDirectory() as folder:
-        model, quantized = onnx_file(network, spec, folder), str(Path(folder, "q.onnx"))
+        model, quantized = float_onnx(network, spec), str(Path(folder, "q.onnx"))
         quantizer = ModelQuantizer(Config(global_quant_config=get_default_config("XINT8")))
         quantizer.quantize_model(model, quantized, CalibrationReader(images, model, spec=spec))
         return onnx_session(quantized)
@@ -122,9 +144,8 @@ def aimet(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Pr
     import onnx
     from aimet_onnx.quantsim import QuantizationSimModel
 
-    with tempfile.TemporaryDirectory() as folder:
-        model = onnx.load(onnx_file(network, spec, folder))
     kinds = {"param_type": f"int{bits.weights}", "activation_type": f"int{bits.activations}"}
+    model = onnx.load(float_onnx(network, spec))
     simulation = QuantizationSimModel(model, providers=["CPUExecutionProvider"], **kinds)
     batches = norm_images(spec, images).split(BATCH)
     simulation.compute_encodings([{"images": batch.numpy()} for batch in batches])
@@ -193,6 +214,32 @@ def executorch(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) 
         assert alive
         images = norm.contiguous().split(1)
         return torch.cat([method.execute((image.clone(),))[0].clone() for image in images])
+
+    return predict
+
+
+def litert(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """ai-edge-quantizer: static ranges, weights per channel; input and output are integers too."""
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    quantizer = Quantizer(float_tflite(network, spec))
+    quantizer.add_static_config(".*", "*", bits.activations, bits.weights)
+    one_by_one = [{"args_0": image.numpy()} for image in norm_images(spec, images).split(1)]
+    ranges = quantizer.calibrate({"serving_default": one_by_one}, num_threads=torch.get_num_threads())
+    content = bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+    interpreter = Interpreter(model_content=content, num_threads=torch.get_num_threads())
+    runner = interpreter.get_signature_runner("serving_default")
+    (taken,), (given,) = (
+        details.values() for details in (runner.get_input_details(), runner.get_output_details())
+    )
+
+    def predict(norm: Tensor) -> Tensor:
+        scale, zero = taken["quantization"]
+        integers = (norm / scale).round().add(zero).clamp(-128, 127).to(torch.int8)
+        found = [runner(args_0=image.numpy())["output_0"] for image in integers.split(1)]
+        scale, zero = given["quantization"]
+        return scale * (torch.from_numpy(np.concatenate(found)).float() - zero)
 
     return predict
 
@@ -299,8 +346,9 @@ TOOLS: dict[str, tuple[Quantize, tuple[str, ...], tuple[str, ...]]] = {
     "mct": (mct, ("model-compression-toolkit",), ("W8A8", "W4A4")),
     "modelopt": (modelopt, ("nvidia-modelopt", "onnxruntime-gpu"), ("W8A8",)),
     "quark": (quark, ("amd-quark", "onnxruntime"), ("W8A8",)),
-    "aimet": (aimet, ("aimet-onnx", "onnxruntime"), ("W8A8", "W4A4")),
+    "aimet": (aimet, ("aimet-onnx", "onnxruntime"), ("W8A8", "W4A8")),
     "brevitas": (brevitas, ("brevitas",), ("W8A8", "W4A4")),
     "executorch": (executorch, ("executorch", "torchao"), ("W8A8",)),
+    "litert": (litert, ("ai-edge-quantizer", "ai-edge-litert", "litert-torch"), ("W8A8", "W4A8")),
     "mct-gptq": (mct_gptq, ("model-compression-toolkit",), ("W2A8",)),
 }

@@ -1,4 +1,4 @@
-"""Tables of students on their way out: which layer hurts, and programs that run them."""
+"""Tables of what leaves: networks that tools take, which layer hurts, and programs that run students."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ def inspect_grid() -> Grid:
         )
     header = ("network", "bits", "place", "layer", "`both`", "dB gained", "agreement gained")
     return Grid(header, tuple(lines), 4)
+
+
+def taken_grid() -> Grid:
+    """Which networks with random weights each tool takes."""
+    rows = [row for row in Results("consumers").rows() if row["network"] in RANDOM_NETWORKS]
+    found = {(row["tool"], row["network"]): "no" if "failed" in row else "yes" for row in rows}
+    lines = tuple(
+        (tool, *(found.get((tool, network), DASH) for network in RANDOM_NETWORKS))
+        for tool in sorted({row["tool"] for row in rows})
+    )
+    return Grid(("tool", *RANDOM_NETWORKS), lines, 3)
+
+
+RANDOM_NETWORKS = ("mobilenet_v2", "deit_tiny")
 
 
 def runtimes_grid() -> Grid:

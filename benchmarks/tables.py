@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from common import DOCS, Results
-from deploy_tables import inspect_grid, runtimes_grid
+from deploy_tables import inspect_grid, runtimes_grid, taken_grid
 from million import million_grid
 from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
@@ -267,7 +267,7 @@ def _bracket(interval: Interval) -> str:
 def consumers() -> Grid:
     """Accuracy by tool and bits."""
     rows = sorted(
-        (row for row in Results("consumers").rows() if row["accuracy"]),
+        (row for row in Results("consumers").rows() if row["network"] == "resnet20"),
         key=lambda row: (row["tool"], row["bits"] != "W8A8"),
     )
     cells = (((row["tool"], row["bits"]), row["source"], row["accuracy"]) for row in rows)
@@ -352,6 +352,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "tuning": tuning,
     "tuning-views": tuning_views,
     "consumers": consumers,
+    "consumers-taken": taken_grid,
     "inspect": inspect_grid,
     "runtimes": runtimes_grid,
     "mct-images": mct_images,
