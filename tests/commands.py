@@ -1,11 +1,13 @@
 """How tests call the command line: in this process for speed, or as a process of its own."""
 
 import functools
+import io
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -32,18 +34,37 @@ class Outcome:
         return lines[0].removeprefix("zsq: ")
 
 
+def _status(arguments):
+    """Of `zsq ARGUMENTS` in this process."""
+    argv = mock.patch.object(sys, "argv", ["zsq", *map(str, arguments)])
+    with argv, mock.patch.object(warnings, "showwarning", warnings.showwarning):
+        try:
+            main()
+        except SystemExit as leaving:
+            return leaving.code or 0
+    return 0
+
+
 def call(capsys, *arguments):
     """`zsq ARGUMENTS` in this process."""
     capsys.readouterr()
-    status = 0
-    with mock.patch.object(sys, "argv", ["zsq", *map(str, arguments)]):
-        keep = mock.patch.object(warnings, "showwarning", warnings.showwarning)
-        with keep:
-            try:
-                main()
-            except SystemExit as leaving:
-                status = leaving.code or 0
-    return Outcome(status, *capsys.readouterr())
+    return Outcome(_status(arguments), *capsys.readouterr())
+
+
+def call_for_all(*arguments):
+    """The same for a fixture of many tests, which can have no capsys."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = _status(arguments)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def run_script(code, folder, monkeypatch, capsys):
+    """A script in this process, started in `folder`; what it prints."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    capsys.readouterr()
+    exec(compile(code, "script.py", "exec"), {"__name__": "__main__"})
+    return capsys.readouterr().out
 
 
 def environment(**extra):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, run_python
+from commands import REPOSITORY, run_python, run_script
 
 TOOLS = {
     "aimet": "aimet_onnx",
@@ -30,12 +30,13 @@ def script(page):
     return block
 
 
-def test_exchange(tmp_path):
-    assert "32 images, logits within" in run_python(script("exchange.md"), cwd=tmp_path)
+def test_exchange(tmp_path, monkeypatch, capsys):
+    said = run_script(script("exchange.md"), tmp_path, monkeypatch, capsys)
+    assert "32 images, logits within" in said
 
 
-def test_saving(tmp_path):
-    said = run_python(script("saving.md"), cwd=tmp_path).split()
+def test_saving(tmp_path, monkeypatch, capsys):
+    said = run_script(script("saving.md"), tmp_path, monkeypatch, capsys).split()
     assert "bit operations" in " ".join(said)
     assert said[-3].rstrip(",") == said[-1] and float(said[-1]) > 98
 

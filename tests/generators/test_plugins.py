@@ -28,22 +28,26 @@ def path_of(site):
     return f"{site}:{REPOSITORY}"
 
 
+# Command lines one after the other, in one process.
 RUN = """
-import sys
+import shlex, sys
 from zsq.cli import main
-sys.argv = ["zsq", *sys.argv[1:]]
-main()
+for line in sys.argv[1:]:
+    sys.argv = ["zsq", *shlex.split(line)]
+    try:
+        main()
+    except SystemExit as leaving:
+        if leaving.code:
+            raise
 """
 
 
 def test_it_is_listed_and_generates(site, tmp_path):
-    listed = run_python(RUN, "list", "methods", PYTHONPATH=path_of(site))
-    assert "nudge" in listed and "a few steps towards the BN statistics" in listed
     out = tmp_path / "run"
-    arguments = ("--teacher", "embedded:digits", "--method", "nudge", "--count", "4", "--iterations", "3")
-    options = ("--set", "learning_rate=0.2", "--out", str(out))
-    run_python(RUN, "generate", *arguments, *options, PYTHONPATH=path_of(site))
-    run_python(RUN, "verify", str(out), PYTHONPATH=path_of(site))
+    teacher = "--teacher embedded:digits --method nudge --count 4 --iterations 3"
+    lines = (f"generate {teacher} --set learning_rate=0.2 --out {out}", f"verify {out}")
+    listed = run_python(RUN, "list methods", *lines, PYTHONPATH=path_of(site))
+    assert "nudge" in listed and "a few steps towards the BN statistics" in listed
     assert '"nudge"' in (out / "run.json").read_text()
 
 
@@ -55,7 +59,7 @@ def test_a_name_that_is_taken_is_refused(site, tmp_path):
     (clash / "METADATA").write_text("Metadata-Version: 2.1\nName: clash\nVersion: 1.0\n")
     (clash / "entry_points.txt").write_text("[zsq.generators]\nzeroq = mymethod:Nudge\n")
     done = subprocess.run(
-        [PYTHON, "-c", RUN, "list", "methods"],
+        [PYTHON, "-c", RUN, "list methods"],
         env=environment(PYTHONPATH=f"{tmp_path}:{path_of(site)}"),
         capture_output=True,
         text=True,

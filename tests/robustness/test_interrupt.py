@@ -62,7 +62,7 @@ def test_interrupt_anywhere_is_one_line(where, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("delay", [0.03, 0.1, 0.3, 0.6, 1.2, 2.4])
+@pytest.mark.parametrize("delay", [0.03, 0.6, 2.4])
 def test_interrupt_at_any_moment_of_the_start(delay, tmp_path):
     """While zsq and torch are imported, the teacher is built, the first images are made."""
     process = started("from zsq.__main__ import main; main()", *arguments(tmp_path / "run", iterations=9999))

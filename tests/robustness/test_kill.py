@@ -11,7 +11,7 @@ from commands import call, run_python, start
 
 from zsq.shards.verify import verify_run, verify_shard
 
-NUM_KILLS, NUM_WARM_KILLS = 10, 40
+NUM_KILLS, NUM_WARM_KILLS = 4, 40
 
 OPTIONS = {
     "zeroq": ("--count", 24, "--batch", 2, "--shard-size", 4, "--iterations", 3),
@@ -31,8 +31,8 @@ folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 teacher = load_teacher("embedded:digits")
 
 def run(out, method, resume=False):
-    config = GenerateConfig(teacher="embedded:digits", method=method, count=24, batch=4, shard_size=4,
-                            iterations=2, runtime=RuntimeConfig(threads=1, compile="off"))
+    config = GenerateConfig(teacher="embedded:digits", method=method, count=12, batch=4, shard_size=4,
+                            iterations=1, runtime=RuntimeConfig(threads=1, compile="off"))
     synthesize.generate(config, out, resume=resume, teacher=teacher)
     return [(path.name, path.read_bytes()) for path in sorted((out / "shards").iterdir())]
 
@@ -113,7 +113,7 @@ def test_kill_of_the_command_line(number, tmp_path, unbroken, capsys):
     method = ("zeroq", "dsg")[number % 2]
     out = tmp_path / "run"
     wanted = unbroken(method, capsys)
-    after_shards, delay = (0, random.uniform(0.1, 3)) if number < 4 else (random.integers(1, 4), 0)
+    after_shards, delay = (0, random.uniform(0.1, 3)) if number < 2 else (random.integers(1, 4), 0)
     delay = delay or random.uniform(0, 0.1)
     running = kill_at(start(*arguments(method, out)), out / "shards", after_shards, delay)
     found = sorted(out.glob("shards/*.h5"))

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import torch
-from commands import REPOSITORY, run_python
+from commands import REPOSITORY, run_script
 from PIL import Image
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def MyNet():
 """
 
 
-def test_a_network_of_ones_own(tmp_path, monkeypatch):
+def test_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
     (card,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "teacher.toml").write_text(card)
@@ -35,7 +35,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
     # Fewer images and steps, and no ONNX file: its packages are an extra.
     short = code.replace('onnx="int8.onnx"', 'count=16, effort="quick"')
     assert short.count("quick") == 1 and "onnx" not in short
-    assert "'accuracy'" in run_python(short, cwd=tmp_path)
+    assert "'accuracy'" in run_script(short, tmp_path, monkeypatch, capsys)
 
 
 def test_every_link_leads_somewhere():

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
+from torchvision import models
 
 from zsq.contract import QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, UntraceableError
@@ -307,18 +307,33 @@ def test_a_conv_subclass_with_the_parents_forward_is_a_layer():
     assert rows(place(Wrapper(MyConv(3, 2, 1)), IMAGES, Bits(4, 4), fold=True)) == {("inner.weight", 4)}
 
 
-FAMILIES = [
-    "resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "efficientnet_b0",
-    "regnet_x_400mf", "mnasnet0_5", "googlenet", "squeezenet1_0", "convnext_tiny",
-]  # fmt: skip
 SPEC = ImageSpec(size=(64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# The blocks of a family, of the larger ones a few.
+FAMILIES = {
+    "resnet": lambda: models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10),
+    "densenet": lambda: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=10),
+    "regnet": lambda: models.RegNet(
+        models.regnet.BlockParams.from_init_params(depth=6, w_0=24, w_a=24.5, w_m=2.5, group_width=8),
+        num_classes=10,
+    ),
+    "convnext": lambda: models.ConvNeXt(
+        [models.convnext.CNBlockConfig(*widths) for widths in ((24, 48, 1), (48, 96, 1), (96, None, 2))],
+        num_classes=10,
+    ),
+    "googlenet": lambda: models.googlenet(init_weights=False, aux_logits=False, num_classes=10),
+    "mobilenet_v2": lambda: models.mobilenet_v2(num_classes=10),
+    "mobilenet_v3": lambda: models.mobilenet_v3_small(num_classes=10),
+    "shufflenet_v2": lambda: models.shufflenet_v2_x0_5(num_classes=10),
+    "efficientnet": lambda: models.efficientnet_b0(num_classes=10),
+    "mnasnet": lambda: models.mnasnet0_5(num_classes=10),
+    "squeezenet": lambda: models.squeezenet1_0(num_classes=10),
+}
 
 
 def random_teacher(name):
-    arguments = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = torchvision.models.get_model(name, weights=None, num_classes=10, **arguments)
+        network = FAMILIES[name]()
     return Teacher(name, network, SPEC, 10, "0" * 64)
 
 

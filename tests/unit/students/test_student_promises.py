@@ -95,7 +95,7 @@ def test_options_that_cannot_work_are_one_line(name):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", [0, 2**32, 2**62])
+@pytest.mark.parametrize("seed", [0, 2**62])
 def test_any_seed_without_global_randomness(name, seed):
     teacher = teacher_for(name)
     torch.manual_seed(seed % 97)

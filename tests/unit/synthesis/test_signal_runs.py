@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import start
+from commands import call_for_all
 from user_networks import SignalNet
 
 import zsq
@@ -61,10 +61,9 @@ def run(card, tmp_path_factory):
 
 
 def called(*arguments):
-    process = start(*arguments, cwd=TESTS)
-    said = "".join(process.communicate())
-    assert process.returncode == 0, said
-    return said
+    outcome = call_for_all(*arguments)
+    assert outcome.status == 0, outcome.err
+    return outcome.out + outcome.err
 
 
 def test_shards_hold_signals(run, teacher):

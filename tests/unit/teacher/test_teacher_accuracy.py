@@ -44,19 +44,12 @@ def test_classifier_measures_what_is_stated(data_folder, name, weights, source, 
     assert accuracy(teacher, data_folder / source) == pytest.approx(stated, abs=0.2)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_etinynet_measures_what_is_stated(data_folder):
-    teacher = load_teacher("file:${ZSQ_DATA}/tiny_imagenet/etiny_tin.toml")
-    assert accuracy(teacher, data_folder / "tiny_imagenet" / "val5000.zip") == pytest.approx(53.8, abs=0.2)
-
-
-def test_etinynet_on_every_20th_image(data_folder):
+def test_etinynet_on_every_tenth_image(data_folder):
+    """All 5000 give 53.8, as stated; of these 500, one image is 0.2."""
     teacher = load_teacher("file:${ZSQ_DATA}/tiny_imagenet/etiny_tin.toml")
     assert teacher.num_classes == 200
-    # Three standard errors of 250 images at 54 %.
-    found = accuracy(teacher, data_folder / "tiny_imagenet" / "val5000.zip", limit=250)
-    assert found == pytest.approx(53.8, abs=9.5)
+    found = accuracy(teacher, data_folder / "tiny_imagenet" / "val5000.zip", limit=500)
+    assert found == pytest.approx(54.4, abs=0.4)
 
 
 def test_mobilefacenet_tells_faces_apart(data_folder):
