@@ -24,17 +24,15 @@ from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
+from student_tables import by_arm, students_grid
 from throughput_tables import cold_starts, fit_speed, speed, throughput
 
-from zsq.measure.choices import choices_by_student
 from zsq.measure.confidence import Interval, welch_interval
 from zsq.measure.gap import Gap, Row, Run
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.build import sets_grid
-from zsq.report.choices import ALWAYS
 from zsq.report.data import ReportData
 from zsq.report.tables import DASH, Grid, entries, gap_grid, markdown_table, number
-from zsq.saved.choices import always_same
 from zsq.widths import Bits
 
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -284,29 +282,6 @@ def mct_images() -> Grid:
     return by_source(cells, ("bits",), ("real", "deepinversion", "model-compression-toolkit", "noise"))
 
 
-def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) -> Grid:
-    """The first metric of each student by source, of recipes and what a first column `called` so says of
-    each; no line of a recipe that was not run. A student that was to choose bits for each image and does not
-    has that beside its figure."""
-    lines = []
-    for name, said in recipes.items():
-        table = Results(name).read()
-        rows = table.get("rows", [])
-        choices = choices_by_student(table.get("fits", []))
-        rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
-        for student, bits in dict.fromkeys((row["student"], row["bits"]) for row in rows):
-            of = {r["source"]: r["mean"] for r in rows if (r["student"], r["bits"]) == (student, bits)}
-            failed = {
-                source: f", {ALWAYS}"
-                for source, each in choices.get(f"{student} {bits}", {}).items()
-                if always_same(each["entropies"])
-            }
-            cells = (number(of[s]) + failed.get(s, "") if s in of else DASH for s in sources)
-            lines.append((*([said] if called else []), f"`{student}`", bits, *cells))
-    header = (*([called] if called else []), "student", "bits")
-    return Grid((*header, *sources), tuple(lines), len(header))
-
-
 def face() -> Grid:
     """What the face network's student keeps."""
     columns = ("bits", "source", "cosine", "95 %", "gap", "95 %", "tar@1e-3", "tar@1e-2", "auc", "eer")
@@ -344,6 +319,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "folded-resnet20": partial(sources_table, "folded-resnet20"),
     "dsg-digits": partial(sources_table, "dsg-digits"),
     "pyramid-resnet20": partial(sources_table, "pyramid-resnet20"),
+    "students": students_grid,
     "students-headline": students_headline,
     "students-screen": students_screen,
     "students-seeds": partial(by_arm, {"students-seeds": ""}, None, ARMS),

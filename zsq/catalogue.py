@@ -43,7 +43,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     if kind == "students":
         from zsq.students import STUDENTS
 
-        return [_facts(name, cls) for name, cls in STUDENTS.items()]
+        return [_facts(name, cls) | {"fewest_bits": str(cls.least_bits)} for name, cls in STUDENTS.items()]
     if kind == "passes":
         from zsq.passes import PASSES
 

@@ -182,12 +182,6 @@ def test_order_on_real_images(accuracies):
     assert accuracies["brecq"] - noise <= max(accuracies["qdrop"], accuracies["genie-m"])
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_eight_bits_are_as_good_as_float(name, digits, images, accuracy):
-    fitted = fit(name, digits, images[:16], bits="W8A8", iterations=2, batch=8)
-    assert accuracy(fitted) >= accuracy(digits) - 1
-
-
 @pytest.mark.parametrize("name", STUDENTS[:3])
 def test_eight_bit_weights_leave_the_output(name, teacher, pixels):
     fitted = fit(name, teacher, pixels, bits="W8A32", iterations=10, learning_rate=3e-5)

@@ -1,0 +1,45 @@
+"""Tables of students: what each is, and one recipe's or several recipes' figures by source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common import Results
+
+from zsq.measure.choices import choices_by_student
+from zsq.report.choices import ALWAYS
+from zsq.report.tables import DASH, Grid, number
+from zsq.saved.choices import always_same
+from zsq.students import STUDENTS
+
+
+def students_grid() -> Grid:
+    """Every student as `zsq list students` has it."""
+    lines = tuple(
+        (f"`{name}`", cls.facts.paper, str(cls.least_bits), "; ".join(cls.facts.deviations) or DASH)
+        for name, cls in STUDENTS.items()
+    )
+    return Grid(("student", "paper", "fewest bits", "what deviates from it"), lines, 4)
+
+
+def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) -> Grid:
+    """The first metric of each student by source, of recipes and what a first column `called` so says of
+    each; no line of a recipe that was not run. A student that was to choose bits for each image and does not
+    has that beside its figure."""
+    lines = []
+    for name, said in recipes.items():
+        table = Results(name).read()
+        rows = table.get("rows", [])
+        choices = choices_by_student(table.get("fits", []))
+        rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+        for student, bits in dict.fromkeys((row["student"], row["bits"]) for row in rows):
+            of = {r["source"]: r["mean"] for r in rows if (r["student"], r["bits"]) == (student, bits)}
+            failed = {
+                source: f", {ALWAYS}"
+                for source, each in choices.get(f"{student} {bits}", {}).items()
+                if always_same(each["entropies"])
+            }
+            cells = (number(of[s]) + failed.get(s, "") if s in of else DASH for s in sources)
+            lines.append((*([said] if called else []), f"`{student}`", bits, *cells))
+    header = (*([called] if called else []), "student", "bits")
+    return Grid((*header, *sources), tuple(lines), len(header))
