@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from zsq.contract import Generator, Teacher
@@ -72,11 +73,17 @@ def available_methods() -> dict[str, type[Generator]]:
         UsageError: a plug-in takes a name that is already taken.
     """
     methods = dict(METHODS)
-    for point in entry_points(group="zsq.generators"):
+    for point in _plug_ins():
         if point.name in methods:
             raise UsageError(f"plug-in '{point.value}' names its method '{point.name}', which exists already")
         methods[point.name] = point.load()
     return methods
+
+
+@functools.cache
+def _plug_ins() -> tuple[EntryPoint, ...]:
+    """What installed packages name; looking through all of them takes longer than to make an image."""
+    return tuple(entry_points(group="zsq.generators"))
 
 
 def method_class(name: str) -> type[Generator]:

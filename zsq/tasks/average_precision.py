@@ -16,7 +16,7 @@ from torch import Tensor
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MAX_BOXES = 100  # of one class in one image
-MAX_CELLS = 4_000_000  # draws x boxes at once: 32 MB an array
+MAX_CELLS = 4_000_000  # draws x hits, or images x hits, at once: 32 MB an array
 
 
 class Matches(NamedTuple):
@@ -60,7 +60,7 @@ def average_precision(matches: Mapping[int, Matches], weights_RN: np.ndarray | N
         return np.full((1 if weights_RN is None else len(weights_RN), len(THRESHOLDS)), np.nan)
     if weights_RN is None:
         weights_RN = np.ones((1, len(next(iter(matches.values())).truths_N)), int)
-    rows = max(1, MAX_CELLS // max(len(each.images_D) + 1 for each in matches.values()))
+    rows = max(1, MAX_CELLS // max(int(each.hits_TD.sum(1).max(initial=1)) for each in matches.values()))
     blocks = [weights_RN[first : first + rows] for first in range(0, len(weights_RN), rows)]
     classes = [
         np.concatenate([_class_precision(each, block) for block in blocks]) for each in matches.values()
@@ -117,12 +117,12 @@ def _overlaps(boxes_D4: np.ndarray, truth_G4: np.ndarray, crowd_G: np.ndarray) -
 def _taken(overlaps_DG: np.ndarray, crowd_G: np.ndarray, threshold: float) -> np.ndarray:
     """The true box that each found one takes, -1 for none; a crowd where nothing else is left to take."""
     taken, free = np.full(len(overlaps_DG), -1), np.ones(len(crowd_G), bool)
-    for row, overlaps in enumerate(overlaps_DG):
+    for row in np.flatnonzero((overlaps_DG >= threshold).any(1)):
         for candidates in (free & ~crowd_G, crowd_G):
-            possible = np.where(candidates, overlaps, -1.0)
+            possible = np.where(candidates, overlaps_DG[row], -1.0)
             # Of equal overlaps the last, as pycocotools has it.
-            best = len(possible) - 1 - int(possible[::-1].argmax()) if len(possible) else -1
-            if best >= 0 and possible[best] >= threshold:
+            best = len(possible) - 1 - int(possible[::-1].argmax())
+            if possible[best] >= threshold:
                 taken[row], free[best] = best, crowd_G[best]
                 break
     return taken
@@ -130,13 +130,12 @@ def _taken(overlaps_DG: np.ndarray, crowd_G: np.ndarray, threshold: float) -> np
 
 def _class_precision(matches: Matches, weights_RN: np.ndarray) -> np.ndarray:
     """(R, T); NaN where a draw holds no image with a true box of the class."""
-    weights_RD = weights_RN[:, matches.images_D]
     truths_R = weights_RN @ matches.truths_N
     columns = []
     for hits_D, counts_D in zip(matches.hits_TD, matches.counts_TD, strict=True):
         # Precision falls between two hits: what is largest from a hit on is that of a hit.
-        passed_RH = np.cumsum(weights_RD * counts_D, axis=1)[:, hits_D]
-        hits_RH = np.cumsum(weights_RD[:, hits_D], axis=1)
+        passed_RH = _passed(matches.images_D, np.flatnonzero(hits_D), counts_D, weights_RN)
+        hits_RH = np.cumsum(weights_RN[:, matches.images_D[hits_D]], axis=1)
         precision = hits_RH / np.maximum(passed_RH, 1)
         monotone = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         # A recall is read where it is first reached; a hit reaches as many of them as its step passes.
@@ -144,3 +143,25 @@ def _class_precision(matches: Matches, weights_RN: np.ndarray) -> np.ndarray:
         reached = np.diff(recalls, axis=1, prepend=0)
         columns.append((monotone * reached).sum(1) / len(RECALLS))
     return np.where(truths_R[:, None] > 0, np.stack(columns, 1), np.nan)
+
+
+def _passed(
+    images_D: np.ndarray, places_H: np.ndarray, counts_D: np.ndarray, weights_RN: np.ndarray
+) -> np.ndarray:
+    """(R, H): how many boxes that count are found up to each hit, which stands at a place among them.
+
+    A product with what each image adds, since draws times boxes would be a hundred times as many numbers.
+    """
+    num_images = weights_RN.shape[1]
+    step = max(1, MAX_CELLS // max(num_images, 1))
+    blocks, seen_N1, start = [np.empty((len(weights_RN), 0))], np.zeros((num_images, 1)), 0
+    for first in range(0, len(places_H), step):
+        block_H = places_H[first : first + step]
+        boxes = np.flatnonzero(counts_D[start : block_H[-1] + 1]) + start
+        cells = images_D[boxes] * len(block_H) + np.searchsorted(block_H, boxes)
+        added_NH = np.bincount(cells, minlength=num_images * len(block_H)).reshape(num_images, -1)
+        passed_NH = seen_N1 + added_NH.cumsum(1)
+        # Of floats, for which a product is fast; whole numbers stay exact in them.
+        blocks.append(weights_RN.astype(float) @ passed_NH)
+        seen_N1, start = passed_NH[:, -1:], block_H[-1] + 1
+    return np.concatenate(blocks, 1)

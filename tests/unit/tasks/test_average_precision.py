@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from zsq.tasks import average_precision as average_precisions
 from zsq.tasks.average_precision import THRESHOLDS, average_precision, draw_weights, match
 
 
@@ -130,7 +131,10 @@ def test_equal_to_pycocotools(seed, crowds):
     assert cocos(found, truth) == pytest.approx([result.mean(), result[0], result[5]], abs=1e-14)
 
 
-def test_an_image_drawn_twice_is_two_images():
+@pytest.mark.parametrize("cells", [average_precisions.MAX_CELLS, 12])
+def test_an_image_drawn_twice_is_two_images(cells, monkeypatch):
+    """All at once, and two hits at a time."""
+    monkeypatch.setattr(average_precisions, "MAX_CELLS", cells)
     found, truth = scenes(2, 6, False)
     weights = draw_weights(6, 20, seed=3)
     assert (weights.sum(1) == 6).all() and np.array_equal(weights, draw_weights(6, 20, seed=3))
