@@ -106,6 +106,25 @@ class Dense(nn.Module):
         return self.last(torch.cat([x, self.second(x)], 1))
 
 
+class Blocks(nn.Module):
+    """A stem, two residual blocks of one structure, a head."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.stem = conv_bn(channels, 8, 2)
+        self.first, self.second = self.block(), self.block()
+        self.head = head(8, outputs)
+
+    @staticmethod
+    def block():
+        return nn.Sequential(conv_bn(8, 8), nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(x + self.first(x))
+        return self.head(torch.relu(x + self.second(x)))
+
+
 NETWORKS = {
     "plain": plain,
     "depthwise": depthwise,
