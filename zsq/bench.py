@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ from zsq.measure import gap
 from zsq.measure.audits import Audit, Auditor, planted
 from zsq.measure.choices import choices_by_student
 from zsq.measure.contrasts import contrasts
-from zsq.measure.evaluate import score_teacher
+from zsq.measure.evaluate import Reference, score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
 from zsq.measure.protocol import NOISE, REAL, Protocol, RunRecord, fit_key
 from zsq.measure.setfacts import attention_figures, bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
-from zsq.runfolder import open_run
+from zsq.runfolder import held_folder, open_run
 from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
 from zsq.tasks.embed import Embed
@@ -58,18 +59,10 @@ class Budget:
 class Bench:
     """A protocol under way in a folder: shard sets, finished fits, the report."""
 
-    def __init__(self, protocol: Protocol, out: Path, command: str, resume: bool, reporter: Reporter) -> None:
-        """Score the teacher, then make the folder or take it up again with the fits of an earlier call.
-
-        Raises:
-            ZsqError: a teacher that does not measure what it should, or evaluation images of another network.
-            RunFolderError: the folder is in the way, or was made with other settings.
-        """
-        self.protocol, self.out = protocol, out
+    def __init__(self, protocol: Protocol, out: Path, reference: Reference, reporter: Reporter) -> None:
+        """Take up the fits that the folder holds; see `opened_bench`."""
+        self.protocol, self.out, self.reference = protocol, out, reference
         self.processes = Processes.started()
-        self.reference = score_teacher(protocol.teacher, protocol.eval, protocol.runtime)
-        if self.processes.first:
-            open_run(out, {"command": command, **protocol.settings}, resume)
         events = out / EVENTS_FILE if self.processes.first else None
         self.reporter = self.processes.spoken(reporter).logging_to(events)
         self.fits = FitLog(out, self.processes.rank)
@@ -236,6 +229,25 @@ class Bench:
             source: passes_per_image(ShardDataset(sets[0])) for source, sets in self.sets.items() if sets
         }
         return {source: cost for source, cost in costs.items() if cost is not None}
+
+
+@contextmanager
+def opened_bench(
+    protocol: Protocol, out: Path, command: str, resume: bool, reporter: Reporter
+) -> Iterator[Bench]:
+    """Score the teacher, then make the folder or take it up again with the fits of an earlier call. Until the
+    block ends no other command works in it.
+
+    Raises:
+        ZsqError: a teacher that does not measure what it should, or evaluation images of another network.
+        RunFolderError: the folder is in the way, was made with other settings, or is at work.
+    """
+    reference = score_teacher(protocol.teacher, protocol.eval, protocol.runtime)
+    first = Processes.started().first
+    if first:
+        open_run(out, {"command": command, **protocol.settings}, resume)
+    with held_folder(out) if first else nullcontext():
+        yield Bench(protocol, out, reference, reporter)
 
 
 def quantized_tensors(entries: Iterable[FitEntry]) -> dict[str, list[QuantizedTensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -126,6 +127,29 @@ def open_run(
         except OSError as error:
             raise StorageError(f"cannot remove {folder / whole}: {error.strerror}") from None
         atomic_write_text(path, text + "\n")
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """No other process works in `folder` until the block ends, or until this one is gone.
+
+    Of a file system without locks, none is asked for.
+
+    Raises:
+        RunFolderError: another process works in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = f"another zsq works in {folder}"
+            raise RunFolderError(found, "one at a time", "wait for it, or choose another --out") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def stored_options(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from zsq.bench import Bench, Budget
+from zsq.bench import Budget, opened_bench
 from zsq.config import (
     GapConfig,
     GenerateConfig,
@@ -67,22 +67,22 @@ def run_recipe(
     say_estimate(recipe, protocol, reporter)
     say_images(protocol, reporter)
     say_own_defaults(protocol, reporter)
-    bench = Bench(protocol, out, "run", resume, reporter)
-    bench.adopt(finished, [source.label for source in recipe.sources])
-    data = None
-    for shard_set in range(recipe.generate.shard_sets):
-        if processes.agreed(budget.spent()):
-            break
-        for source in recipe.sources:
-            folder = _made_set(recipe, source, shard_set, out, protocol.teacher, reporter)
-            bench.sets.setdefault(source.label, []).append(folder)
-        bench.fit(shard_set + 1, budget)
-        data = bench.report()
-        if processes.first:
-            on_report(data, [entry.record for entry in bench.entries()])
-    if budget.spent():
-        reporter.say("the time budget is spent: run the same command with --resume to complete the table")
-    return data or bench.report()
+    with opened_bench(protocol, out, "run", resume, reporter) as bench:
+        bench.adopt(finished, [source.label for source in recipe.sources])
+        data = None
+        for shard_set in range(recipe.generate.shard_sets):
+            if processes.agreed(budget.spent()):
+                break
+            for source in recipe.sources:
+                folder = _made_set(recipe, source, shard_set, out, protocol.teacher, reporter)
+                bench.sets.setdefault(source.label, []).append(folder)
+            bench.fit(shard_set + 1, budget)
+            data = bench.report()
+            if processes.first:
+                on_report(data, [entry.record for entry in bench.entries()])
+        if budget.spent():
+            reporter.say("the time budget is spent: run the same command with --resume to complete the table")
+        return data or bench.report()
 
 
 def _of_rank(runtime: RuntimeConfig, processes: Processes) -> RuntimeConfig:
@@ -329,10 +329,10 @@ def run_gap(
     )
     say_images(protocol, reporter)
     say_own_defaults(protocol, reporter)
-    bench = Bench(protocol, out, "gap", resume, reporter)
-    bench.sets = sets
-    bench.fit(num_sets, Budget(None))
-    return bench.report()
+    with opened_bench(protocol, out, "gap", resume, reporter) as bench:
+        bench.sets = sets
+        bench.fit(num_sets, Budget(None))
+        return bench.report()
 
 
 def _gap_students(config: GapConfig) -> list[StudentSpec]:

@@ -5,7 +5,14 @@ import json
 import pytest
 
 from zsq.core.errors import RunFolderError, StorageError
-from zsq.runfolder import RUN_FILE, latest_folder, next_folder, open_run, stored_options
+from zsq.runfolder import (
+    RUN_FILE,
+    held_folder,
+    latest_folder,
+    next_folder,
+    open_run,
+    stored_options,
+)
 
 OPTIONS = {"count": 8, "set": {"epsilon": 0.9}, "batch": None, "folders": ("a", "b")}
 
@@ -87,6 +94,14 @@ def test_a_file_in_the_way(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(StorageError, match="cannot create"):
             open_run(folder, OPTIONS, resume=False)
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    refused = pytest.raises(RunFolderError, match="another zsq works in")
+    with held_folder(tmp_path), refused, held_folder(tmp_path):
+        pass
+    with held_folder(tmp_path), held_folder(tmp_path.parent):
+        pass
 
 
 def test_next_and_latest_folder(tmp_path):

@@ -17,6 +17,7 @@ from zsq.engine.estimate import STEP_COST
 from zsq.generators import METHODS
 from zsq.measure.protocol import StudentSpec, resolve_students
 from zsq.report.build import html, markdown
+from zsq.runfolder import held_folder
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
@@ -345,6 +346,11 @@ def test_sets_are_audited_against_images_of_known_membership(tmp_path, no_pages)
     page = markdown(data)
     assert "## What the sets reveal" in page and "| 3 of 8 | 5 and 5 of 5 |" in page
     assert "membership in features" in html(data)
+
+
+def test_a_run_that_another_process_works_in_is_not_taken_up(tmp_path, finished):
+    with held_folder(finished[1]), pytest.raises(RunFolderError, match="another zsq works in"):
+        run_recipe(load(tmp_path), finished[1], resume=True)
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path, finished):
