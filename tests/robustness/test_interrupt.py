@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 def arguments(out, iterations=8):
     teacher = ("--teacher", "embedded:digits", "--method", "zeroq", "--threads", 1, "--compile", "off")
-    size = ("--count", 160, "--batch", 4, "--shard-size", 4, "--iterations", iterations)
+    size = ("--count", 80, "--batch", 4, "--shard-size", 4, "--iterations", iterations)
     return ("generate", *teacher, *size, "--out", out)
 
 
@@ -36,10 +36,10 @@ def test_interrupt_of_a_running_command(tmp_path, capsys):
     assert process.returncode == INTERRUPTED
     assert printed == ""
     estimate, line = said.splitlines()
-    assert estimate.startswith("zeroq: 160 images")
+    assert estimate.startswith("zeroq: 80 images")
     assert line == LINE == "zsq: interrupted; what is finished is kept, --resume continues"
     kept = hashes(out)
-    assert 2 <= len(kept) < 40
+    assert 2 <= len(kept) < 20
     for path in (out / "shards").glob("*.h5"):
         verify_shard(path)
     assert not list(out.rglob("*.tmp"))

@@ -322,9 +322,23 @@ FAMILIES = {
     ),
     "googlenet": lambda: models.googlenet(init_weights=False, aux_logits=False, num_classes=10),
     "mobilenet_v2": lambda: models.mobilenet_v2(num_classes=10),
-    "mobilenet_v3": lambda: models.mobilenet_v3_small(num_classes=10),
+    "mobilenet_v3": lambda: models.MobileNetV3(
+        [
+            models.mobilenetv3.InvertedResidualConfig(*row, 1, 1.0)
+            for row in ((16, 3, 16, 16, True, "RE", 2), (16, 5, 48, 24, False, "HS", 2))
+        ],
+        last_channel=64,
+        num_classes=10,
+    ),
     "shufflenet_v2": lambda: models.shufflenet_v2_x0_5(num_classes=10),
-    "efficientnet": lambda: models.efficientnet_b0(num_classes=10),
+    "efficientnet": lambda: models.EfficientNet(
+        [
+            models.efficientnet.MBConvConfig(*row, 1.0, 1.0)
+            for row in ((1, 3, 1, 16, 16, 1), (6, 5, 2, 16, 24, 2))
+        ],
+        dropout=0.2,
+        num_classes=10,
+    ),
     "mnasnet": lambda: models.mnasnet0_5(num_classes=10),
     "squeezenet": lambda: models.squeezenet1_0(num_classes=10),
 }

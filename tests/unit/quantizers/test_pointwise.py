@@ -27,29 +27,45 @@ SWEEP = textwrap.dedent("""
 
     torch.set_num_threads(1)
     REPEATED = 3  # one is enough for the known fault to end the process
+
+
+    class Each(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, x):
+            return [layer(x[:, : layer.in_channels]) for layer in self.layers]
+
+
+    cases = [
+        (kernel, stride, channels, groups)
+        for kernel, stride in ((1, 1), (1, 2), (1, (1, 2)), (1, 3), (2, 2), (3, 2), (5, 3))
+        for channels in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)
+        for groups in {1, channels}
+    ]
+    layers = [nn.Conv2d(c, 2 * c, k, s, k // 2, groups=groups) for k, s, c, groups in cases]
+    captured = capture(Each(layers), torch.zeros(2, 16, 8, 8))
     made = 0
-    for kernel, stride in ((1, 1), (1, 2), (1, (1, 2)), (1, 3), (2, 2), (3, 2), (5, 3)):
-        for channels in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16):
-            for groups in {1, channels}:
-                conv = nn.Conv2d(channels, 2 * channels, kernel, stride, kernel // 2, groups=groups)
-                plain = capture(nn.Sequential(conv), torch.zeros(2, channels, 8, 8)).get_submodule("0")
-                for layer in (quantizable(plain), plain):
-                    for layout in (torch.channels_last, torch.contiguous_format):
-                        layer = layer.to(memory_format=layout)
-                        image = torch.randn(8, channels, 8, 8).contiguous(memory_format=layout)
-                        image.requires_grad_()
-                        for _ in range(REPEATED):
-                            output = layer(image)
-                            given = torch.randn_like(output)
-                            parameters = (image, layer.weight, layer.bias)
-                            found = torch.autograd.grad(output, parameters, given)
-                        exact = [p.detach().double().requires_grad_() for p in parameters]
-                        expected = F.conv2d(*exact, stride, kernel // 2, groups=groups)
-                        assert torch.allclose(output.double(), expected, atol=1e-4)
-                        wanted = torch.autograd.grad(expected, exact, given.double())
-                        for one, other in zip(found, wanted, strict=True):
-                            assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-3)
-                        made += 1
+    for index, (kernel, stride, channels, groups) in enumerate(cases):
+        plain = captured.get_submodule(f"layers.{index}")
+        for layer in (quantizable(plain), plain):
+            for layout in (torch.channels_last, torch.contiguous_format):
+                layer = layer.to(memory_format=layout)
+                image = torch.randn(8, channels, 8, 8).contiguous(memory_format=layout)
+                image.requires_grad_()
+                for _ in range(REPEATED):
+                    output = layer(image)
+                    given = torch.randn_like(output)
+                    parameters = (image, layer.weight, layer.bias)
+                    found = torch.autograd.grad(output, parameters, given)
+                exact = [p.detach().double().requires_grad_() for p in parameters]
+                expected = F.conv2d(*exact, stride, kernel // 2, groups=groups)
+                assert torch.allclose(output.double(), expected, atol=1e-4)
+                wanted = torch.autograd.grad(expected, exact, given.double())
+                for one, other in zip(found, wanted, strict=True):
+                    assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-3)
+                made += 1
     print(made, "survived")
 """)
 
