@@ -40,6 +40,18 @@ def level_index(x_CM: Tensor, levels_CL: Tensor) -> Tensor:
     return torch.searchsorted(thresholds.contiguous(), x_CM.contiguous())
 
 
+@torch.library.custom_op("zsq::level_sums", mutates_args=())
+def level_sums(index_K: Tensor, values_K: Tensor | None, length: int) -> Tensor:
+    """float64 (length,): the sum of the values, or their number, at each index. Its own operator, since
+    torch.compile would leave the whole network uncompiled because of bincount."""
+    return torch.bincount(index_K, values_K, length).double()
+
+
+@level_sums.register_fake
+def _(index_K: Tensor, values_K: Tensor | None, length: int) -> Tensor:
+    return index_K.new_empty(length, dtype=torch.float64)
+
+
 def fitted_basis(
     x_CM: Tensor, index_CM: Tensor, code_CLb: Tensor, basis_bC: Tensor, counts_M: Tensor | None, ridge: float
 ) -> Tensor:
@@ -53,7 +65,7 @@ def fitted_basis(
     weights = None if counts_M is None else counts_M.expand_as(x_CM).flatten().double()
     values = (x_CM if counts_M is None else x_CM * counts_M).flatten().double()
     m, s = (
-        torch.bincount(index, each, num_channels * num_levels).double().view(num_channels, num_levels)
+        level_sums(index, each, num_channels * num_levels).view(num_channels, num_levels)
         for each in (weights, values)
     )
     code, before = code_CLb.double(), basis_bC.T.double()

@@ -1,7 +1,6 @@
 """Trained students other than lsq-kd, on the embedded digits teacher."""
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -205,21 +204,3 @@ def test_qfd_names_what_it_cannot_take():
         fit("qfd", teacher, pixels, "W4A4")
     with pytest.raises(OptionError, match=r"feature=neck, which is no layer of teacher toy.*one, two"):
         fit("qfd", teacher, pixels, "W4A4", feature="neck")
-
-
-@pytest.mark.parametrize("name", ["gdfq-ft", "qfd"])
-def test_compiled_training_is_one_graph_for_all_fits(tiny_teacher, monkeypatch, name):
-    # Without inductor's minutes of C++: the capture, which is ours, is what can break.
-    captured = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", captured)
-    pixels = torch.randint(0, 256, (32, *tiny_teacher.spec.shape), dtype=torch.uint8)
-    options = {"iterations": 2, "batch": 16} | ({"teacher_iterations": 2} if name == "qfd" else {})
-    eager, student = (
-        create(name, tiny_teacher.spec, options, Runtime(compile=flag)) for flag in (False, True)
-    )
-    results = [one.fit(tiny_teacher, pixels, Bits(4, 4)) for one in (eager, student)]
-    torch.testing.assert_close(logits(results[0], pixels), logits(results[1], pixels), rtol=0.02, atol=0.1)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    torch._dynamo.utils.counters.clear()
-    student.fit(tiny_teacher, pixels, Bits(4, 4), seed=1)
-    assert not torch._dynamo.utils.counters["stats"].get("unique_graphs", 0), "nothing is compiled again"
