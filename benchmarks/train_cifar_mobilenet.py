@@ -15,7 +15,7 @@ import torch
 import typer
 from cifar_mobilenet import CifarMobileNet
 from common import Threads, load_resnet20, test_images, training_images
-from train_cifar_vit import fit, logits_of
+from train_cifar_vit import fit, logits_of, report_and_save
 
 from zsq.contract import Teacher
 from zsq.core.seeding import torch_generator
@@ -51,13 +51,8 @@ def main(
         torch.manual_seed(seed)
         network = CifarMobileNet().to(memory_format=torch.channels_last)
     fit(network, teacher.spec, pixels_NCHW, target_2NK, epochs, torch_generator(seed, 0, STEM))
-    trained = Teacher(STEM, network, teacher.spec, 10, "")
-    right = logits_of(trained, test.pixels).argmax(1) == test.labels
-    typer.echo(f"{STEM}: test accuracy {100 * right.double().mean().item():.2f}")
     shutil.copy(cifar_mobilenet.__file__, out)
-    torch.save(network.state_dict(), out / f"{STEM}.pt")
-    facts = {"mean": list(teacher.spec.mean), "std": list(teacher.spec.std)}
-    (out / f"{STEM}.toml").write_text(CARD.format(stem=STEM, **facts), encoding="utf-8")
+    report_and_save(Teacher(STEM, network, teacher.spec, 10, ""), test, out, CARD)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import torch_generator
+from zsq.images.sources import ImageSet
 
 EPOCHS = 25
 BATCH = 128
@@ -98,6 +99,16 @@ def distance(student_NK: Tensor, target_NK: Tensor) -> Tensor:
     return TEMPERATURE**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
+def report_and_save(trained: Teacher, test: ImageSet, out: Path, card: str, **values: str) -> None:
+    """Print the accuracy on the test images; write the weights and the card, filled in with `values`."""
+    right = logits_of(trained, test.pixels).argmax(1) == test.labels
+    typer.echo(f"{trained.name}: test accuracy {100 * right.double().mean().item():.2f}")
+    torch.save(trained.network.state_dict(), out / f"{trained.name}.pt")
+    mean, std = list(trained.spec.mean), list(trained.spec.std)
+    text = card.format(stem=trained.name, mean=mean, std=std, **values)
+    (out / f"{trained.name}.toml").write_text(text, encoding="utf-8")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("outputs/cifar-vit"),
     epochs: Annotated[int, typer.Option(help="Passes over the training images, of each network.")] = EPOCHS,
@@ -119,12 +130,7 @@ def main(
             network = CifarViT(batch_norm=batch_norm)
         fit(network, teacher.spec, pixels_NCHW, target_2NK, epochs, torch_generator(seed, 0, "cifar vit"))
         trained = Teacher(stem, network, teacher.spec, 10, "")
-        right = logits_of(trained, test.pixels).argmax(1) == test.labels
-        typer.echo(f"{stem}: test accuracy {100 * right.double().mean().item():.2f}")
-        torch.save(network.state_dict(), out / f"{stem}.pt")
-        facts = {"mean": list(teacher.spec.mean), "std": list(teacher.spec.std)}
-        card = CARD.format(batch_norm=str(batch_norm).lower(), stem=stem, **facts)
-        (out / f"{stem}.toml").write_text(card, encoding="utf-8")
+        report_and_save(trained, test, out, CARD, batch_norm=str(batch_norm).lower())
 
 
 if __name__ == "__main__":
