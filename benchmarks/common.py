@@ -130,7 +130,7 @@ def scored_fit(
     fitter = create(student, teacher.spec, dict(options), runtime, passes=passes)
     start = time.perf_counter()
     total = fitter.log_total(teacher, len(images), Bits.parse(bits))
-    with Reporter().job(f"{student} {bits} on {images.source}", total) as log, runtime.threads_set():
+    with Reporter().job(f"{student} {bits} on {images.source}", total) as log, runtime.in_force():
         fitted = fitter.fit(teacher, images.pixels, Bits.parse(bits), log=log)
     seconds = round(time.perf_counter() - start)
     return all_scores(fitted, reference), seconds

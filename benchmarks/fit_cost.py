@@ -27,7 +27,7 @@ def one_fit(recipe: str, index: int, threads: int) -> dict[str, Any]:
     chosen, teacher, runtime = protocol.students[index], protocol.teacher, protocol.runtime
     spec = chosen.spec
     before, start = peak_mb(), time.perf_counter()
-    with runtime.threads_set():
+    with runtime.in_force():
         chosen.student.fit(teacher, protocol.real_sets[0].pixels, spec.bits, first_last=spec.first_last)
     seconds = time.perf_counter() - start
     return {"seconds": round(seconds, 1), "peak_mb": round(peak_mb()), "peak_mb_before": round(before)}

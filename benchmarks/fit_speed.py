@@ -57,7 +57,7 @@ def seconds_of(job: Job, threads: int) -> float:
     pixels = torch.randint(
         0, 256, (job.num_images, *teacher.spec.shape), dtype=torch.uint8, generator=generator
     )
-    with runtime.threads_set():
+    with runtime.in_force():
         start = time.perf_counter()
         student.fit(teacher, pixels, Bits.parse(job.bits), first_last=None)
         seconds = time.perf_counter() - start

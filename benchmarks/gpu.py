@@ -139,7 +139,7 @@ def fit(name: str, iterations: int, device: str) -> dict[str, Any]:
     student = create(name, CIFAR_SPEC, {"iterations": iterations if device == "cuda" else 2}, runtime)
 
     def run(count: int) -> None:
-        with runtime.threads_set():
+        with runtime.in_force():
             student.fit(teacher, pixels, Bits(2, 4), first_last=8)
 
     seconds, peak = timed(run, 1, device)

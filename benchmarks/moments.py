@@ -33,7 +33,7 @@ def main(threads: Threads = 1) -> None:
     teacher, runtime = load_resnet20(), Runtime.resolve(threads=threads)
     truth = true_moments(teacher)
     rows = []
-    with runtime.threads_set():
+    with runtime.in_force():
         for name, rules in (("gzsq", SummedGaussians()), ("gzsq_moment", Rules())):
             network, found = estimated(teacher, rules, name)
             rows.append(compared(name, [*found.values()][: len(truth)], truth))

@@ -119,7 +119,7 @@ def main(
     test = test_images(teacher.spec)
     results = Results("precision", "python benchmarks/precision.py")
     ways = runtimes(threads)
-    with ways[PLAIN].threads_set():
+    with ways[PLAIN].in_force():
         if "gradient" not in results.read():
             results.write(gradient=compared(*(gradient(teacher, ways[way]) for way in (PLAIN, FAST))))
         reference = score_teacher(teacher, test, ways[PLAIN])

@@ -53,7 +53,7 @@ def main(threads: Threads = None) -> None:
     teacher = load_resnet20()
     results = Results("rounding", "python benchmarks/rounding.py")
     runtime = Runtime(threads=threads)
-    with runtime.threads_set():
+    with runtime.in_force():
         for name in available_methods():
             results.once("methods", name, partial(rounded, teacher, name, runtime))
 

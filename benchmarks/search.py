@@ -40,7 +40,7 @@ def measure(name: str, budget_hours: float | None, threads: int | None) -> None:
     if not missing:
         return
     runtime = Runtime.resolve(threads=threads)
-    with runtime.threads_set():
+    with runtime.in_force():
         loaded = Loaded(asked, runtime)
         for place in processes.taken(missing):
             if budget.spent():

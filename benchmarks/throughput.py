@@ -75,7 +75,7 @@ def zsq_steps(name: str, compile: bool, batch: int | None = None) -> Steps:
         "bn_weight": BN_WEIGHT, "tv_weight": TV_WEIGHT, "jitter": JITTER, "learning_rate": RATE,
         "low_resolution_iterations": 0, "l2_weight": 0.0, "flip": False, "cosine": False,
     }  # fmt: skip
-    with runtime.threads_set():
+    with runtime.in_force():
         method = create("deepinversion", teacher, options, runtime=runtime)
         assert isinstance(method, DeepInversion)
         inversion = method.inversion(batch)
@@ -83,7 +83,7 @@ def zsq_steps(name: str, compile: bool, batch: int | None = None) -> Steps:
 
     def steps(count: int) -> str:
         inversion.stages = [Stage(count, inversion.stages[0].views)]
-        with runtime.threads_set():
+        with runtime.in_force():
             inversion.run(torch.Generator().manual_seed(0), targets, Silent())
         return runtime.precision
 
@@ -341,7 +341,7 @@ def fit(weights: Path, name: str, threads: int, steps: int) -> None:
         runtime = Runtime.resolve(total_gflops=1e9, threads=threads)
     pixels = torch.randint(256, (256, *teacher.spec.shape), dtype=torch.uint8)
     recipe = create("lsq-kd", teacher.spec, {"iterations": steps}, runtime)
-    with runtime.threads_set():
+    with runtime.in_force():
         start = time.perf_counter()
         recipe.fit(teacher, pixels, Bits(4, 4))
     print(json.dumps({"seconds": time.perf_counter() - start}))

@@ -62,7 +62,7 @@ def main(
     pixels = training_images(teacher.spec).pixels
     shuffled = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(77))]
     runtime = Runtime.resolve(threads=threads, compile="on")
-    with runtime.threads_set():
+    with runtime.in_force():
         bench = Bench(teacher, shuffled, runtime)
         for asked in missing:
             if budget.spent():

@@ -113,7 +113,7 @@ class Bench:
         finished = p.belonging(self.fits.records, arms)
         left = len(p.fits(arms)) - len(finished)
         counted = self.processes.counted()
-        with self.reporter.job("students", left) as job, p.runtime.threads_set():
+        with self.reporter.job("students", left) as job, p.runtime.in_force():
 
             def keep(record: RunRecord, fitted: FittedStudent) -> None:
                 self.fits.add(record, fitted.tensors, self._layers(record, fitted))

@@ -127,7 +127,7 @@ class Runtime:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     @contextmanager
-    def threads_set(self) -> Iterator[None]:
+    def in_force(self) -> Iterator[None]:
         """Run with the chosen number of intra-op threads, and on CUDA with kernels that give the same bytes
         each time; restore what was before. Torch warns of an operation that has no such kernel."""
         before = torch.get_num_threads()

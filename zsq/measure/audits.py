@@ -204,7 +204,7 @@ class _Embedder:
     def spaces(self, pixels_NCHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Pixels scaled so that distances are root mean squares, and features, float64 (N, D) each."""
         levels = pixels_NCHW.flatten(1).numpy().astype(np.float64)
-        with self.runtime.threads_set(), torch.inference_mode():
+        with self.runtime.in_force(), torch.inference_mode():
             parts = [self._features(part) for part in pixels_NCHW.split(BATCH)]
         return levels / np.sqrt(levels.shape[1]), normalised(torch.cat(parts).numpy())
 

@@ -145,7 +145,7 @@ def layer_noise(
     batches = list(norm_batches(fitted.spec, pixels_NCHW, runtime.device, at_once))
     walk = _Walk(twin)
     start, told = time.monotonic(), reporter or Reporter(quiet=True)
-    with runtime.threads_set(), torch.no_grad():
+    with runtime.in_force(), torch.no_grad():
         for norm in batches:
             walk.see(norm)
         per_pass = (time.monotonic() - start) / (WALK_PASSES * len(pixels_NCHW))

@@ -174,7 +174,7 @@ def _fitted(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Fitte
     for line in (*said(given, *shown), *([own_defaults] if own_defaults else [])):
         reporter.say(line)
     total = student.log_total(teacher, len(pixels), prepared.bits)
-    with reporter.job(f"{config.student} {prepared.bits}", total) as log, prepared.runtime.threads_set():
+    with reporter.job(f"{config.student} {prepared.bits}", total) as log, prepared.runtime.in_force():
         fitted = student.fit(
             *(teacher, pixels, prepared.bits),
             first_last=config.first_last,

@@ -110,6 +110,6 @@ def _trial(prepared: Preparation, images: int, lengths: dict[str, int]) -> float
     student = create(config.student, teacher.spec, config.set | lengths, runtime, passes=config.passes)
     black = torch.zeros(images, *teacher.spec.shape, dtype=torch.uint8)
     start = time.perf_counter()
-    with warnings.catch_warnings(action="ignore"), runtime.threads_set():
+    with warnings.catch_warnings(action="ignore"), runtime.in_force():
         student.fit(teacher, black, prepared.bits, first_last=config.first_last)
     return time.perf_counter() - start

@@ -88,7 +88,7 @@ def _make(job: ResolvedRun, resume: bool, reporter: Reporter | None, seal: Seal 
     if not missing and _stated(out, [entry for _, entries in found for entry in entries or ()], reporter):
         return out
     processes.wait()
-    with job.runtime.threads_set(), shortage_said(what_to_lower(job)):
+    with job.runtime.in_force(), shortage_said(what_to_lower(job)):
         made = _make_units(job, missing, processes, reporter)
     processes.wait()
     sealed = _seal_record(seal, processes)

@@ -61,7 +61,7 @@ def _seconds(method: Generator, images: int) -> float:
     group = Plan(images, images, images, 0, method.batches_per_group).groups[0]
     with (
         warnings.catch_warnings(action="ignore"),
-        method.runtime.threads_set(),
+        method.runtime.in_force(),
         tempfile.TemporaryDirectory() as cache,
     ):
         method.prepare(0, Path(cache), Silent())

@@ -165,7 +165,7 @@ def test_any_number_of_functions_of_the_same_code_is_compiled(monkeypatch):
 def test_threads_are_restored_even_after_an_error(threads):
     before = torch.get_num_threads()
     runtime = Runtime(threads=threads)
-    with pytest.raises(ValueError), runtime.threads_set():
+    with pytest.raises(ValueError), runtime.in_force():
         assert torch.get_num_threads() == (threads or before)
         raise ValueError
     assert torch.get_num_threads() == before
@@ -186,7 +186,7 @@ def test_on_cuda_sums_have_an_order_within_the_context_alone(monkeypatch):
 
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     for device in ("cpu", "cuda"):
-        with Runtime(device).threads_set():
+        with Runtime(device).in_force():
             seen[device] = flags()
         assert flags() == (False, False, True)
     assert seen == {"cpu": (False, False, True), "cuda": (True, True, False)}

@@ -154,7 +154,7 @@ def test_fastestdet_measures_what_is_known_of_it(data_folder):
     images = images_for(teacher, data_folder / "detector" / "eval77.zip", labelled=True)
     assert len(images.boxes) == 77 and sum(len(each["labels"]) for each in images.boxes) == 535
     meter = teacher.task.meter()
-    with torch.inference_mode(), Runtime().threads_set():
+    with torch.inference_mode(), Runtime().in_force():
         for first in range(0, 77, 16):
             rows = slice(first, first + 16)
             outputs = teacher.network(teacher.spec.pixels_to_norm(images.pixels[rows]))
