@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from zsq.quantizers.grids import FakeQuantizer, integer_range
+from zsq.fitting.training import Course
+from zsq.quantizers.grids import FakeQuantizer, integer_range, keep_positive
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
 from zsq.widths import Kind
@@ -49,7 +52,16 @@ def _learned(step: Tensor, grid: tuple[int, int], kind: Kind) -> FakeQuantizer:
     return FakeQuantizer(step, torch.zeros_like(step), *grid, kind, learned=True)
 
 
-def groups_with_steps(network: nn.Module, steps: list[Tensor], rate: float) -> list[dict[str, Any]]:
+def with_learned_steps(course: Course, steps: list[Tensor], rate: float, optimizer: str) -> Course:
+    """`course` in which `steps` stay positive, and with Adam learn at `rate` times their own size. SGD has
+    one rate for all, since its updates have the size of the gradient."""
+    course = replace(course, after_step=partial(keep_positive, steps))
+    if optimizer == "sgd":
+        return course
+    return replace(course, groups=_groups_with_steps(course.network, steps, rate))
+
+
+def _groups_with_steps(network: nn.Module, steps: list[Tensor], rate: float) -> list[dict[str, Any]]:
     """The optimiser's groups: each step learns at `rate` times its own size, which Adam's updates have."""
     others = [p for p in network.parameters() if all(p is not step for step in steps)]
     rates = [rate * step.mean().item() for step in steps]

@@ -35,7 +35,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Dynamic:
-    """A placement whose `layers` have the asked bits plus each of `shifts`;"""
+    """A placement whose `layers` stand once for each of `shifts`, with so many bits more than asked for."""
 
     placement: Placement
     layers: tuple[str, ...]

@@ -14,14 +14,14 @@ from zsq.contract import Facts, Fit, FittedStudent
 from zsq.core.errors import MismatchError
 from zsq.core.options import Options
 from zsq.fitting.calibration import norm_batches, observe
-from zsq.fitting.learned_steps import groups_with_steps, learned_activation, learned_weight
+from zsq.fitting.learned_steps import learned_activation, learned_weight, with_learned_steps
 from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.graph import capture
 from zsq.passes.correction import adapt_batch_norms
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer, keep_positive
+from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.signs import BinaryWeight, Rule
 from zsq.widths import MOST_BITS, Bits, WidthOrFloat
 
@@ -109,11 +109,8 @@ class Binary(TrainedStudent):
             super().course(placement, fit),
             structure=(fit.teacher.network, fit.bits, placement.table()),
             before_step=partial(_sharpen, signs, options, num_steps),
-            after_step=partial(keep_positive, steps),
         )
-        if options.optimizer == "sgd":
-            return course
-        return replace(course, groups=groups_with_steps(network, steps, options.step_learning_rate))
+        return with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
 
     def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
         """`zsq.fitting.losses.distillation`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from zsq.fitting.choosing import (
     shares_on,
     with_cost,
 )
-from zsq.fitting.learned_steps import groups_with_steps, learned_activation, learned_weight
+from zsq.fitting.learned_steps import learned_activation, learned_weight, with_learned_steps
 from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
@@ -41,7 +41,7 @@ from zsq.placement.choices import (
 )
 from zsq.placement.macs import Counting
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer, keep_positive
+from zsq.quantizers.grids import FakeQuantizer
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits
 
 COSTS = "width_costs"
@@ -172,7 +172,6 @@ class DQNet(TrainedStudent):
         course = replace(
             super().course(placement, fit),
             structure=(fit.teacher.network, fit.bits, placement.table()),
-            after_step=partial(keep_positive, steps),
         )
         if self._dynamic is not None:
             chooser = next(part for part in network.modules() if isinstance(part, Chooser))
@@ -182,13 +181,16 @@ class DQNet(TrainedStudent):
                 taught=with_cost(network, COSTS),
                 before_step=lambda step: chooser.draw(generator),
             )
-        if options.optimizer == "sgd":
+        course = with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
+        if options.optimizer == "sgd" or self._dynamic is None:
             return course
-        return replace(course, groups=self._groups(network, steps))
+        return replace(course, groups=self._with_controller(network, course.groups))
 
-    def _groups(self, network: fx.GraphModule, steps: list[Tensor]) -> list[dict[str, Any]]:
-        groups = groups_with_steps(network, steps, self.options.step_learning_rate)
-        linears = [network.get_submodule(name) for name in CONTROLLER if self._dynamic is not None]
+    def _with_controller(
+        self, network: fx.GraphModule, groups: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """`groups`, the first of which has given the controller's parameters to one of their own."""
+        linears = [network.get_submodule(name) for name in CONTROLLER]
         own = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
         others = [p for p in groups[0]["params"] if all(p is not each for each in own)]
         controller = {"params": own, "lr": self.options.controller_learning_rate}

@@ -105,7 +105,7 @@ class KD(TrainedStudent):
 
     def _has_float_course(self, bits: Bits) -> bool:
         other = self.options.network is not None or self.options.start == "random"
-        return other and bits.uniform != FLOAT
+        return other and bits.quantize()
 
     def float_network(self, fit: Fit) -> nn.Module:
         """The teacher's network, a fresh one, or another one; those trained where grids shall follow.

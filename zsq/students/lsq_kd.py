@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from zsq.contract import Facts, Fit
 from zsq.core.options import Options
 from zsq.fitting.calibration import observe
-from zsq.fitting.learned_steps import StepStart, groups_with_steps, learned_activation, learned_weight
+from zsq.fitting.learned_steps import StepStart, learned_activation, learned_weight, with_learned_steps
 from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer, Quantizer, keep_positive
+from zsq.quantizers.grids import FakeQuantizer, Quantizer
 
 
 class LSQKDOptions(TrainingOptions):
@@ -85,14 +84,8 @@ class LSQKD(TrainedStudent):
 
     def course(self, placement: Placement, fit: Fit) -> Course:
         """As every student, with a learning rate for each step."""
-        network = placement.network
-        steps = [module.step for module in network.modules() if isinstance(module, FakeQuantizer)]
-        groups = [{"params": list(network.parameters())}]
-        if self.options.optimizer != "sgd":
-            groups = groups_with_steps(network, steps, self.options.step_learning_rate)
-        return replace(
-            super().course(placement, fit),
-            groups=groups,
-            structure=(fit.teacher.network, fit.bits, placement.table()),
-            after_step=partial(keep_positive, steps),
-        )
+        options, modules = self.options, placement.network.modules()
+        steps: list[Tensor] = [module.step for module in modules if isinstance(module, FakeQuantizer)]
+        structure = (fit.teacher.network, fit.bits, placement.table())
+        course = replace(super().course(placement, fit), structure=structure)
+        return with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)

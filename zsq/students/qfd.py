@@ -24,13 +24,14 @@ from zsq.fitting.training import Course, Training, TrainingOptions
 from zsq.graph import capture
 from zsq.graph.vocabulary import is_layer
 from zsq.placement.sites import Placement, last_layers
+from zsq.placement.subgraphs import with_values
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.intervals import IntervalActivation, IntervalQuantizer, IntervalWeight
 from zsq.quantizers.observers import Observer
 from zsq.tasks.nesting import Outputs
 from zsq.widths import Bits, Width
 
-Pair = tuple[Outputs, Tensor]  # the network's outputs, and the feature
+Pair = tuple[Outputs, tuple[Tensor]]  # the network's outputs, and the feature
 
 
 class QFDOptions(TrainingOptions):
@@ -179,11 +180,12 @@ class QFD(TrainedStudent):
 
     def loss(self, student: Pair, teacher: Pair) -> Tensor:
         """Of both pairs: the loss of the outputs, and the weighted error of the features."""
-        feature_error = F.mse_loss(student[1], teacher[1])
+        (outputs, (feature,)), (wanted, (reference,)) = student, teacher
+        feature_error = F.mse_loss(feature, reference)
         if not self._task.has_classes:
-            variance = teacher[1].var(correction=0)
+            variance = reference.var(correction=0)
             feature_error = feature_error / torch.where(variance > 0, variance, torch.ones_like(variance))
-        return self._output_loss(student[0], teacher[0]) + self.options.feature_weight * feature_error
+        return self._output_loss(outputs, wanted) + self.options.feature_weight * feature_error
 
 
 def _ordered(intervals: list[IntervalQuantizer]) -> Callable[[], None]:
@@ -216,7 +218,8 @@ def feature_reader(network: fx.GraphModule, teacher: str, name: str | None) -> f
 
 
 def with_feature(network: fx.GraphModule, reader: fx.Node, quantized: bool = False) -> fx.GraphModule:
-    """The same network, over the same tensors, that returns (outputs, what the layer `reader` reads).
+    """The same network, over the same tensors, that returns (outputs, what the layer `reader` reads in a
+    tuple of one).
 
     `quantized`: behind the quantizer of that input, else before it.
     """
@@ -224,11 +227,7 @@ def with_feature(network: fx.GraphModule, reader: fx.Node, quantized: bool = Fal
     if not quantized and feature.op == "call_module":
         module = network.get_submodule(str(feature.target))
         feature = feature.all_input_nodes[0] if isinstance(module, Quantizer) else feature
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    outputs = graph.graph_copy(network.graph, copies)
-    graph.output((outputs, copies[feature]))
-    return fx.GraphModule(network, graph)
+    return with_values(network, [feature.name])
 
 
 @torch.no_grad()

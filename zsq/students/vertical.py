@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,12 +17,12 @@ from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.calibration import observe
-from zsq.fitting.learned_steps import groups_with_steps, learned_activation, learned_weight
+from zsq.fitting.learned_steps import learned_activation, learned_weight, with_learned_steps
 from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement, Site, placement_of
-from zsq.quantizers.grids import FakeQuantizer, keep_positive
+from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.nested import Ladder, LearnedNested, LearnedSteps
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
 
@@ -129,11 +128,8 @@ class Vertical(TrainedStudent):
             super().course(placement, fit),
             structure=(fit.teacher.network, fit.bits, placement.table()),
             before_step=self._draws(ladders, fit),
-            after_step=partial(keep_positive, steps),
         )
-        if options.optimizer == "sgd":
-            return course
-        return replace(course, groups=groups_with_steps(network, steps, options.step_learning_rate))
+        return with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
 
     def _draws(self, ladders: list[Ladder], fit: Fit) -> Callable[[int], None]:
         least = self.options.least

@@ -128,7 +128,7 @@ def test_losses_are_the_published_ones(digits):
     features = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
     qfd = create("qfd", digits.spec, {"task_loss": "ce"}, Runtime())
     expected = hard.item() + 0.5 * (features[0] - features[1]).square().mean().item()
-    assert qfd.loss((student, features[0]), (teacher, features[1])).item() == pytest.approx(
+    assert qfd.loss((student, (features[0],)), (teacher, (features[1],))).item() == pytest.approx(
         expected, rel=1e-5
     )
 
@@ -162,18 +162,17 @@ def test_ranges_of_gdfq_are_set_before_training_and_then_stay(digits, images):
 
 def test_the_teachers_feature_is_quantized_and_carries_no_gradient(digits, images):
     network = capture(digits.network, digits.example())
-    exact = with_feature(network, feature_reader(network, "", None))(digits.spec.pixels_to_norm(images[:64]))[
-        1
-    ]
+    norm = digits.spec.pixels_to_norm(images[:64])
+    _, (exact,) = with_feature(network, feature_reader(network, "", None))(norm)
     for bits in (1, 8):
         quantized = capture(digits.network, digits.example())
         reader = feature_reader(quantized, "", None)
         quantize_feature(quantized, reader, digits.spec, images[:64], bits, search=True)
         taught = with_feature(quantized, reader, quantized=True)
-        output, feature = taught(digits.spec.pixels_to_norm(images[:64]))
+        output, (feature,) = taught(norm)
         assert len(feature.unique()) <= 2**bits
-        assert torch.equal(output, quantized(digits.spec.pixels_to_norm(images[:64])))
-        before = with_feature(quantized, reader)(digits.spec.pixels_to_norm(images[:64]))[1]
+        assert torch.equal(output, quantized(norm))
+        _, (before,) = with_feature(quantized, reader)(norm)
         torch.testing.assert_close(before, exact)
     assert (feature - exact).abs().max() < 0.02 * exact.abs().max(), "8 bits are as good as float"
 

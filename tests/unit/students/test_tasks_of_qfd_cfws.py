@@ -83,10 +83,10 @@ def test_a_feature_is_quantized_for_all_that_read_it_and_named_by_any():
     for name in ("classes", "boxes"):  # the first call of `classes` reads the fine level
         network = capture(teacher.network, teacher.example())
         reader = feature_reader(network, teacher.name, name)
-        exact = with_feature(network, reader)(norm)
+        _, (exact,) = with_feature(network, reader)(norm)
         quantize_feature(network, reader, teacher.spec, pixels_of(teacher), 2, search=True)
-        given, feature = with_feature(network, reader, quantized=True)(norm)
-        assert feature.shape == exact[1].shape == (8, 8, 8, 8) and len(feature.unique()) == 4
+        given, (feature,) = with_feature(network, reader, quantized=True)(norm)
+        assert feature.shape == exact.shape == (8, 8, 8, 8) and len(feature.unique()) == 4
         torch.testing.assert_close(given["boxes"], teacher.network.boxes(feature))
         torch.testing.assert_close(
             given["classes"][1], teacher.network.classes(teacher.network.next(feature))
@@ -104,7 +104,7 @@ def test_errors_of_maps_count_whatever_their_scale():
     same = {"boxes": own}
     expected = 0.25 * F.mse_loss(own, other) / other.var(correction=0)
     for scale in (1, 1000):
-        found = student.total_loss((same, own * scale), (same, other * scale))
+        found = student.total_loss((same, (own * scale,)), (same, (other * scale,)))
         torch.testing.assert_close(found, expected)
 
 
@@ -129,7 +129,7 @@ def test_a_transformers_feature_is_what_its_head_reads(images):
     teacher = digits_vit()
     network = capture(teacher.network, teacher.example())
     reader = feature_reader(network, teacher.name, None)
-    _, feature = with_feature(network, reader)(teacher.spec.pixels_to_norm(images[:4]))
+    _, (feature,) = with_feature(network, reader)(teacher.spec.pixels_to_norm(images[:4]))
     assert feature.dim() == 2 and len(feature) == 4
     short = {"iterations": 1, "teacher_iterations": 1, "batch": 16, "learning_rate": 1e-5}
     fitted = fit("qfd", teacher, images[:64], "W8A8", **short)
