@@ -300,6 +300,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-screen-sets": partial(sets_of, "methods-screen"),
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
     "methods-headline-sets": partial(sets_of, "methods-headline"),
+    "resnet20-2048": partial(gaps_of, "resnet20-2048", ("student", *ALL), 3),
     "methods-curve": curve,
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
