@@ -218,15 +218,29 @@ def executorch(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) 
     return predict
 
 
-def litert(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
-    """ai-edge-quantizer: static ranges, weights per channel; input and output are integers too."""
-    from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer.quantizer import Quantizer
+def litert(
+    network: nn.Module, spec: ImageSpec, images: Images, bits: Bits, *, widest: bool = False
+) -> Predict:
+    """ai-edge-quantizer: static ranges, weights per channel; input and output are integers too.
 
-    quantizer = Quantizer(float_tflite(network, spec))
-    quantizer.add_static_config(".*", "*", bits.activations, bits.weights)
+    A range is a moving average over the images, where the newest counts a twentieth; `widest`
+    takes the smallest and largest value of all images.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.quantizer import Quantizer
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    recipe = RecipeManager()
+    recipe.add_static_config(".*", "*", bits.activations, bits.weights)
+    float_file = float_tflite(network, spec)
+    settings = {"qsv_update_func": min_max_update} if widest else {}
+    calibrator = Calibrator(float_file, num_threads=torch.get_num_threads(), **settings)
     one_by_one = [{"args_0": image.numpy()} for image in norm_images(spec, images).split(1)]
-    ranges = quantizer.calibrate({"serving_default": one_by_one}, num_threads=torch.get_num_threads())
+    calibrator.calibrate({"serving_default": one_by_one}, recipe)
+    quantizer = Quantizer(float_file, recipe.get_quantization_recipe())
+    ranges = calibrator.get_model_qsvs()
     content = bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
     interpreter = Interpreter(model_content=content, num_threads=torch.get_num_threads())
     runner = interpreter.get_signature_runner("serving_default")
@@ -242,6 +256,11 @@ def litert(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> P
         return scale * (torch.from_numpy(np.concatenate(found)).float() - zero)
 
     return predict
+
+
+def litert_widest(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """The same with the widest ranges."""
+    return litert(network, spec, images, bits, widest=True)
 
 
 def nncf(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
@@ -350,5 +369,6 @@ TOOLS: dict[str, tuple[Quantize, tuple[str, ...], tuple[str, ...]]] = {
     "brevitas": (brevitas, ("brevitas",), ("W8A8", "W4A4")),
     "executorch": (executorch, ("executorch", "torchao"), ("W8A8",)),
     "litert": (litert, ("ai-edge-quantizer", "ai-edge-litert", "litert-torch"), ("W8A8", "W4A8")),
+    "litert-widest": (litert_widest, ("ai-edge-quantizer", "ai-edge-litert", "litert-torch"), ("W8A8",)),
     "mct-gptq": (mct_gptq, ("model-compression-toolkit",), ("W2A8",)),
 }
