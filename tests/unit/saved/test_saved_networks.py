@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from forged_students import complaint, forge
 from safetensors.torch import load_file, save_file
-from test_saving import complaint, forge
 from tiny_students import fit, outputs
 from torch import nn
 from toys import image_spec, structured_images

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 import torch
-from test_saving import complaint, forge
+from forged_students import complaint, forge
 
 import zsq
 from zsq.graph.vocabulary import OPERATIONS, PYTHON_FUNCTIONS

@@ -91,7 +91,7 @@ class Log:
         self.losses = []
 
     def advance(self, amount, **values):
-        self.losses.append(values["loss"])
+        self.losses += [values["loss"]] if values else []
 
 
 def fit(teacher, pixels, bits="W8A8", log=None, seed=0, **options):
