@@ -30,7 +30,7 @@ from zsq.config import QuantizeConfig, RuntimeConfig
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.measure.protocol import REAL
-from zsq.measure.quantize import Preparation, quantized
+from zsq.measure.quantize import Places, Preparation, quantized
 from zsq.report.tables import DASH, Grid, number
 from zsq.request.defaults import TABLE, choose
 from zsq.teacher.load import build_without_global_rng
@@ -99,7 +99,7 @@ def real(bits: str, number: int, num_sets: int, threads: int) -> dict[str, Any]:
     )
     chosen_set = training_images(teacher.spec).disjoint_sets(num_sets, chosen.count, 0)[number]
     start = time.perf_counter()
-    result = quantized(Preparation.of(config, teacher, runtime, None, None), chosen_set, Reporter())
+    result = quantized(Preparation.of(config, teacher, runtime, Places()), chosen_set, Reporter())
     return {
         "taken_seconds": round(time.perf_counter() - start),
         "accuracy": round(result.metrics["accuracy"], 2),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zsq.images.sources import load_images as load_images
     from zsq.imports.importing import import_images as import_images
     from zsq.saved.onnx_qdq import export_onnx as export_onnx
+    from zsq.saved.pt2e import export_pt2 as export_pt2
     from zsq.saved.pt2e import pt2e_student as pt2e_student
     from zsq.saved.saving import load_student as load_student
     from zsq.saved.saving import save_student as save_student
@@ -37,6 +38,7 @@ _HOMES = {
     "audit": "zsq.api",
     "export": "zsq.exports.exporting",
     "export_onnx": "zsq.saved.onnx_qdq",
+    "export_pt2": "zsq.saved.pt2e",
     "generate": "zsq.api",
     "import_images": "zsq.imports.importing",
     "inspect": "zsq.api",

@@ -28,7 +28,7 @@ COMMANDS = {
             "--seed",
             "--eval",
         ),
-        *("--count", "--out", "--onnx", "--set", "--offline", *RUNTIME),
+        *("--count", "--out", "--onnx", "--pt2", "--set", "--offline", *RUNTIME),
     ],
     "gap": [
         *("--teacher", "--shards", "--real", "--eval", "--student", "--bits", "--out", "--weights"),

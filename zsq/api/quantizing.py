@@ -20,7 +20,7 @@ from zsq.core.effort import Effort
 from zsq.core.errors import OptionError
 from zsq.core.files import output_path
 from zsq.core.progress import Reporter
-from zsq.measure.quantize import Quantized
+from zsq.measure.quantize import Places, Quantized
 from zsq.request.fulfil import fulfil
 from zsq.widths import Rows
 
@@ -41,6 +41,7 @@ def quantize(
     count: int | None = QUANTIZE.count,
     out: str | Path | None = None,
     onnx: str | Path | None = None,
+    pt2: str | Path | None = None,
     passes: Sequence[str] = QUANTIZE.passes,
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
@@ -66,6 +67,7 @@ def quantize(
         out: write the student there for `load_student`: NAME.safetensors, or a folder. None: nowhere; where
             images are made, the first free `outputs/TEACHER-BITS`.
         onnx: write a W8A8 or W4A8 student there as an ONNX file; `eval` then gives its `onnx_accuracy` too.
+        pt2: write a W8A8 or W4A8 student there for converters, as `export_pt2`.
         fit: how photos of another size are brought to the teacher's: `crop`, `stretch` or `refuse`; None: as
             its own preprocessing does.
         class_names: where class folders are named otherwise than the teacher's classes: a file with their
@@ -111,7 +113,10 @@ def quantize(
     }
     return fulfil(
         validated(RequestConfig, values, "quantize"),
-        None if out is None else output_path(out),
-        None if onnx is None else output_path(onnx, "--onnx"),
+        Places(
+            None if out is None else output_path(out),
+            None if onnx is None else output_path(onnx, "--onnx"),
+            None if pt2 is None else output_path(pt2, "--pt2"),
+        ),
         reporter or Reporter(quiet=True),
     )

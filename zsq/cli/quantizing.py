@@ -70,6 +70,14 @@ def quantize(
     onnx: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write the student as ONNX (W8A8 or W4A8 only).")
     ] = None,
+    pt2: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the student as a program of PyTorch, for converters (W8A8 or W4A8, weights "
+            "without a zero point).",
+        ),
+    ] = None,
     passes: Passes = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,

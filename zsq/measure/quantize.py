@@ -67,6 +67,55 @@ class Quantized:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where a student is written: as `save_student`, `export_onnx` and `export_pt2` do; None: not at all."""
+
+    out: Path | None = None
+    onnx: Path | None = None
+    pt2: Path | None = None
+
+    def check(self, teacher: Teacher, student: Student, config: QuantizeConfig) -> None:
+        """Refuse before a long fit what could not be written after it.
+
+        Raises:
+            ZsqError: one class per cause.
+        """
+        widths = [Bits.parse(bits) for bits in (config.bits, *config.more_bits)]
+        for bits in widths:
+            _check_out(teacher, self.of(bits, len(widths)).out)
+        for option, path in (("--onnx", self.onnx), ("--pt2", self.pt2)):
+            if path is not None and len(widths) > 1:
+                raise OptionError(f"{option} with {len(widths)} --bits", "one")
+            if path is not None and path.is_dir():
+                raise OptionError(f"{option} {path} is a folder", "a file")
+        if self.onnx is not None:
+            _check_onnx(teacher, config)
+        if self.pt2 is not None:
+            _check_pt2(student, config)
+
+    def of(self, bits: Bits, several: int) -> Places:
+        """Those of one of several bits: each is saved in a folder called after them."""
+        return self if self.out is None or several == 1 else replace(self, out=self.out / str(bits))
+
+    def write(self, fitted: FittedStudent, teacher: Teacher) -> tuple[Path, ...]:
+        """Write the student to all of them.
+
+        Raises:
+            ZsqError: one class per cause.
+        """
+        from zsq.saved.onnx_qdq import export_onnx
+        from zsq.saved.pt2e import export_pt2
+        from zsq.saved.saving import save_student
+
+        files = () if self.out is None else save_student(fitted, teacher, self.out)
+        for export, path in ((export_onnx, self.onnx), (export_pt2, self.pt2)):
+            if path is not None:
+                export(fitted, path)
+                files = (*files, path)
+        return files
+
+
+@dataclass(frozen=True)
 class Preparation:
     """All that a fit takes but its images, checked: what cannot work or be written is refused before them."""
 
@@ -74,15 +123,12 @@ class Preparation:
     teacher: Teacher
     student: Student
     runtime: Runtime
-    out: Path | None
-    onnx: Path | None
+    places: Places
     evaluation: ImageSet | None
     reference: Reference | None
 
     @classmethod
-    def of(
-        cls, config: QuantizeConfig, teacher: Teacher, runtime: Runtime, out: Path | None, onnx: Path | None
-    ) -> Preparation:
+    def of(cls, config: QuantizeConfig, teacher: Teacher, runtime: Runtime, places: Places) -> Preparation:
         """For `teacher`, which is on the runtime's device.
 
         Raises:
@@ -94,20 +140,19 @@ class Preparation:
             if widths.count(bits) > 1:
                 raise OptionError(f"--bits {bits} twice", "each once")
             student.check_bits(bits.with_rows(config.widths), config.first_last)
-            _check_out(teacher, _place(out, bits, len(widths)))
-        _check_onnx(teacher, config, onnx)
+        places.check(teacher, student, config)
         evaluation, reference = None, None
         if config.eval is not None:
             evaluation = images_for(teacher, config.eval, config, labelled=True)
             reference = score_teacher(teacher, evaluation, runtime, need_truth=False)
-        return cls(config, teacher, student, runtime, out, onnx, evaluation, reference)
+        return cls(config, teacher, student, runtime, places, evaluation, reference)
 
     def each(self) -> Iterator[Preparation]:
         """One for each of the bits; of several, each is written in a folder called after its bits."""
         several = (self.config.bits, *self.config.more_bits)
         for bits in several:
             own = self.config.model_copy(update={"bits": bits, "more_bits": ()})
-            yield replace(self, config=own, out=_place(self.out, Bits.parse(bits), len(several)))
+            yield replace(self, config=own, places=self.places.of(Bits.parse(bits), len(several)))
 
     @property
     def bits(self) -> Bits:
@@ -115,18 +160,14 @@ class Preparation:
         return _bits(self.config)
 
 
-def _place(out: Path | None, bits: Bits, several: int) -> Path | None:
-    return out if out is None or several == 1 else out / str(bits)
-
-
 def _bits(config: QuantizeConfig) -> Bits:
     return Bits.parse(config.bits).with_rows(config.widths)
 
 
 def quantize_images(
-    config: QuantizeConfig, images: str | Path, out: Path | None, onnx: Path | None, reporter: Reporter
+    config: QuantizeConfig, images: str | Path, places: Places, reporter: Reporter
 ) -> Quantized:
-    """Fit on `images`, write where `out` and `onnx` say, score.
+    """Fit on `images`, write to `places`, score.
 
     Raises:
         ZsqError: what cannot work or be written is refused before the fit.
@@ -134,7 +175,7 @@ def quantize_images(
     runtime = Runtime.resolve(**config.runtime.model_dump())
     weights = None if config.weights is None else Path(config.weights)
     teacher = load_teacher(config.teacher, weights, offline=config.offline).to(runtime.device)
-    prepared = Preparation.of(config, teacher, runtime, out, onnx)
+    prepared = Preparation.of(config, teacher, runtime, places)
     return quantized(prepared, images_for(teacher, images, config, limit=config.count), reporter)
 
 
@@ -148,11 +189,11 @@ def _quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qu
     teacher, runtime, reference = prepared.teacher, prepared.runtime, prepared.reference
     fitted = _fitted(prepared, given, reporter)
     fit_metrics = {} if reference is not None else _on_fit(given, fitted, teacher, runtime)
-    files = _write(fitted, teacher, prepared.out, prepared.onnx)
+    files = prepared.places.write(fitted, teacher)
     return Quantized(
         fitted,
         student_cost(fitted),
-        _scores(reference, fitted, teacher, prepared.onnx),
+        _scores(reference, fitted, teacher, prepared.places.onnx),
         None if reference is None else reference.quality,
         files,
         fit_metrics,
@@ -188,7 +229,6 @@ def _fitted(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Fitte
 
 
 def _check_out(teacher: Teacher, out: Path | None) -> None:
-    """Refuse before a long fit what could not be saved after it."""
     from zsq.saved.saving import check_destination, check_saveable
 
     if out is not None:
@@ -196,28 +236,17 @@ def _check_out(teacher: Teacher, out: Path | None) -> None:
         check_saveable(teacher)
 
 
-def _check_onnx(teacher: Teacher, config: QuantizeConfig, onnx: Path | None) -> None:
-    """The same for an ONNX file."""
+def _check_onnx(teacher: Teacher, config: QuantizeConfig) -> None:
     from zsq.saved.onnx_qdq import check_exportable, check_network_exportable
 
-    if onnx is not None:
-        if config.more_bits:
-            raise OptionError(f"--onnx with {1 + len(config.more_bits)} --bits", "one")
-        if onnx.is_dir():
-            raise OptionError(f"--onnx {onnx} is a folder", "a file")
-        check_exportable(config.student, _bits(config), config.first_last)
-        check_network_exportable(teacher)
+    check_exportable(config.student, _bits(config), config.first_last)
+    check_network_exportable(teacher)
 
 
-def _write(fitted: FittedStudent, teacher: Teacher, out: Path | None, onnx: Path | None) -> tuple[Path, ...]:
-    from zsq.saved.onnx_qdq import export_onnx
-    from zsq.saved.saving import save_student
+def _check_pt2(student: Student, config: QuantizeConfig) -> None:
+    from zsq.saved.pt2e import check_exportable
 
-    files = () if out is None else save_student(fitted, teacher, out)
-    if onnx is None:
-        return files
-    export_onnx(fitted, onnx)
-    return *files, onnx
+    check_exportable(config.student, student, _bits(config), config.first_last)
 
 
 def _scores(

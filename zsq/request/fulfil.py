@@ -14,7 +14,7 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.generators import method_class
 from zsq.images.sources import images_for
-from zsq.measure.quantize import Preparation, Quantized, quantize_images, quantized
+from zsq.measure.quantize import Places, Preparation, Quantized, quantize_images, quantized
 from zsq.request.defaults import Defaults, choice_line, choose, require_student
 from zsq.request.forecast import forecast_of
 from zsq.runfolder import OUTPUTS, folder_of_run, next_folder, plain_name
@@ -25,12 +25,12 @@ from zsq.teacher import load_teacher
 from zsq.widths import Bits
 
 
-def fulfil(asked: RequestConfig, out: Path | None, onnx: Path | None, reporter: Reporter) -> Quantized:
+def fulfil(asked: RequestConfig, places: Places, reporter: Reporter) -> Quantized:
     """The student that `asked` describes.
 
     Args:
-        out: where the student is written. None: nowhere, or where images are made, below `OUTPUTS`. They lie
-            beside it, in a folder that is called after teacher and method.
+        places: where the student is written. Without `out`: nowhere, or where images are made, below
+            `OUTPUTS`. They lie beside it, in a folder that is called after teacher and method.
 
     Raises:
         ZsqError: what cannot work or be written is refused before any work.
@@ -38,7 +38,7 @@ def fulfil(asked: RequestConfig, out: Path | None, onnx: Path | None, reporter: 
     _check(asked)
     if asked.images is not None and asked.student is not None:
         config = _settled(asked, asked.student, asked.set)
-        return quantize_images(config, asked.images, out, onnx, reporter)
+        return quantize_images(config, asked.images, places, reporter)
     runtime = Runtime.resolve(**asked.runtime.model_dump())
     weights = None if asked.weights is None else Path(asked.weights)
     teacher = load_teacher(asked.teacher, weights, offline=asked.offline).to(runtime.device)
@@ -48,10 +48,10 @@ def fulfil(asked: RequestConfig, out: Path | None, onnx: Path | None, reporter: 
     if asked.images is not None:
         student = (None, f"student {_student_text(config)}")
         reporter.say(choice_line(f"{config.bits} of {teacher.name}", [student]))
-        prepared = Preparation.of(config, teacher, runtime, out, onnx)
+        prepared = Preparation.of(config, teacher, runtime, places)
         return quantized(prepared, images_for(teacher, asked.images, config, limit=asked.count), reporter)
-    prepared = _prepared(config, teacher, runtime, out, onnx, reporter)
-    job = _images_job(asked, chosen, teacher, OUTPUTS if out is None else out.parent)
+    prepared = _prepared(config, teacher, runtime, places, reporter)
+    job = _images_job(asked, chosen, teacher, OUTPUTS if places.out is None else places.out.parent)
     for line in (_choice_line(asked, config, job), *chosen.notes):
         reporter.say(line)
     found = (job.out / MANIFEST_NAME).exists()
@@ -77,21 +77,16 @@ def _settled(asked: RequestConfig, student: str, options: dict[str, Any]) -> Qua
 
 
 def _prepared(
-    config: QuantizeConfig,
-    teacher: Teacher,
-    runtime: Runtime,
-    out: Path | None,
-    onnx: Path | None,
-    reporter: Reporter,
+    config: QuantizeConfig, teacher: Teacher, runtime: Runtime, places: Places, reporter: Reporter
 ) -> Preparation:
     """With a place for the student where none was asked for, if it can be saved at all."""
-    own = out or next_folder(OUTPUTS / f"{plain_name(config.teacher)}-{config.bits}")
+    own = places.out or next_folder(OUTPUTS / f"{plain_name(config.teacher)}-{config.bits}")
     try:
-        prepared = Preparation.of(config, teacher, runtime, own, onnx)
+        prepared = Preparation.of(config, teacher, runtime, replace(places, out=own))
     except UntraceableError as error:
-        if out is not None:
+        if places.out is not None:
             raise
-        prepared = Preparation.of(config, teacher, runtime, None, onnx)
+        prepared = Preparation.of(config, teacher, runtime, places)
         reporter.say(f"the student will not be kept: {error}")
     require_student(prepared.student, teacher, prepared.bits)
     return prepared

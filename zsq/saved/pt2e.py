@@ -8,16 +8,20 @@ are moved by 128 with their zero point. Biases, additions and what else the stud
 from __future__ import annotations
 
 import copy
+import io
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
-from zsq.contract import FittedStudent
-from zsq.core.errors import OptionError
+from zsq.contract import FittedStudent, Student
+from zsq.core.errors import ExportError, OptionError, first_line
+from zsq.core.files import atomic_write_bytes
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.saved.stored_graph import move_to
+from zsq.saved.stored_grids import no_onnx_form
 from zsq.widths import Bits
 
 WIDTHS = (Bits(8, 8), Bits(4, 8))
@@ -59,6 +63,36 @@ class _Weight(nn.Module):
         return operations.dequantize_per_channel.default(integers, *grid)
 
 
+def check_exportable(name: str, student: Student, bits: Bits, first_last: int | None) -> None:
+    """Check before a fit by the student `name` what is known of its result: widths, the form of its grids,
+    and that weights will have no zero point.
+
+    Raises:
+        OptionError: other widths, grids that have no such form, or `ptq` without `symmetric_weights`.
+    """
+    _check_widths(bits, first_last)
+    lacking = no_onnx_form(student.form)
+    if lacking is not None:
+        _refuse_grids(name, lacking)
+    if not getattr(student.options, "symmetric_weights", True):
+        _refuse_weights(f"weights of student {name} have a zero point")
+
+
+def _check_widths(bits: Bits, first_last: int | None) -> None:
+    if bits not in WIDTHS or first_last not in (None, 8):
+        ends = "" if first_last is None else f" --first-last {first_last}"
+        raise OptionError(f"{bits}{ends}", f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any")
+
+
+def _refuse_grids(student: str, what: str) -> NoReturn:
+    raise OptionError(f"student {student}: its grids have {what}", "one scale each", "use another student")
+
+
+def _refuse_weights(found: str) -> NoReturn:
+    expected = "integers of -127..127 without one"
+    raise OptionError(found, expected, "--student ptq --set symmetric_weights=true")
+
+
 def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
     """The student's network for `torch.export.export`, on the CPU; norm in, outputs as the student's.
 
@@ -76,11 +110,7 @@ def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
         >>> import torch
         >>> program = torch.export.export(zsq.pt2e_student(result.fitted), (torch.zeros(1, 1, 32, 32),))
     """
-    if fitted.bits not in WIDTHS or fitted.first_last not in (None, 8):
-        ends = "" if fitted.first_last is None else f" --first-last {fitted.first_last}"
-        raise OptionError(
-            f"{fitted.bits}{ends}", f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any"
-        )
+    _check_widths(fitted.bits, fitted.first_last)
     # Where PyTorch keeps these operations; to import it is what registers them.
     import_module("torch.ao.quantization.fx._decomposed")
     assert isinstance(fitted.network, fx.GraphModule)
@@ -91,20 +121,48 @@ def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
     return network
 
 
+def export_pt2(fitted: FittedStudent, path: str | Path) -> None:
+    """Write `pt2e_student` as a program of PyTorch, which `torch.export.load` reads; for one image, float32
+    norm (1, C, H, W).
+
+    PyTorch knows the operations once `torch.ao.quantization.fx._decomposed` is imported.
+
+    Raises:
+        OptionError: as `pt2e_student`.
+        ExportError: the network cannot be exported. StorageError: the disk refused.
+
+    Example:
+        >>> result = zsq.quantize(
+        ...     "embedded:digits", "embedded:digits:train", "ptq", "W8A8", count=64,
+        ...     set={"symmetric_weights": True},
+        ... )
+        >>> zsq.export_pt2(result.fitted, "digits.pt2")
+    """
+    network, content = pt2e_student(fitted), io.BytesIO()
+    image = fitted.spec.pixels_to_norm(torch.zeros(1, *fitted.spec.shape, dtype=torch.uint8))
+    # From inside the exporter, which may refuse a network in many ways.
+    try:
+        program = torch.export.export(network, (image,))
+        # They name the folders of the machine.
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)
+        torch.export.save(program, content)
+    except Exception as error:
+        said = first_line(error)[:300]
+        raise ExportError(f"student {fitted.student} cannot be exported by PyTorch: {said}") from None
+    atomic_write_bytes(Path(path), content.getvalue())
+
+
 def _replaced(fitted: FittedStudent, network: nn.Module, path: str, quantizer: Quantizer) -> nn.Module:
     if quantizer.no_onnx_form is not None:
-        found = f"student {fitted.student}: its grids have {quantizer.no_onnx_form}"
-        raise OptionError(found, "one scale each", "use another student")
+        _refuse_grids(fitted.student, quantizer.no_onnx_form)
     affine = quantizer.as_affine()
     if quantizer.kind == "activation":
         return _Activation(affine)
     weight: Any = network.get_submodule(path.removesuffix(".weight_quantizer")).weight
     integers = affine.integers(weight.detach())
     if affine.zero_point.any() or integers.abs().max() > NARROW[1]:
-        found = f"student {fitted.student}: weights of {path.removesuffix('_quantizer')} "
-        raise OptionError(
-            found + "have a zero point, or the integer -128",
-            "integers of -127..127 without one",
-            "--student ptq --set symmetric_weights=true",
-        )
+        layer = path.removesuffix("_quantizer")
+        found = f"student {fitted.student}: weights of {layer} have a zero point, or the integer -128"
+        _refuse_weights(found)
     return _Weight(weight.detach(), affine)

@@ -6,7 +6,7 @@ from toys import make_teacher
 from zsq.config import GenerateConfig, QuantizeConfig, RuntimeConfig
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import FORWARDS_PER_FIT, STEP_COST
-from zsq.measure.quantize import Preparation
+from zsq.measure.quantize import Places, Preparation
 from zsq.request import forecast
 from zsq.request.forecast import Forecast, forecast_of, student_seconds, students_seconds
 from zsq.synthesis.resolved import ResolvedRun, resolve
@@ -15,7 +15,7 @@ from zsq.synthesis.resolved import ResolvedRun, resolve
 def prepared(student="genie-m", runtime=None, bits=("W4A4",), **options):
     first, *more = bits
     config = QuantizeConfig(teacher="toy", student=student, bits=first, more_bits=tuple(more), set=options)
-    return Preparation.of(config, make_teacher(), runtime or Runtime(threads=1), None, None)
+    return Preparation.of(config, make_teacher(), runtime or Runtime(threads=1), Places())
 
 
 @pytest.fixture
