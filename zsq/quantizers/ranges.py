@@ -85,7 +85,8 @@ def _least_error(
     """Of the grids between these ends that of the least squared error, for each row."""
     made = affine_grid if holds_zero else _unstretched
     grids = [made(low, high, bits) for low, high in ends_C]
-    errors = [lp_error(values_CM, counts_M, step, zero, 0, 2**bits - 1, 2.0) for step, zero in grids]
+    room = torch.empty_like(values_CM)
+    errors = [lp_error(values_CM, counts_M, step, zero, 0, 2**bits - 1, 2.0, room) for step, zero in grids]
     chosen = torch.stack(errors).argmin(dim=0, keepdim=True)
     step, zero = (torch.stack(part).gather(0, chosen)[0] for part in zip(*grids, strict=True))
     return step, zero
@@ -105,14 +106,27 @@ def _row_quantile(ordered_CM: Tensor, q: float) -> Tensor:
 
 
 def lp_error(
-    values_CM: Tensor, counts_M: Tensor | None, step_C: Tensor, zero_C: Tensor, lo: int, hi: int, p: float
+    values_CM: Tensor,
+    counts_M: Tensor | None,
+    step_C: Tensor,
+    zero_C: Tensor,
+    lo: int,
+    hi: int,
+    p: float,
+    room_CM: Tensor | None = None,
 ) -> Tensor:
-    """Sum over M of counts |x - xq|^p, (C,)."""
+    """Sum over M of counts |x - xq|^p, (C,).
+
+    Args:
+        room_CM: like `values_CM`; it is written over. A search gives the same each time: fresh memory of a
+            large weight takes longer than the arithmetic.
+    """
     step, zero = step_C[:, None], zero_C[:, None]
-    quotient = (values_CM / step).round_()
-    quotient = torch.minimum(torch.maximum(quotient, lo - zero), hi - zero)
-    error = (values_CM - quotient * step).abs_().pow_(p)
-    return (error if counts_M is None else error * counts_M).sum(dim=1)
+    error = torch.div(values_CM, step, out=room_CM).round_()
+    torch.maximum(error, lo - zero, out=error)
+    torch.minimum(error, hi - zero, out=error)
+    torch.sub(values_CM, error.mul_(step), out=error).abs_().pow_(p)
+    return (error if counts_M is None else error.mul_(counts_M)).sum(dim=1)
 
 
 def lp_affine(
@@ -127,7 +141,7 @@ def lp_affine(
     Both ends are clipped by one ratio, then with `each_end` each by its own; ratio 1, min-max, is among them.
     """
     low, high = values_CM.amin(dim=1).clamp(max=0), values_CM.amax(dim=1).clamp(min=0)
-    best = torch.full_like(low, torch.inf)
+    best, room = torch.full_like(low, torch.inf), torch.empty_like(values_CM)
     two_sided = bool((low < 0).any() and (high > 0).any())
     clips = ((True, True), (False, True), (True, False)) if each_end and two_sided else ((True, True),)
     for clip_low, clip_high in clips:
@@ -136,7 +150,7 @@ def lp_affine(
             candidate_low = start_low * ratio if clip_low else start_low
             candidate_high = start_high * ratio if clip_high else start_high
             step, zero = affine_grid(candidate_low, candidate_high, bits)
-            error = lp_error(values_CM, counts_M, step, zero, 0, 2**bits - 1, p)
+            error = lp_error(values_CM, counts_M, step, zero, 0, 2**bits - 1, p, room)
             better = error < best
             best = torch.where(better, error, best)
             low, high = torch.where(better, candidate_low, low), torch.where(better, candidate_high, high)
@@ -149,10 +163,10 @@ def lp_symmetric(
     """Step (C,) of the grid lo..hi around 0 with the least Lp error over clip ratios 1.00 .. 0.01."""
     largest = (values_CM.abs().amax(dim=1) / hi).clamp(min=SMALLEST_STEP)
     best, best_step = torch.full_like(largest, torch.inf), largest
-    zero = torch.zeros_like(largest)
+    zero, room = torch.zeros_like(largest), torch.empty_like(values_CM)
     for ratio in _ratios():
         step = largest * ratio
-        error = lp_error(values_CM, counts_M, step, zero, lo, hi, p)
+        error = lp_error(values_CM, counts_M, step, zero, lo, hi, p, room)
         better = error < best
         best, best_step = torch.where(better, error, best), torch.where(better, step, best_step)
     return best_step
