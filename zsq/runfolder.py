@@ -103,11 +103,14 @@ def open_run(
         whole: the file that says the run is finished; where it grows, it no longer is.
 
     Raises:
-        RunFolderError: the folder holds something and `resume` is off, or holds a run with other options.
+        RunFolderError: a file is in its place, the folder holds something and `resume` is off, or holds a run
+            with other options.
         StorageError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"{folder}: a file is in the way", "a folder", "choose another --out") from None
     except OSError as error:
         raise StorageError(f"cannot create {folder}: {error.strerror}") from None
     path = folder / RUN_FILE

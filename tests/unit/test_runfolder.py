@@ -1,6 +1,7 @@
 """A run's folder: new, resumed, or in the way."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -92,8 +93,13 @@ def test_a_run_file_of_another_kind_is_not_taken_up(tmp_path, content):
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(StorageError, match="cannot create"):
+        with pytest.raises(RunFolderError, match="a file is in the way; expected a folder"):
             open_run(folder, OPTIONS, resume=False)
+
+
+def test_a_folder_that_cannot_be_made():
+    with pytest.raises(StorageError, match="cannot create /proc/none/run: No such file"):
+        open_run(Path("/proc/none/run"), OPTIONS, resume=False)
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path):

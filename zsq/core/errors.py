@@ -7,12 +7,18 @@ traceback and leaves with `exit_code`: 2 where the call itself was wrong, 1 wher
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What a library was given in memory, at an address that is another in every process.
+_OBJECT = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, on one line; its kind where it says nothing."""
-    return next(iter(str(error).strip("'\"").splitlines()), "") or type(error).__name__
+    """What an error of another library says, on one line, without addresses; its kind where it says
+    nothing."""
+    text = _OBJECT.sub("", str(error).strip("'\""))
+    return next(iter(text.splitlines()), "") or type(error).__name__
 
 
 class ZsqError(Exception):

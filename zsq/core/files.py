@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from zsq.core.errors import OptionError, StorageError
 
@@ -27,7 +28,9 @@ def output_path(text: str | Path, option: str = "--out") -> Path:
     """Where to write, as given by the user.
 
     Raises:
-        OptionError: no name, the root, or a name that is no UTF-8, which no manifest or report could state.
+        OptionError: no name, the root, a name that is no UTF-8, which no manifest or report could state, or a
+            path through a file.
+        StorageError: the disk refuses to write there. Said now, since what follows may take hours.
     """
     given = os.fspath(text)
     shown = given.encode(errors="backslashreplace").decode()
@@ -40,7 +43,21 @@ def output_path(text: str | Path, option: str = "--out") -> Path:
     path = path.resolve() if path.name in ("", "..") else path
     if path == Path(path.anchor):
         raise OptionError(f"{option} {shown}", "a folder other than the root")
+    _check_writable(path, option)
     return path
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """Whether the nearest folder above `path` that exists takes a new file, of which nothing stays."""
+    try:
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise OptionError(f"{option} {path}: {above} is a file", "a folder", f"choose another {option}")
+        with TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        found = f"{option} {path}: cannot write there: {error.strerror}"
+        raise StorageError(found, remedy=f"choose another {option}") from None
 
 
 def open_regular(path: Path) -> BufferedReader:
