@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from zsq.bench import Budget, opened_bench
 from zsq.config import (
@@ -307,8 +310,9 @@ def run_gap(
     weights = Path(config.weights) if config.weights else None
     teacher = load_teacher(config.teacher, weights, offline=config.offline)
     sets = shard_sets_by_source([Path(folder) for folder in config.shards])
-    datasets = [ShardDataset(folder) for folders in sets.values() for folder in folders]
+    datasets = [ShardDataset(folder) for folder in config.shards]
     count = config.count or min(len(dataset) for dataset in datasets)
+    check_different(config.shards, [dataset.pixels()[:count] for dataset in datasets])
     num_sets = max(len(folders) for folders in sets.values())
     runtime = Runtime.resolve(**config.runtime.model_dump())
     real, evaluation = _images(teacher, config.real, config.eval, config)
@@ -348,6 +352,21 @@ def _gap_students(config: GapConfig) -> list[StudentSpec]:
         for name in config.students
         for width in config.bits
     ]
+
+
+def check_different(names: Sequence[str], sets_NCHW: Iterable[Tensor]) -> None:
+    """Refuse the same images given twice: intervals would count them as two draws.
+
+    Raises:
+        OptionError: two sets hold the same pixels.
+    """
+    known: dict[bytes, str] = {}
+    for name, pixels_NCHW in zip(names, sets_NCHW, strict=True):
+        digest = sha256(pixels_NCHW.numpy().data).digest()
+        if digest in known:
+            found = f"the sets {known[digest]} and {name} hold the same images"
+            raise OptionError(found, "each set once", "make the other one with another --seed")
+        known[digest] = name
 
 
 def shard_sets_by_source(folders: list[Path]) -> dict[str, list[Path]]:

@@ -233,11 +233,47 @@ def test_folder_in_the_way(made, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
+def test_set_given_twice_is_no_second_draw(made, tmp_path, capsys):
+    """Also by another name: intervals would be of one draw."""
+    (tmp_path / "again").symlink_to(made / "digits")
+    sets = ("--shards", made / "digits", "--shards", tmp_path / "again")
+    sources = ("--real", "embedded:digits", "--eval", "embedded:digits:val", "--out", tmp_path / "gap")
+    outcome = call(capsys, "gap", *DIGITS, *sets, *sources, "--student", "ptq", "--bits", "W4A4")
+    assert outcome.status == USAGE
+    assert "hold the same images; expected each set once" in outcome.complaint()
+    assert not (tmp_path / "gap").exists()
+
+
+@pytest.mark.parametrize("suffix", ["png", "zip"])
+def test_text_called_an_image(suffix, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / f"photos/letter.{suffix}").write_text("Dear all")
+    images = tmp_path / "photos" / (f"letter.{suffix}" if suffix == "zip" else "")
+    outcome = call(capsys, *FIT, images)
+    assert outcome.status == USAGE
+    assert f"letter.{suffix} cannot be read" in outcome.complaint()
+    assert " at 0x" not in outcome.complaint()
+
+
 def test_file_in_place_of_the_folder(tmp_path, capsys):
     (tmp_path / "taken").write_text("mine")
-    outcome = call(capsys, *NOISE, "--out", tmp_path / "taken")
+    for out, found in (
+        ("taken", "taken: a file is in the way"),
+        ("taken/within", "taken is a file; expected a folder"),
+    ):
+        outcome = call(capsys, *NOISE, "--out", tmp_path / out)
+        assert outcome.status == USAGE
+        assert found in outcome.complaint()
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--out", "--onnx", "--pt2"])
+def test_places_that_take_no_file_are_refused_before_the_fit(option, made, capsys, monkeypatch):
+    """Also where the user is root."""
+    monkeypatch.setattr("zsq.students.ptq.PTQ.run", lambda *_: pytest.fail("fitted"))
+    outcome = call(capsys, *FIT, made / "digits", option, "/proc/none/student")
     assert outcome.status == FAILED
-    assert "taken" in outcome.complaint()
+    assert f"{option} /proc/none/student: cannot write there" in outcome.complaint()
 
 
 @pytest.mark.parametrize(
