@@ -21,7 +21,7 @@ from zsq.core.errors import OptionError, UnknownNameError
 from zsq.core.photofit import Fit
 from zsq.core.records import Record, first_fault, read_toml
 from zsq.core.selection import split_source
-from zsq.widths import WidthOrFloat
+from zsq.widths import BitsText, WidthOrFloat
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -109,8 +109,8 @@ class OneFitConfig(FitConfig):
     of the student's table -> its own width. `more_bits`: of further students, by the same fit where the
     student can."""
 
-    bits: str
-    more_bits: tuple[str, ...] = ()
+    bits: BitsText
+    more_bits: tuple[BitsText, ...] = ()
     widths: dict[str, WidthOrFloat] = Field(default={})
     seed: Seed = 0
     eval: str | None = None
@@ -139,7 +139,7 @@ class GapConfig(FitConfig):
     real: str
     eval: str
     students: Annotated[tuple[str, ...], Field(min_length=1)]
-    bits: Annotated[tuple[str, ...], Field(min_length=1)]
+    bits: Annotated[tuple[BitsText, ...], Field(min_length=1)]
     seeds: Repeats = 3
     show_real: bool = False
 
@@ -236,7 +236,7 @@ class RecipeStudent(Record):
 
     name: str
     called: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
-    bits: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+    bits: Annotated[tuple[BitsText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
     first_last: int | None = None
     widths: dict[str, WidthOrFloat] | str = Field(default={})
     passes: tuple[str, ...] = ()

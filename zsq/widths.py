@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from zsq.core.errors import OptionError
 from zsq.core.records import read_csv
@@ -108,6 +108,10 @@ class Bits:
         """`W4A4`, or `W4A4+3 rows`."""
         own = f"+{len(self.own)} rows" if self.own else ""
         return f"W{self.weights}A{self.activations}{own}"
+
+
+# As folders, tables and records spell them, however a caller does.
+BitsText = Annotated[str, AfterValidator(lambda text: str(Bits.parse(text)))]
 
 
 @dataclass

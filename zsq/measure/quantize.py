@@ -181,6 +181,9 @@ def quantize_images(
 
 def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Quantized:
     """Fit on `given`, write, score; for each of the bits, by one student that may train once for all."""
+    wanted = prepared.config.count
+    if wanted is not None and len(given) < wanted:
+        reporter.say(f"{given.source} holds {len(given)} images, fewer than --count {wanted}: all are taken")
     first, *others = [_quantized(each, given, reporter) for each in prepared.each()]
     return replace(first, others=tuple(others))
 

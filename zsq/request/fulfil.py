@@ -66,6 +66,9 @@ def _check(asked: RequestConfig) -> None:
     for option, value in (("--method", asked.method), ("--effort", asked.effort)):
         if value is not None and asked.images is not None:
             raise OptionError(f"{option} {value} with --images", "one of both: with --images none are made")
+    if asked.student is None and not Bits.parse(asked.bits).with_rows(asked.widths).quantize():
+        remedy = "lower the bits, or name a --student: kd prunes or trains a network in float"
+        raise OptionError(f"--bits {asked.bits} without --student", "something to quantize", remedy)
     if asked.method is not None and method_class(asked.method).facts.needs_real:
         remedy = "make its images with zsq generate --real SRC, then give them as --images"
         raise OptionError(f"--method {asked.method}, which reads real images", "--images", remedy)

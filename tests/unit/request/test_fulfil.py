@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,7 @@ def test_a_student_that_cannot_be_saved_is_fitted_all_the_same(monkeypatch):
         ({"bits": None}, "no bits"),
         ({"student": "lsq-kd", "set": {"colour": 1}}, "lsq-kd has no option 'colour'"),
         ({"out": "taken"}, "taken is a file"),
+        ({"bits": "W32A32"}, "--bits W32A32 without --student; expected something to quantize"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(tmp_path, changes, complaint):
@@ -147,6 +149,18 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, changes, complain
     with pytest.raises(OptionError, match=complaint):
         quantize(**changes)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_bits_have_one_spelling():
+    result, lines = quantize(bits=" w8a8 ")
+    assert lines[0].startswith("W8A8 of toy")
+    assert {path.parent for path in result.files} == {Path(STUDENT)}
+
+
+def test_fewer_images_than_asked_for_are_said(tmp_path):
+    quantize()
+    _, lines = quantize(images=IMAGES, count=9, out=tmp_path / "again")
+    assert f"{IMAGES} holds 6 images, fewer than --count 9: all are taken" in lines
 
 
 def test_a_student_that_cannot_learn_is_refused_before_images_are_made(tmp_path, monkeypatch):
