@@ -35,6 +35,7 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.engine.attention import AttentionTeacher
 from zsq.generators import METHODS
+from zsq.placement.by_image import view_by_image
 from zsq.placement.sites import place
 from zsq.placement.units import partition
 from zsq.students import create
@@ -127,6 +128,7 @@ def _adapter(teacher: Teacher) -> dict[str, Any]:
 def _units(teacher: Teacher) -> dict[str, Any]:
     """How many units there are, and those without a first axis of images."""
     placement = place(teacher.network, teacher.example(), Bits(8, 8), fold=False)
+    view_by_image(placement, teacher.example()[:1])
     units = partition(placement, "block", teacher.example()[:1])
     return {"units": len(units), "rounded_only": [unit.name for unit in units if not unit.by_image]}
 

@@ -22,6 +22,7 @@ from zsq.fitting.frontier import Frontier, Images
 from zsq.fitting.reconstruction import Annealing, Engine, Inputs, ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
 from zsq.fitting.unitdata import UnitData, gather
+from zsq.placement.by_image import view_by_image
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
 from zsq.placement.subgraphs import unit_network
@@ -174,6 +175,7 @@ class UnitwiseStudent(Student):
         network.requires_grad_(False)
         images = Images(teacher.spec, fit.pixels_NCHW, self.runtime)
         _, norm = next(images.batches())
+        view_by_image(placement, norm[:1])
         full = copy.deepcopy(network)
         state = Fitting(
             teacher,
