@@ -37,7 +37,8 @@ FIRST_LAST, HELD_OUT = 8, 2000
 
 @dataclass(frozen=True)
 class Source:
-    """Images of a method; `with_norm`: made for the same network before its batch norm was folded."""
+    """Images of a method, each by so many teacher passes; `with_norm`: made for the same network before its
+    batch norm was folded."""
 
     method: str
     passes: int = 0
@@ -113,6 +114,14 @@ def without_norm(passes: int) -> tuple[Source, ...]:
     )
 
 
+def of_both_kinds(passes: int) -> tuple[Source, ...]:
+    """What batch norm alone is asked for, what attention is, and what needs neither."""
+    without = (Source(REAL), Source("noise"), Source("leaves"), Source("ce_tv", passes))
+    by_norm = (Source("zeroq", passes), Source("dgh", passes), Source("pyramid", passes))
+    by_attention = tuple(Source(method, passes) for method in ("psaq", "mimiq", "fdd", "sardfq"))
+    return *without, *by_norm, *by_attention
+
+
 EXPERIMENTS = {
     "dsg-digits": Experiment(
         lambda: load_teacher("embedded:digits"),
@@ -139,6 +148,17 @@ EXPERIMENTS = {
         "W4A4",
         100,
         (Source(REAL), Source("noise"), Source("leaves")),
+    ),
+    # Both batch norm and attention: `train_cifar_vit.py` makes it.
+    "cifar-vit-bn": Experiment(
+        lambda: load_teacher("file:outputs/cifar-vit/cifar_vit_bn.toml"),
+        TRAIN,
+        "genie-m",
+        "W4A4",
+        100,
+        of_both_kinds(100),
+        sets=3,
+        count=32,
     ),
 }
 
@@ -218,13 +238,14 @@ def folded(teacher: Teacher) -> Teacher:
 def made(
     source: Source, original: Teacher, teacher: Teacher, count: int, seed: int, runtime: Runtime
 ) -> Tensor:
-    """uint8 images of a method; one that trains a network gets as many teacher passes in all."""
+    """uint8 images of a method, which gets its passes whether an iteration takes one of each image, more, or
+    is a step of a network's training."""
     wanted = original if source.with_norm else teacher
     batch = min(count, 128)
     method = create_method(source.method, wanted, source.options, source.passes or None, runtime, batch)
-    if method.facts.trains_network:
-        steps = source.passes * count // method.options.training_batch
-        method = create_method(source.method, wanted, source.options, steps, runtime, batch)
+    if source.passes and (taken := method.teacher_passes(method.options, count)) != source.passes * count:
+        iterations = source.passes * count * source.passes // taken
+        method = create_method(source.method, wanted, source.options, iterations, runtime, batch)
     plan = Plan(count, batch, count, seed, method.grouping(method.options))
     method.prepare(seed, Path("outputs") / "sources" / wanted.name.replace(":", "-"), Silent())
     images = [method.synthesize(group, Silent()).standard_NCHW for group in plan.groups]
