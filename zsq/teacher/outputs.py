@@ -25,6 +25,10 @@ from zsq.tasks.nesting import Outputs, named_tensors, pick, plain, shapes
 HALVES = (torch.float16, torch.bfloat16)
 # Of rows that should sum to 1, in float32 over thousands of classes.
 SUM_TOLERANCE = 1e-3
+# Of an output's largest value: kernels for one and for two images add in another order.
+ROW_TOLERANCE = 1e-3
+
+_FITTING = "an [image] table that fits the network"
 
 
 class InFloat32(TorchFunctionMode):
@@ -76,9 +80,11 @@ def settle(
         output: dotted path of keys, attributes and indices to the output that counts.
         in_float: 16-bit casts inside its forward become float32, as `made_float` says.
 
+    A warning says so where its answer for an image follows chance, earlier calls or the images beside it.
+
     Raises:
         UsageError: it takes several inputs without a default.
-        MismatchError: it fails on such an image, or returns something else.
+        MismatchError: it fails on one or on two such images, or returns something else.
     """
     network.eval()
     keyword, several = _input_of(network, what)
@@ -90,6 +96,7 @@ def settle(
     if not isinstance(found, Tensor):
         network.__class__ = _front(own, keyword, in_float, output)
     _check_logits(network, spec, task, outputs, what)
+    _check_each_alone(network, spec, outputs, what)
     return outputs
 
 
@@ -125,15 +132,45 @@ def _input_of(network: nn.Module, what: str) -> tuple[str | None, bool]:
 def _probe(network: nn.Module, spec: ImageSpec, what: str) -> Any:
     black = torch.zeros(1, *spec.shape, dtype=torch.uint8)
     shape = "x".join(str(length) for length in spec.shape)
+    return _outputs_of(network, spec, black, f"{what} failed on a {shape} image", _FITTING)
+
+
+def _outputs_of(network: nn.Module, spec: ImageSpec, pixels: Tensor, failed: str, expected: str) -> Any:
     try:
         with torch.no_grad():
-            return network(spec.pixels_to_norm(black))
+            return network(spec.pixels_to_norm(pixels))
     # The forward pass is the user's own code and may raise anything.
     except Exception as error:
-        raise MismatchError(
-            f"{what} failed on a {shape} image with {type(error).__name__}: {error}",
-            "an [image] table that fits the network",
-        ) from error
+        raise MismatchError(f"{failed} with {type(error).__name__}: {error}", expected) from error
+
+
+def _check_each_alone(network: nn.Module, spec: ImageSpec, alone: Outputs, what: str) -> None:
+    """Say so where black beside noise is not what it is `alone`, of a batch of one."""
+    pixels = torch.stack([torch.zeros(spec.shape, dtype=torch.uint8), _noise(spec)])
+    expected = "a network for any number of images"
+    beside = plain(_outputs_of(network, spec, pixels, f"{what} takes one image but failed on two", expected))
+    if _same_first(alone, beside):
+        return
+    again = plain(_outputs_of(network, spec, pixels[:1], f"{what} failed when called again", expected))
+    why = (
+        "of an image depend on the images beside it: batch norm in training mode, or a sum over the batch"
+        if _same_first(alone, again)
+        else "of one image are others in each call: dropout in eval mode, or a state that it changes"
+    )
+    warnings.warn(f"{what}: the outputs {why}; fits and scores will not repeat", stacklevel=3)
+
+
+def _same_first(alone: Outputs, others: Outputs) -> bool:
+    """Whether the first rows of `others` are those of `alone`, in every tensor that has a row per image."""
+    found = dict(named_tensors(others))
+    for name, tensor in named_tensors(alone):
+        other = found.get(name, tensor)
+        if tensor.ndim < 2 or len(tensor) != 1 or other.shape[1:] != tensor.shape[1:]:
+            continue
+        off, most = (other[:1].double() - tensor.double()).abs().max(), tensor.double().abs().max()
+        if bool(off > ROW_TOLERANCE * most):
+            return False
+    return True
 
 
 def _picked(found: Any, output: str | None, task: Task, num_outputs: int | None, what: str) -> Outputs:
@@ -181,10 +218,14 @@ def _check_logits(network: nn.Module, spec: ImageSpec, task: Task, outputs: Outp
     kind = _softmax_of(outputs)
     if kind is None:
         return
-    noise = torch.randint(256, (1, *spec.shape), generator=torch_generator(0, 0, "noise for a softmax"))
     with torch.no_grad():
-        if _softmax_of(network(spec.pixels_to_norm(noise.to(torch.uint8)))) == kind:
+        if _softmax_of(network(spec.pixels_to_norm(_noise(spec)[None]))) == kind:
             warnings.warn(f"{what} ends in {kind}: logits are wanted, the values before it", stacklevel=3)
+
+
+def _noise(spec: ImageSpec) -> Tensor:
+    noise = torch.randint(256, (1, *spec.shape), generator=torch_generator(0, 0, "noise for a softmax"))
+    return noise[0].to(torch.uint8)
 
 
 def _softmax_of(outputs: Tensor) -> str | None:

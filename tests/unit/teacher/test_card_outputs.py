@@ -200,6 +200,43 @@ def test_weights_of_16_bits_run_in_float32_casts_inside_too(dtype):
     assert torch.zeros(1).half().dtype == torch.float16
 
 
+class Changing(Net):
+    """Outputs that do not follow from the image alone."""
+
+    def forward(self, x):
+        if self.kind == "batch norm":
+            return self.logits(F.batch_norm(x, None, None, training=True))
+        y = self.logits(x)
+        if self.kind == "dropout":
+            return F.dropout(y, 0.5)
+        if self.kind == "state":
+            self.conv.bias.add_(1)
+        return y - y.sum(0) / 9 if self.kind == "sum" else y
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("dropout", "others in each call"),
+        ("state", "others in each call"),
+        ("batch norm", "depend on the images beside it"),
+        ("sum", "depend on the images beside it"),
+        ("plain", None),
+    ],
+)
+def test_outputs_of_an_image_that_follow_something_else_are_said(kind, said):
+    network = Changing(kind).requires_grad_(False)
+    with warnings.catch_warnings(record=True) as caught:
+        settle(network, SPEC, TASKS["classify"](), "the network", num_outputs=5)
+    assert [said in str(warning.message) for warning in caught] == ([True] if said else [])
+
+
+def test_a_network_for_one_image_is_refused():
+    network = nn.Sequential(nn.Flatten(0), nn.Linear(192, 5), nn.Unflatten(0, (1, 5)))
+    with pytest.raises(MismatchError, match="takes one image but failed on two with RuntimeError"):
+        settle(network, SPEC, TASKS["classify"](), "the network")
+
+
 @pytest.mark.parametrize(("kind", "said"), [("softmax", "softmax"), ("log_softmax", "log_softmax")])
 def test_probabilities_are_said_once(kind, said):
     with pytest.warns(UserWarning, match=f"^the network ends in {said}: logits are wanted"):
