@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from zsq.contract import FittedStudent, QuantizedTensor
-from zsq.core.errors import MismatchError
+from zsq.core.errors import MismatchError, OptionError
 from zsq.core.processes import Processes
 from zsq.core.progress import Reporter
 from zsq.fitlog import FitEntry, FitLog
@@ -48,7 +48,13 @@ class Budget:
     """Wall-clock time a command may take; None is unlimited."""
 
     def __init__(self, hours: float | None) -> None:
-        """Starts now."""
+        """Starts now.
+
+        Raises:
+            OptionError: below zero.
+        """
+        if hours is not None and not hours >= 0:
+            raise OptionError(f"--budget-hours {hours:g}", "0 or more")
         self.ends = None if hours is None else time.monotonic() + hours * 3600
 
     def spent(self) -> bool:

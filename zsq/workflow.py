@@ -28,6 +28,7 @@ from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
+from zsq.images.shared import shared_lines
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.report.data import ReportData
@@ -282,7 +283,8 @@ def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dic
 
 def say_images(protocol: Protocol, reporter: Reporter) -> None:
     """What there is to say of how the real images were read."""
-    for line in said(*protocol.real_sets, protocol.eval):
+    real = protocol.real_sets
+    for line in (*said(*real, protocol.eval), *shared_lines(real, protocol.eval)):
         reporter.say(line)
 
 

@@ -97,6 +97,7 @@ def elsewhere(tmp_path, monkeypatch):
         ((*FIT, "embedded:digits", "--passes", "equalize"), "without pass fold", "fold,equalize"),
         ((*FIT, "embedded:digits", "--passes", "adapt-bn"), "ptq takes no pass adapt-bn", "folds"),
         (("run", "nothing"), "unknown recipe 'nothing'", "digits"),
+        (("run", "digits", "--budget-hours", -1), "--budget-hours -1", "0 or more"),
         (("run", "nothing.toml"), "nothing.toml cannot be read", "TOML"),
         (("list", "models"), "zsq list models", "methods, teachers, timm, students, passes, recipes"),
         (("verify", "nowhere"), "nowhere does not exist", "run folder"),
@@ -265,6 +266,28 @@ def test_file_in_place_of_the_folder(tmp_path, capsys):
         assert outcome.status == USAGE
         assert found in outcome.complaint()
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        (("quantize", *DIGITS, "--bits", "W8A8"), "--onnx"),
+        (("quantize", *DIGITS, "--bits", "W8A8"), "--pt2"),
+        (("audit", *DIGITS, "--shards", "x", "--train", "x", "--holdout", "x"), "--out"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_folder_in_place_of_a_file(line, option, tmp_path, capsys):
+    outcome = call(capsys, *line, option, tmp_path)
+    assert outcome.status == USAGE
+    assert outcome.complaint() == f"{option} {tmp_path} is a folder; expected a file"
+
+
+def test_images_of_the_fit_that_are_scored_too_are_said(capsys):
+    val = "embedded:digits:val"
+    outcome = call(capsys, *FIT, val, "--count", 8, "--eval", val)
+    assert outcome.status == 0
+    assert f"{val}: 8 images of the fit are evaluation images too" in outcome.err
 
 
 @pytest.mark.parametrize("option", ["--out", "--onnx", "--pt2"])

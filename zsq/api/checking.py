@@ -15,7 +15,7 @@ from zsq.config import (
     RuntimeConfig,
     validated,
 )
-from zsq.core.files import output_path
+from zsq.core.files import output_file
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import fitted_of, images_for, said
@@ -96,7 +96,7 @@ def audit(
     from zsq.shards.manifest import read_manifest
     from zsq.tasks.embed import Embed
 
-    target = None if out is None else output_path(out)
+    target = None if out is None else output_file(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "audit")

@@ -18,7 +18,7 @@ from zsq.config import (
     validated,
 )
 from zsq.core.errors import MismatchError
-from zsq.core.files import output_path
+from zsq.core.files import output_file
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import images_for, said
@@ -131,7 +131,7 @@ def inspect_student(
     from zsq.report.layers import write_layers_page
     from zsq.saved.saving import read_student
 
-    page = None if html is None else output_path(html)
+    page = None if html is None else output_file(html, "--html")
     given = images_given(fit, class_names) | {"count": count, "layers": layers}
     asked = validated(InspectConfig, given, "inspect")
     record, fitted = read_student(folder)

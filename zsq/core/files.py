@@ -47,6 +47,18 @@ def output_path(text: str | Path, option: str = "--out") -> Path:
     return path
 
 
+def output_file(text: str | Path, option: str = "--out") -> Path:
+    """The same, for a single file.
+
+    Raises:
+        OptionError: also a folder. StorageError: as `output_path`.
+    """
+    path = output_path(text, option)
+    if path.is_dir():
+        raise OptionError(f"{option} {path} is a folder", "a file")
+    return path
+
+
 def _check_writable(path: Path, option: str) -> None:
     """Whether the nearest folder above `path` that exists takes a new file, of which nothing stays."""
     try:

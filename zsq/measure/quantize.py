@@ -12,6 +12,7 @@ from zsq.core.errors import OptionError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.fitting.choosing import shares_on
+from zsq.images.shared import shared_lines
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.evaluate import Reference, score_student, score_teacher
 from zsq.saved.choices import choice_lines
@@ -86,8 +87,6 @@ class Places:
         for option, path in (("--onnx", self.onnx), ("--pt2", self.pt2)):
             if path is not None and len(widths) > 1:
                 raise OptionError(f"{option} with {len(widths)} --bits", "one")
-            if path is not None and path.is_dir():
-                raise OptionError(f"{option} {path} is a folder", "a file")
         if self.onnx is not None:
             _check_onnx(teacher, config)
         if self.pt2 is not None:
@@ -184,6 +183,8 @@ def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qua
     wanted = prepared.config.count
     if wanted is not None and len(given) < wanted:
         reporter.say(f"{given.source} holds {len(given)} images, fewer than --count {wanted}: all are taken")
+    for line in shared_lines([given], prepared.evaluation):
+        reporter.say(line)
     first, *others = [_quantized(each, given, reporter) for each in prepared.each()]
     return replace(first, others=tuple(others))
 
