@@ -157,7 +157,6 @@ EXPERIMENTS = {
         "W4A4",
         100,
         of_both_kinds(100),
-        sets=3,
         count=32,
     ),
 }

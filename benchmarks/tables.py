@@ -320,6 +320,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "folded-resnet20": partial(sources_table, "folded-resnet20"),
     "dsg-digits": partial(sources_table, "dsg-digits"),
     "pyramid-resnet20": partial(sources_table, "pyramid-resnet20"),
+    "cifar-vit-bn": partial(sources_table, "cifar-vit-bn"),
     "students": students_grid,
     "students-headline": students_headline,
     "students-screen": students_screen,

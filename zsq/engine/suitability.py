@@ -23,7 +23,8 @@ NEEDS: Mapping[str, Callable[[Teacher, str], object]] = {
 }
 Refusal = (NoBatchNormError, NoAttentionError, MismatchError, UntraceableError)
 
-# Named first for a teacher that has both, such as LeViT and MobileViT. Not measured yet.
+# Named first for a teacher that has both, such as LeViT and MobileViT: `pyramid` was ahead of all others on
+# the one network that was measured (docs/transformers.md).
 FIRST_WITH_BOTH: Literal["needs_batch_norm", "needs_attention"] = "needs_batch_norm"
 
 
