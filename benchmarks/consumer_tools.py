@@ -23,6 +23,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.widths import Bits
 
 GPTQ_EPOCHS = 20
+ADAROUND_ITERATIONS = 2000
 BATCH = 32
 
 Predict = Callable[[Tensor], Tensor]
@@ -139,17 +140,30 @@ def quark(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Pr
         return onnx_session(quantized)
 
 
-def aimet(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
-    """AIMET on ONNX: a simulation of the quantized network, with its own choice of ranges."""
+def aimet(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits, *, iterations: int = 0) -> Predict:
+    """AIMET on ONNX: a simulation of the quantized network, with its own choice of ranges.
+
+    With `iterations`, AdaRound first trains the rounding of the weights, for so many in each layer.
+    """
     import onnx
+    from aimet_onnx import apply_adaround
     from aimet_onnx.quantsim import QuantizationSimModel
 
     kinds = {"param_type": f"int{bits.weights}", "activation_type": f"int{bits.activations}"}
     model = onnx.load(float_onnx(network, spec))
     simulation = QuantizationSimModel(model, providers=["CPUExecutionProvider"], **kinds)
-    batches = norm_images(spec, images).split(BATCH)
-    simulation.compute_encodings([{"images": batch.numpy()} for batch in batches])
+    batches = [{"images": batch.numpy()} for batch in norm_images(spec, images).split(BATCH)]
+    if iterations:
+        # The tool draws from the global generator and has no seed of its own.
+        torch.manual_seed(0)
+        apply_adaround(simulation, batches, num_iterations=iterations)
+    simulation.compute_encodings(batches)
     return lambda norm: torch.from_numpy(simulation.session.run(None, {"images": norm.numpy()})[0])
+
+
+def aimet_adaround(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
+    """The same with AdaRound, for fewer iterations than the 15,000 that AIMET advises below 8 bits."""
+    return aimet(network, spec, images, bits, iterations=ADAROUND_ITERATIONS)
 
 
 def brevitas(network: nn.Module, spec: ImageSpec, images: Images, bits: Bits) -> Predict:
@@ -366,6 +380,7 @@ TOOLS: dict[str, tuple[Quantize, tuple[str, ...], tuple[str, ...]]] = {
     "modelopt": (modelopt, ("nvidia-modelopt", "onnxruntime-gpu"), ("W8A8",)),
     "quark": (quark, ("amd-quark", "onnxruntime"), ("W8A8",)),
     "aimet": (aimet, ("aimet-onnx", "onnxruntime"), ("W8A8", "W4A8")),
+    "aimet-adaround": (aimet_adaround, ("aimet-onnx", "onnxruntime"), ("W4A8",)),
     "brevitas": (brevitas, ("brevitas",), ("W8A8", "W4A4")),
     "executorch": (executorch, ("executorch", "torchao"), ("W8A8",)),
     "litert": (litert, ("ai-edge-quantizer", "ai-edge-litert", "litert-torch"), ("W8A8", "W4A8")),
