@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 import zsq
 from zsq import bench
 from zsq.config import RuntimeConfig
-from zsq.core.errors import OptionError, RunFolderError
+from zsq.core.errors import ImagesError, OptionError, RunFolderError
 from zsq.runfolder import plain_name
 from zsq.teacher.digits import load_digits_images
 
@@ -217,3 +218,27 @@ def test_run_keeps_finished_runs_and_resumes_the_last(tmp_path, no_pages):
     assert {row.source for row in data.rows} == {"real", "noise"}
     assert not (folders[0] / "noise-0").exists()
     assert zsq.verify_run(folder / "noise-0").num_images == 8
+
+
+def test_one_value_stands_for_a_sequence_of_one(tmp_path):
+    """A string is not its letters."""
+    given = {"real": Path("nowhere"), "eval": Path("nowhere"), "out": tmp_path / "gap", "passes": "fold"}
+    with pytest.raises(ImagesError, match=r"^none does not exist"):
+        zsq.measure_gap("embedded:digits", "none", students="ptq", bits="W4A4", **given)
+    with pytest.raises(OptionError, match="unknown pass 'none'"):
+        zsq.quantize("embedded:digits", "nowhere", "ptq", "W4A4", passes="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"bits": 8}, "bits: Input should be a valid string"),
+        ({"images": torch.zeros(1)}, "images: Input should be a valid string"),
+        ({"set": "observer=mse"}, "set: Input should be a valid dictionary"),
+        ({"out": 3}, "--out 3; expected the name of a file or folder"),
+    ],
+)
+def test_values_of_another_kind_are_refused_as_options(changes, found):
+    given = {"images": "nowhere", "student": "ptq", "bits": "W4A4"} | changes
+    with pytest.raises(OptionError, match=found):
+        zsq.quantize("embedded:digits", **given)

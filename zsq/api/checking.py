@@ -58,8 +58,8 @@ def verify_export(
 def audit(
     teacher: str,
     shards: str | Path,
-    train: str,
-    holdout: str,
+    train: str | Path,
+    holdout: str | Path,
     out: str | Path | None = None,
     *,
     weights: str | Path | None = None,
@@ -107,8 +107,8 @@ def audit(
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if target is not None:
-        sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": train}
-        sources |= {"holdout": holdout, **fitted_of(shards=own, train=seen, holdout=unseen)}
+        sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": str(train)}
+        sources |= {"holdout": str(holdout), **fitted_of(shards=own, train=seen, holdout=unseen)}
         run = _run_of(shards)
         digest = {} if run is None else {"shards_sha256": read_manifest(run).shards_sha256}
         atomic_write_text(target, json.dumps({**sources, **digest, **audit_json(found)}, indent=1) + "\n")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import folder_of, images_given, text_of
+from zsq.api.given import folder_of, images_given, several, text_of
 from zsq.config import (
     GAP,
     IMAGES,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def measure_gap(
     teacher: str,
     shards: Sequence[str | Path],
-    real: str,
-    eval: str,
+    real: str | Path,
+    eval: str | Path,
     students: Sequence[str],
     bits: Sequence[str],
     out: str | Path,
@@ -74,18 +74,18 @@ def measure_gap(
 
     values = {
         "teacher": teacher,
-        "shards": tuple(str(folder) for folder in shards),
-        "real": real,
-        "eval": eval,
-        "students": tuple(students),
-        "bits": tuple(bits),
+        "shards": tuple(text_of(folder) for folder in several(shards)),
+        "real": text_of(real),
+        "eval": text_of(eval),
+        "students": several(students),
+        "bits": several(bits),
         "weights": text_of(weights),
         "seeds": seeds,
         "count": count,
         "first_last": first_last,
-        "passes": tuple(passes),
+        "passes": several(passes),
         **images_given(fit, class_names),
-        "set": dict(set or {}),
+        "set": set or {},
         "show_real": show_real,
         "offline": offline,
         "runtime": runtime or RUNTIME,
@@ -95,7 +95,7 @@ def measure_gap(
 
 
 def run(
-    recipe: str,
+    recipe: str | Path,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -134,6 +134,7 @@ def run(
     from zsq.workflow import run_recipe
 
     asked = validated(ImagesConfig, images_given(fit, class_names), "run")
+    recipe = str(recipe)
     loaded = load_recipe(recipe).reading_images(asked)
     if offline:
         loaded = loaded.model_copy(update={"offline": True})

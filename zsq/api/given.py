@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from zsq.widths import Rows, read_widths
 
 
 def text_of(path: str | Path | None) -> str | None:
-    """A path as a configuration holds it."""
-    return None if path is None else str(path)
+    """A path as a configuration holds it; what is none stays as it is, and the configuration refuses it."""
+    return str(path) if isinstance(path, Path) else path
+
+
+def several(values: Any) -> tuple[Any, ...]:
+    """A sequence as a configuration holds it, of one where a single value is given."""
+    single = isinstance(values, str | Path) or not isinstance(values, Iterable)
+    return (values,) if single else tuple(values)
 
 
 def path_of(path: str | Path | None) -> Path | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import images_given, text_of, widths_given
+from zsq.api.given import images_given, several, text_of, widths_given
 from zsq.config import (
     IMAGES,
     OFFLINE,
@@ -37,7 +37,7 @@ def quantize(
     first_last: int | None = QUANTIZE.first_last,
     widths: str | Path | Rows | None = None,
     seed: int = QUANTIZE.seed,
-    eval: str | None = QUANTIZE.eval,
+    eval: str | Path | None = QUANTIZE.eval,
     count: int | None = QUANTIZE.count,
     out: str | Path | None = None,
     onnx: str | Path | None = None,
@@ -88,7 +88,7 @@ def quantize(
         >>> [str(path) for path in made.files]
         ['outputs/embedded-digits-W8A8/student.safetensors', 'outputs/embedded-digits-W8A8/student.json']
     """
-    first, *more = [bits] if isinstance(bits, str) else bits or [""]
+    first, *more = several("" if bits is None else bits) or ("",)
     if not first:
         raise OptionError("no bits", "those of weights and activations, as in W4A4")
     values = {
@@ -103,11 +103,11 @@ def quantize(
         "first_last": first_last,
         "widths": widths_given(widths),
         "seed": seed,
-        "eval": eval,
+        "eval": text_of(eval),
         "count": count,
-        "passes": tuple(passes),
+        "passes": several(passes),
         **images_given(fit, class_names),
-        "set": dict(set or {}),
+        "set": set or {},
         "offline": offline,
         "runtime": runtime or RUNTIME,
     }

@@ -32,6 +32,8 @@ def output_path(text: str | Path, option: str = "--out") -> Path:
             path through a file.
         StorageError: the disk refuses to write there. Said now, since what follows may take hours.
     """
+    if not isinstance(text, str | os.PathLike):
+        raise OptionError(f"{option} {text!r}", "the name of a file or folder")
     given = os.fspath(text)
     shown = given.encode(errors="backslashreplace").decode()
     if not given.strip() or "\0" in given:
