@@ -105,6 +105,7 @@ def without_norm(passes: int) -> tuple[Source, ...]:
         Source(REAL),
         Source("noise"),
         Source("leaves"),
+        Source("leaves", options={"light": 0.3, "contrast": 0.35}),
         Source("leaves", options=plain),
         Source("leaves", options={"leaves": 0}),
         Source("leaves", options={"leaves": 0, "exponents": [1.0, 1.0]}),

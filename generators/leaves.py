@@ -9,18 +9,24 @@ from pydantic import Field, field_validator
 
 from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.options import Options
-from zsq.engine.textures import dead_leaves
+from zsq.engine.textures import dead_leaves, lit
 from zsq.plan import Group
 
 Exponent = Annotated[float, Field(ge=0, le=8)]
 
 
 class LeavesOptions(Options):
-    """Constants of our own: benchmarks/experiments.py measures them."""
+    """Constants of our own: benchmarks/experiments.py measures them.
+
+    `light` is the share of the variance that is between images, in their brightness and colour; `contrast`
+    the standard deviation of the logarithm of their contrasts. With 0 for both, images are as they fall.
+    """
 
     leaves: int = Field(60, ge=0, le=10_000)
     exponents: tuple[Exponent, Exponent] = (0.5, 2.5)
     texture: float = Field(0.7, ge=0, le=1)
+    light: float = Field(0.0, ge=0, lt=1)
+    contrast: float = Field(0.0, ge=0, le=2)
 
     @field_validator("exponents")
     @classmethod
@@ -47,6 +53,7 @@ class Leaves(Generator):
         o, shape, rng = self.options, self.teacher.spec.shape, group.generator("synthesis")
         images = []
         for _ in range(group.num_images):
-            images.append(dead_leaves(shape, o.leaves, o.exponents, o.texture, rng))
+            image = dead_leaves(shape, o.leaves, o.exponents, o.texture, rng)
+            images.append(lit(image, o.light, o.contrast, rng) if o.light or o.contrast else image)
             log.advance(1)
         return SyntheticBatch(torch.stack(images))

@@ -25,7 +25,19 @@ def test_images_follow_from_seed_and_options_alone():
         assert torch.equal(image, dead_leaves(shape, 9, (0.5, 2.5), 0.7, rng))
 
 
-@pytest.mark.parametrize("wrong", [{"exponents": [2.0, 1.0]}, {"texture": 1.5}, {"leaves": -1}])
+def test_light_and_contrast_are_each_images_own():
+    (group,) = Plan(count=200, batch=200, shard_size=200, seed=0, batches_per_group=None).groups
+    plain, varied = (
+        create("leaves", make_teacher(), options).synthesize(group, Silent()).standard_NCHW
+        for options in ({}, {"light": 0.6, "contrast": 0.5})
+    )
+    assert varied.mean((1, 2, 3)).var() > 2 * plain.mean((1, 2, 3)).var()
+    assert varied.var((1, 2, 3)).log().var() > 2 * plain.var((1, 2, 3)).log().var()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"exponents": [2.0, 1.0]}, {"texture": 1.5}, {"leaves": -1}, {"light": 1.0}, {"contrast": -0.1}]
+)
 def test_options_out_of_range_are_refused(wrong):
     with pytest.raises(OptionError, match=f"leaves: {next(iter(wrong))}"):
         LeavesOptions.resolve("leaves", image_spec(), wrong)

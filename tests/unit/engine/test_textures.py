@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zsq.engine.textures import CHANNEL_CORRELATION, dead_leaves, power_law
+from zsq.engine.textures import CHANNEL_CORRELATION, dead_leaves, lit, power_law
 
 
 def rng(seed=0):
@@ -92,3 +92,18 @@ def test_images_of_two_sizes_look_alike():
         ]
         shares.append(np.mean([(image != ground).float().mean() for image, ground in pairs]))
     assert shares[0] == pytest.approx(shares[1], abs=0.1)
+
+
+def test_images_have_a_brightness_a_colour_and_a_contrast_of_their_own():
+    generator = rng()
+    plain = power_law((3000, 3, 8, 8), (0.5, 2.5), generator)
+    images = torch.stack([lit(image, 0.3, 0.35, generator) for image in plain])
+    means_NC = images.mean((2, 3))
+    assert images.mean().item() == pytest.approx(0, abs=0.05)
+    assert images.var().item() == pytest.approx(1, abs=0.05)
+    assert means_NC.var(0).mean().item() == pytest.approx(0.3, abs=0.03)
+    colours = np.corrcoef(means_NC.T.numpy())
+    assert colours[np.triu_indices(3, 1)].mean() == pytest.approx(CHANNEL_CORRELATION, abs=0.03)
+    within = (images - means_NC[..., None, None]).square().mean((1, 2, 3)).log().div(2)
+    assert within.std().item() == pytest.approx(0.35, abs=0.02)
+    assert lit(torch.ones(3, 4, 4), 0.0, 0.5, generator).abs().max() == 0
