@@ -34,6 +34,7 @@ from zsq.generators.pyramid import PyramidMethod
 from zsq.generators.qimera import Qimera
 from zsq.generators.sardfq import SARDFQ
 from zsq.generators.tsz import TSZ
+from zsq.generators.varied import Varied
 from zsq.generators.zeroq import ZeroQ
 
 # What `--effort quick` is: on two cores with AVX2 alone, 1024 images of ResNet-18 within an hour.
@@ -49,6 +50,7 @@ METHODS: dict[str, type[Generator]] = {
     "dsg_generative": DSGGenerative,
     "dgh": DGH,
     "pyramid": PyramidMethod,
+    "varied": Varied,
     "clusterq": ClusterQ,
     "intraq": IntraQ,
     "fdda": FDDA,
