@@ -301,6 +301,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
     "methods-headline-sets": partial(sets_of, "methods-headline"),
     "resnet20-2048": partial(gaps_of, "resnet20-2048", ("student", *ALL), 3),
+    "resnet8-1024": partial(gaps_of, "resnet8-1024", ALL, 1),
     "methods-curve": curve,
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
