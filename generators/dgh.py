@@ -16,7 +16,7 @@ from zsq.engine.objectives import Term, output_range, set_gap
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Factor, Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.engine.views import Blur, Clip, Flip, RandomCrop, centre_crop
+from zsq.engine.views import Blur, Clip, Flip, RandomCrop, centres, with_margin
 from zsq.plan import Group
 
 
@@ -75,17 +75,11 @@ class DGH(Generator):
         batches, history = self._inversion().run(group.batch_sizes, group.generator("synthesis"), log)
         warn_of_idle_terms(self.name, history)
         finish = (Blur(self.options.sigma), Clip(self.teacher.spec, self.runtime.device))
-        images = []
-        for batch in batches:
-            for view in finish:
-                batch = view(batch, torch.empty(0))
-            images.append(centre_crop(batch, self.teacher.spec.size).cpu())
-        return SyntheticBatch(torch.cat(images), None, history.last())
+        return SyntheticBatch(centres(batches, finish, self.teacher.spec), None, history.last())
 
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
-        sides = tuple(side + o.margin if side > 1 else 1 for side in spec.size)
-        wide = spec.model_copy(update={"size": sides})
+        wide = with_margin(spec, o.margin)
         alignment = Alignment("set")
         terms = [
             Term("mean", 1.0, set_gap(alignment, 0)),

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.options import Options
-from zsq.engine.textures import dead_leaves, lit
+from zsq.engine.textures import EXPONENTS, LEAVES, TEXTURE, dead_leaves, lit
 from zsq.plan import Group
 
 Exponent = Annotated[float, Field(ge=0, le=8)]
@@ -22,9 +22,9 @@ class LeavesOptions(Options):
     the standard deviation of the logarithm of their contrasts. With 0 for both, images are as they fall.
     """
 
-    leaves: int = Field(60, ge=0, le=10_000)
-    exponents: tuple[Exponent, Exponent] = (0.5, 2.5)
-    texture: float = Field(0.7, ge=0, le=1)
+    leaves: int = Field(LEAVES, ge=0, le=10_000)
+    exponents: tuple[Exponent, Exponent] = EXPONENTS
+    texture: float = Field(TEXTURE, ge=0, le=1)
     light: float = Field(0.0, ge=0, lt=1)
     contrast: float = Field(0.0, ge=0, le=2)
 

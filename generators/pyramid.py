@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from zsq.engine.pyramid import Pyramid
 from zsq.engine.schedules import Cosine, Iterations, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import shuffled_labels, with_confidence
-from zsq.engine.views import Blur, Clip, Flip, RandomCrop, View, apply_views, centre_crop
+from zsq.engine.views import Blur, Clip, Flip, RandomCrop, View, centres, with_margin
 from zsq.plan import Group
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -76,10 +75,8 @@ class PyramidMethod(Generator):
         generator = group.generator("synthesis")
         batches, history = self._inversion().run(group.batch_sizes, generator, log, targets_NK)
         warn_of_idle_terms(self.name, history)
-        smooth, size = self._smooth(), self.teacher.spec.size
-        nothing = [torch.empty(0)] * len(smooth)
-        images = [centre_crop(apply_views(smooth, batch, nothing), size).cpu() for batch in batches]
-        return SyntheticBatch(torch.cat(images), targets_NK, history.last())
+        images = centres(batches, self._smooth(), self.teacher.spec)
+        return SyntheticBatch(images, targets_NK, history.last())
 
     def _targets(self, group: Group) -> Tensor | None:
         num_classes = self.teacher.num_classes
@@ -96,8 +93,7 @@ class PyramidMethod(Generator):
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
         margin = round(o.margin_share * min((side for side in spec.size if side > 1), default=0))
-        sides = tuple(side + margin if side > 1 else 1 for side in spec.size)
-        wide = spec.model_copy(update={"size": sides})
+        wide = with_margin(spec, margin)
         gap = relative_set_gap if o.relative else partial(set_gap, Alignment("set"))
         terms = [Term("mean", 1.0, gap(0)), Term("std", o.std_weight, gap(1))]
         if self.teacher.num_classes is not None:

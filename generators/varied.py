@@ -18,14 +18,11 @@ from zsq.engine.objectives import Term, set_gap
 from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Cosine, Iterations, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
-from zsq.engine.textures import dead_leaves, lit
-from zsq.engine.views import Clip, Flip, RandomCrop, centre_crop
+from zsq.engine.textures import EXPONENTS, LEAVES, TEXTURE, dead_leaves, lit
+from zsq.engine.views import Clip, Flip, RandomCrop, centres, with_margin
 from zsq.plan import Group
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-# Of the images at the start: those of the method `leaves`.
-LEAVES, EXPONENTS, TEXTURE = 60, (0.5, 2.5), 0.7
 
 
 class VariedOptions(Options):
@@ -68,9 +65,7 @@ class Varied(Generator):
         batches, history = self._inversion().run(group.batch_sizes, group.generator("synthesis"), log)
         warn_of_idle_terms(self.name, history)
         clip = Clip(self.teacher.spec, self.runtime.device)
-        nothing, size = torch.empty(0), self.teacher.spec.size
-        images = [centre_crop(clip(batch, nothing), size).cpu() for batch in batches]
-        return SyntheticBatch(torch.cat(images), None, history.last())
+        return SyntheticBatch(centres(batches, [clip], self.teacher.spec), None, history.last())
 
     def _start(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         o = self.options
@@ -83,8 +78,7 @@ class Varied(Generator):
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
         margin = round(o.margin_share * min((side for side in spec.size if side > 1), default=0))
-        sides = tuple(side + margin if side > 1 else 1 for side in spec.size)
-        wide = spec.model_copy(update={"size": sides})
+        wide = with_margin(spec, margin)
         alignment = Alignment("set")
         terms = [
             Term("mean", 1.0, set_gap(alignment, 0)),

@@ -18,6 +18,9 @@ CHANNEL_CORRELATION = 0.85
 # Radii of leaves as shares of the longest side.
 SMALLEST_LEAF, LARGEST_LEAF = 1 / 16, 1 / 2
 
+# Of an image: number of leaves, range of the exponents of its spectra, largest amplitude of a texture.
+LEAVES, EXPONENTS, TEXTURE = 60, (0.5, 2.5), 0.7
+
 # An image of a single colour stays one.
 SMALLEST_CONTRAST = 1e-3
 

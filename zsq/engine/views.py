@@ -310,6 +310,18 @@ def centre_crop(images_NCHW: Tensor, size: Sequence[int]) -> Tensor:
     return images_NCHW
 
 
+def with_margin(spec: ImageSpec, margin: int) -> ImageSpec:
+    """Of images that are `margin` pixels longer along each side; a side of one pixel stays."""
+    sides = tuple(side + margin if side > 1 else 1 for side in spec.size)
+    return spec.model_copy(update={"size": sides})
+
+
+def centres(batches: Sequence[Tensor], views: Sequence[View], spec: ImageSpec) -> Tensor:
+    """The images (N, *spec.shape) of batches with a margin, on the CPU, through views that draw nothing."""
+    nothing = [torch.empty(0)] * len(views)
+    return torch.cat([centre_crop(apply_views(views, batch, nothing), spec.size).cpu() for batch in batches])
+
+
 class Clip:
     """Values clamped to what pixels 0..255 have in standard space; the gradient passes unchanged."""
 
