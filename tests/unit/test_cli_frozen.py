@@ -131,6 +131,10 @@ def test_defaults():
         assert {key: found[key] for key in wanted} == wanted
 
 
+def test_the_list_of_commands_cuts_no_sentence():
+    assert not [name for name, command in commands().items() if command.get_short_help_str(66)[-3:] == "..."]
+
+
 def test_every_command_and_option_is_explained():
     for command in commands().values():
         assert command.help

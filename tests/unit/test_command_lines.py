@@ -54,6 +54,8 @@ def test_command_lines(page):
         arguments = [word.strip("[]") for word in arguments if word != "..."]
         # A line with a gap may lack what the command needs.
         gaps = bool(re.search(r"\.\.\.|\[", line)) or not line.startswith(("zsq", "$")) or len(arguments) < 3
+        flags = {flag for parameter in COMMANDS[command].params for flag in parameter.opts}
+        assert {word for word in arguments if word.startswith("--")} <= flags | {"--help"}, line
         context = COMMANDS[command].make_context(command, arguments, resilient_parsing=gaps)
         if command in ("generate", "quantize", "gap"):
             check_names(command, asked(context))

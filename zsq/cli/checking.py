@@ -35,7 +35,10 @@ def verify(
     ] = VERIFY.tolerance,
     offline: Offline = OFFLINE,
 ) -> None:
-    """Check every file against its hash and every array against the schema; and an export against both."""
+    """Check the files of a run for damage.
+
+    Every file is compared with its hash, every array with the schema.
+    """
     from zsq.core.errors import OptionError
     from zsq.shards.verify import verify_run
 
@@ -71,7 +74,10 @@ def audit(
     threads: Threads = AUDIT_RUNTIME.threads,
     device: Device = AUDIT_RUNTIME.device,
 ) -> None:
-    """Say whether a synthetic set is nearer to the images its teacher was trained on than to others."""
+    """Compare synthetic images with those the teacher was trained on.
+
+    Says whether they are nearer to these than to other images of the same kind.
+    """
     from zsq import api
     from zsq.measure.audits import audit_lines
 

@@ -72,7 +72,7 @@ def gap(
     threads: Threads = RUNTIME.threads,
     device: Device = RUNTIME.device,
 ) -> None:
-    """Measure what replacing real images by synthetic ones costs, and report it."""
+    """Measure how much synthetic images lose to real ones."""
     from zsq import api
 
     values = asked(context)

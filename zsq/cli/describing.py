@@ -19,7 +19,7 @@ def list_(
     ] = None,
     offline: Offline = OFFLINE,
 ) -> None:
-    """Show what there is, with its facts."""
+    """Print methods, students, passes, teachers or recipes."""
     from zsq.catalogue import catalogue, methods_for
     from zsq.core.errors import OptionError
 
@@ -46,7 +46,7 @@ def list_(
 def inspect(
     context: typer.Context,
     folder: Annotated[
-        str | None, typer.Argument(metavar="[PATH]", help="Folder of a run or of a saved student.")
+        str | None, typer.Argument(metavar="PATH", help="Folder of a run or of a saved student.")
     ] = None,
     teacher: Annotated[
         str | None,
@@ -73,9 +73,11 @@ def inspect(
     class_names: ClassNames = IMAGES.class_names,
     offline: Offline = OFFLINE,
 ) -> None:
-    """Say what a shard folder holds and where it comes from, and write its contact sheet beside it; or what a
-    saved student is and how it was made, and on images which of its layers hurts; or what a teacher is and
-    which methods and students suit it."""
+    """Describe a run, a saved student, or a teacher.
+
+    Of a run: what it holds and where it comes from; its contact sheet is written beside it. Of a student: how
+    it was made, and on images, which of its layers hurt. Of a teacher: which methods and students suit it.
+    """
     from zsq import api
     from zsq.core.errors import OptionError
 

@@ -14,7 +14,6 @@ from zsq.cli.options import (
     Offline,
     Precision,
     Seed,
-    Set,
     Teacher,
     Threads,
     Weights,
@@ -51,7 +50,10 @@ def generate(
     real: Annotated[
         str | None, typer.Option(metavar="SRC", help="Real images. Only a method that reads some takes them.")
     ] = GENERATE.real,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one option of the method. Can be given again."),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -70,7 +72,7 @@ def generate(
     threads: Threads = RUNTIME.threads,
     device: Device = RUNTIME.device,
 ) -> None:
-    """Make calibration images from a teacher and write them as HDF5 shards."""
+    """Make calibration images from a teacher, as HDF5 shards."""
     from zsq import api
 
     folder = api.generate(**asked(context))

@@ -22,12 +22,6 @@ Offline = Annotated[
         "--offline", help="Download nothing: refuse a teacher whose weights are not on this machine."
     ),
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set one option of the method or student. Can be given again."
-    ),
-]
 Method = Annotated[
     str | None,
     typer.Option(

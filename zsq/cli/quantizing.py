@@ -19,7 +19,6 @@ from zsq.cli.options import (
     Passes,
     Precision,
     Seed,
-    Set,
     Teacher,
     Threads,
     Weights,
@@ -81,14 +80,20 @@ def quantize(
     passes: Passes = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one option of the student. Can be given again."),
+    ] = None,
     offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
     threads: Threads = RUNTIME.threads,
     device: Device = RUNTIME.device,
 ) -> None:
-    """Fit one student on images, or make the images first, and say how well it does."""
+    """Fit a student on images, and say how well it does.
+
+    Without --images, the images are made first.
+    """
     from zsq import api
 
     result = api.quantize(**asked(context))
