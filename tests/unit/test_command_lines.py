@@ -1,4 +1,4 @@
-"""The program takes every command line on a page, and every script and recipe that a page names is there."""
+"""The program takes every command line on a page, and every file and recipe that a page names is there."""
 
 import re
 import shlex
@@ -20,7 +20,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands
 LINE = re.compile(rf"^(?:\$ |.* -m )?zsq (?:{'|'.join(COMMANDS)})\b")
 EXAMPLE = "nudge"  # the method that docs/extending.md writes
-SCRIPT = re.compile(r"\b(benchmarks/\w+\.py|tests/robustness/\w+\.py)(?: ([a-z][\w-]+))?")
+FILE = re.compile(r"`?\b((?:zsq|generators|recipes|benchmarks|tests)/[a-z0-9_./-]+\.(?:py|txt|toml))\b")
+NAMED = re.compile(r"`([A-Z]+)` in `([\w/.]+)`")
+RECIPE = re.compile(r"benchmarks/table\.py ([a-z][\w-]+)")
 
 
 def lines_of(page):
@@ -62,9 +64,11 @@ def test_command_lines(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_scripts_and_recipes(page):
-    for line in lines_of(page):
-        for script, argument in SCRIPT.findall(line):
-            assert (REPOSITORY / script).is_file(), line
-            if script.endswith("/table.py") and argument:
-                assert (REPOSITORY / "recipes" / f"{argument}.toml").is_file(), line
+def test_files_and_recipes(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    assert not [file for file in FILE.findall(text) if not (REPOSITORY / file).is_file()]
+    assert not [
+        name for name in RECIPE.findall(text) if not (REPOSITORY / "recipes" / f"{name}.toml").is_file()
+    ]
+    for name, file in NAMED.findall(text):
+        assert re.search(rf"^{name}\b", (REPOSITORY / file).read_text(), re.MULTILINE), name
