@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zsq.api import quantize as quantize
     from zsq.api import run as run
     from zsq.api import verify_export as verify_export
+    from zsq.core.errors import ZsqError as ZsqError
     from zsq.exports.exporting import export as export
     from zsq.images.sources import load_images as load_images
     from zsq.imports.importing import import_images as import_images
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # Public name -> module. Type checkers read the imports above, everything else follows from this table.
 _HOMES = {
     "ShardDataset": "zsq.shards.reader",
+    "ZsqError": "zsq.core.errors",
     "audit": "zsq.api",
     "export": "zsq.exports.exporting",
     "export_onnx": "zsq.saved.onnx_qdq",

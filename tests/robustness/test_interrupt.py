@@ -9,7 +9,7 @@ import time
 import pytest
 from commands import PYTHON, call, environment, start
 
-from zsq.core.interrupt import LINE
+from zsq.core.interrupt import KEPT, LINE
 from zsq.shards.verify import verify_run, verify_shard
 
 INTERRUPTED = 130
@@ -37,7 +37,7 @@ def test_interrupt_of_a_running_command(tmp_path, capsys):
     assert printed == ""
     estimate, line = said.splitlines()
     assert estimate.startswith("zeroq: 80 images")
-    assert line == LINE == "zsq: interrupted; what is finished is kept, --resume continues"
+    assert line == LINE + KEPT == "zsq: interrupted; what is finished is kept, --resume continues"
     kept = hashes(out)
     assert 2 <= len(kept) < 20
     for path in (out / "shards").glob("*.h5"):
@@ -70,7 +70,7 @@ def test_interrupt_at_any_moment_of_the_start(delay, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == INTERRUPTED
-    assert said[-1] == LINE
+    assert said[-1] == LINE + KEPT
     assert not any("Traceback" in line for line in said)
 
 
@@ -104,7 +104,7 @@ def test_an_interrupt_that_became_another_error_is_one_line(tmp_path, monkeypatc
         outcome = call(capsys, *arguments(tmp_path / "run"))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (outcome.status, outcome.err) == (INTERRUPTED, f"{LINE}\n")
+    assert (outcome.status, outcome.err) == (INTERRUPTED, f"{LINE}{KEPT}\n")
 
 
 def test_a_second_interrupt_does_not_wait():

@@ -20,8 +20,8 @@ from zsq.cli.describing import inspect, list_
 from zsq.cli.exchanging import export, import_
 from zsq.cli.generating import generate
 from zsq.cli.quantizing import quantize
-from zsq.core.errors import ZsqError
-from zsq.core.interrupt import INTERRUPTED, one_line_at_interrupt
+from zsq.core.errors import StorageError, ZsqError
+from zsq.core.interrupt import INTERRUPTED, kept, one_line_at_interrupt
 from zsq.core.memory import is_shortage
 from zsq.core.version import __version__
 
@@ -77,6 +77,8 @@ def main() -> None:
     with one_line_at_interrupt():
         try:
             status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        except StorageError as error:
+            _leave(f"{error}{kept()}", error.exit_code)
         except ZsqError as error:
             _leave(str(error), error.exit_code)
         except CallError as error:

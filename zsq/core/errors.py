@@ -22,7 +22,15 @@ def first_line(error: BaseException) -> str:
 
 
 class ZsqError(Exception):
-    """Base of every error a user can meet; `exit_code` is the process's exit status."""
+    """Base of every error a user can meet; `exit_code` is the process's exit status.
+
+    Example:
+        >>> try:
+        ...     zsq.load_teacher("resnet1")
+        ... except zsq.ZsqError as error:
+        ...     print(error, error.exit_code)
+        unknown teacher 'resnet1'; expected one of ...; did you mean 'resnet18'? 2
+    """
 
     exit_code = 1
 

@@ -159,7 +159,7 @@ def atomic_write_bytes(path: Path, data: bytes | memoryview) -> None:
         reason = error.strerror or type(error).__name__
         raise StorageError(
             f"cannot write {path}: {reason}",
-            remedy="free disk space or choose another folder, then continue with --resume",
+            remedy="free disk space or choose another folder",
         ) from None
 
 

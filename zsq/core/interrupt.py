@@ -14,7 +14,15 @@ INTERRUPTED = 130
 # What was interrupted should be over by then; else a callback has swallowed the interrupt.
 PATIENCE_SECONDS = 10.0
 AGAIN_SECONDS = 0.05
-LINE = "zsq: interrupted; what is finished is kept, --resume continues"
+LINE = "zsq: interrupted"
+# Commands that take up what an earlier call of them finished, and what there is to say of it.
+RESUMABLE = ("generate", "gap", "run")
+KEPT = "; what is finished is kept, --resume continues"
+
+
+def kept() -> str:
+    """`KEPT` where this process runs a command that has `--resume`."""
+    return KEPT if sys.argv[1:2] and sys.argv[1] in RESUMABLE else ""
 
 
 @contextmanager
@@ -53,7 +61,7 @@ def one_line_at_interrupt() -> Iterator[None]:
         said = isinstance(error, SystemExit) and error.code == INTERRUPTED  # by such a block inside this one
         if said or not (seen or isinstance(error, KeyboardInterrupt)):
             raise
-        print(LINE, file=sys.stderr)
+        print(LINE + kept(), file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
         watch.cancel()
@@ -75,5 +83,5 @@ def _at_once(number: int, frame: FrameType | None) -> None:
 
 def _leave() -> None:
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-    os.write(2, f"{show_cursor}{LINE}\n".encode())
+    os.write(2, f"{show_cursor}{LINE}{kept()}\n".encode())
     os._exit(INTERRUPTED)

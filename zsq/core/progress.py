@@ -46,7 +46,7 @@ def append_line(path: Path, line: str) -> None:
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}",
-            remedy="free disk space or choose another folder, then continue with --resume",
+            remedy="free disk space or choose another folder",
         ) from None
 
 
