@@ -375,13 +375,15 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
     """`["a=1", "b=true", "c=x"]` -> {"a": 1, "b": True, "c": "x"}: JSON where it parses, else text.
 
     Raises:
-        OptionError: a pair without `=`.
+        OptionError: a pair without `=`, or a key twice.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise OptionError(f"--set {pair}", "key=value")
+        if key in values:
+            raise OptionError(f"--set {key} twice", "each key once")
         try:
             values[key] = json.loads(text)
         # Integers of thousands of digits and thousands of brackets are text too, which no option takes.

@@ -30,6 +30,21 @@ def later(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"later": True}, **constraints)
 
 
+def check_given_once(option: str, value: Any, overrides: Mapping[str, Any]) -> None:
+    """Refuse an override of what an option of the command says already, `--first-last` of `first_last`; None
+    says nothing.
+
+    Raises:
+        OptionError: two values for one thing.
+    """
+    key = option.lstrip("-").replace("-", "_")
+    for name, own in overrides.items() if value is not None else ():
+        if name.rpartition(".")[2] == key:
+            raise OptionError(f"{option} {value} and --set {name}={own}", "one of them")
+        if isinstance(own, Mapping):
+            check_given_once(option, value, {f"{name}.{inner}": each for inner, each in own.items()})
+
+
 class Options(Record):
     """Options of one method or student: its constants, with published values as defaults.
 

@@ -55,7 +55,11 @@ class ChainOptions(Options):
             if student not in given or not (option or isinstance(value, Mapping)):
                 known = ", ".join(given)
                 raise OptionError(f"{owner} has no option '{key}'", f"STUDENT.KEY with a student of {known}")
-            given[student] |= {option: value} if option else value
+            more = {option: value} if option else value
+            twice = next((name for name in more if name in given[student]), None)
+            if twice is not None:
+                raise OptionError(f"{owner}: two values for {student}.{twice}", "one")
+            given[student] |= more
         resolved: dict[str, Any] = {}
         for student, field in cls.model_fields.items():
             own: Any = field.annotation

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic reads no other before Python
 from zsq.contract import Student, Teacher
 from zsq.core.errors import OptionError, UsageError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.options import check_given_once
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
 from zsq.students import create, student_class
@@ -85,6 +86,7 @@ def resolve_students(
         key = json.dumps((spec.name, dict(spec.options), list(spec.passes)), sort_keys=True, default=str)
         student = created.get(key) or create(spec.name, images, spec.options, runtime, passes=spec.passes)
         created[key] = student
+        check_given_once("--first-last", spec.first_last, spec.options)
         student.check_bits(spec.bits, spec.first_last)
         whole = replace(spec, options=student.options.model_dump(mode="json"))
         entry = ResolvedStudent(whole, student)

@@ -9,6 +9,7 @@ from pathlib import Path
 from zsq.config import QuantizeConfig
 from zsq.contract import FittedStudent, ImagesOrigin, Student, Teacher
 from zsq.core.errors import OptionError
+from zsq.core.options import check_given_once
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.fitting.choosing import shares_on
@@ -134,6 +135,7 @@ class Preparation:
             ZsqError: one class per cause.
         """
         student = create(config.student, teacher.spec, config.set, runtime, passes=config.passes)
+        check_given_once("--first-last", config.first_last, config.set)
         widths = [Bits.parse(bits) for bits in (config.bits, *config.more_bits)]
         for bits in widths:
             if widths.count(bits) > 1:

@@ -74,7 +74,8 @@ class Defaults:
         changes: dict[str, Any] = {}
         if with_count and config.count is None:
             changes["count"] = self.count
-        if config.iterations is None and config.effort is None and config.method == self.method:
+        says = config.iterations or config.effort or "iterations" in config.set
+        if not says and config.method == self.method:
             changes["iterations"] = self.iterations
         return config.model_copy(update=changes)
 

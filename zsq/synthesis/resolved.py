@@ -15,7 +15,7 @@ from zsq.config import DEFAULT_COUNT, GenerateConfig, PositiveInt
 from zsq.contract import Generator, Teacher
 from zsq.core.errors import OptionError, RunFolderError
 from zsq.core.imagespec import ImageSpec
-from zsq.core.options import Options
+from zsq.core.options import Options, check_given_once
 from zsq.core.processes import Processes
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import forward_gflops
@@ -103,9 +103,10 @@ def method_options(
 
     Raises:
         UnknownNameError: no such method.
-        OptionError: an option that it does not have, or a wrong value.
+        OptionError: an option that it does not have, a wrong value, or iterations given twice.
     """
     cls = method_class(config.method)
+    check_given_once("--iterations", config.iterations, config.set)
     batch = min(config.batch or cls.default_batch(spec), count)
     effort = config.effort or default_effort(spec)
     iterations = config.iterations or effort_iterations(cls, spec, effort)
