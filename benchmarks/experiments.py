@@ -123,6 +123,17 @@ def of_both_kinds(passes: int) -> tuple[Source, ...]:
     return *without, *by_norm, *by_attention
 
 
+def varied(passes: int) -> tuple[Source, ...]:
+    """Our own method for few bits, without what makes its images differ, and what it stands beside."""
+    return (
+        Source(REAL),
+        Source("dgh", 250),
+        Source("varied", passes),
+        Source("varied", 250),
+        Source("varied", passes, {"light": 0.0, "contrast": 0.0}),
+    )
+
+
 EXPERIMENTS = {
     "dsg-digits": Experiment(
         lambda: load_teacher("embedded:digits"),
@@ -138,6 +149,16 @@ EXPERIMENTS = {
     ),
     "pyramid-resnet20": Experiment(
         lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, pyramid(100)
+    ),
+    "varied-resnet20": Experiment(
+        lambda: load_teacher(RESNET20, WEIGHTS),
+        TRAIN,
+        "genie-m",
+        "W2A2",
+        500,
+        varied(100),
+        sets=3,
+        count=512,
     ),
     "folded-resnet20": Experiment(
         lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, without_norm(50), folded=True

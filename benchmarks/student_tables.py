@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from common import Results
 
 from zsq.measure.choices import choices_by_student
+from zsq.measure.confidence import mean_interval, set_means
+from zsq.measure.gap import Run
 from zsq.report.choices import ALWAYS
-from zsq.report.tables import DASH, Grid, number
+from zsq.report.tables import DASH, Grid, interval, number
 from zsq.saved.choices import always_same
 from zsq.students import STUDENTS
 
@@ -43,3 +46,20 @@ def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) 
             lines.append((*([said] if called else []), f"`{student}`", bits, *cells))
     header = (*([called] if called else []), "student", "bits")
     return Grid((*header, *sources), tuple(lines), len(header))
+
+
+def gains_grid(name: str, beside: dict[str, str]) -> Grid:
+    """What a student gains over the one beside it, in the first metric: over sets, on the same images."""
+    rows = Results(name).read().get("rows", [])
+    sets = {
+        (row["student"], row["bits"], row["source"]): set_means(Run(**run) for run in row["runs"])
+        for row in rows
+        if row["metric"] == rows[0]["metric"]
+    }
+    lines = []
+    for (student, bits, source), values in sets.items():
+        if (other := beside.get(student)) is not None:
+            gains = values - sets[other, bits, source]
+            means = number(float(np.mean(values))), number(float(np.mean(gains)))
+            lines.append((f"`{student}`", f"`{other}`", bits, source, *means, interval(mean_interval(gains))))
+    return Grid(("student", "beside", "bits", "source", "accuracy", "gain", "95 %"), tuple(lines), 4)

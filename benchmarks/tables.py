@@ -24,7 +24,7 @@ from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
-from student_tables import by_arm, students_grid
+from student_tables import by_arm, gains_grid, students_grid
 from throughput_tables import cold_starts, fit_speed, speed, throughput
 
 from zsq.measure.confidence import Interval, welch_interval
@@ -269,7 +269,7 @@ def consumers() -> Grid:
         key=lambda row: (row["tool"], row["bits"] != "W8A8"),
     )
     cells = (((row["tool"], row["bits"]), row["source"], row["accuracy"]) for row in rows)
-    return by_source(cells, ("tool", "bits"), ("real", "dgh", "deepinversion", "dsg", "noise"))
+    return by_source(cells, ("tool", "bits"), ("real", "dgh", "deepinversion", "noise"))
 
 
 def mct_images() -> Grid:
@@ -321,11 +321,13 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "folded-resnet20": partial(sources_table, "folded-resnet20"),
     "dsg-digits": partial(sources_table, "dsg-digits"),
     "pyramid-resnet20": partial(sources_table, "pyramid-resnet20"),
+    "varied-resnet20": partial(sources_table, "varied-resnet20"),
     "cifar-vit-bn": partial(sources_table, "cifar-vit-bn"),
     "students": students_grid,
     "students-headline": students_headline,
     "students-screen": students_screen,
     "students-seeds": partial(by_arm, {"students-seeds": ""}, None, ARMS),
+    "students-gains": partial(gains_grid, "students-gains", {"lq-net": "lsq-kd", "dir-net": "binary"}),
     "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
     "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),
     "tuning": tuning,
