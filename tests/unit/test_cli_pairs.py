@@ -3,7 +3,9 @@
 import pytest
 from commands import call
 
+import zsq
 from zsq.config import GenerateConfig
+from zsq.core.errors import OptionError
 from zsq.request.defaults import choose
 from zsq.teacher import load_teacher
 
@@ -68,6 +70,62 @@ def test_two_values_for_one_thing_in_a_recipe(old, new, found, tmp_path, capsys)
     (tmp_path / "mine.toml").write_text(RECIPE.replace(old, new))
     assert found in complaint(capsys, "run", "mine.toml", "--out", "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run and a student of it."""
+    folder = tmp_path_factory.mktemp("made")
+    run = zsq.generate("embedded:digits", "noise", count=4, out=folder / "run")
+    zsq.quantize("embedded:digits", run, "ptq", "W8A8", out=folder / "student")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (
+            ("verify", "run", "--tolerance", 0.1),
+            "--tolerance 0.1 without --against; expected --against",
+        ),
+        (("verify", "run", "--teacher", "x"), "--teacher x without --against"),
+        (("verify", "run", "--offline"), "--offline without --against"),
+        (("verify", "run", "--against", "x", "--tolerance", 0.1), "--tolerance 0.1 without --teacher"),
+        (("verify", "run", "--against", "x", "--weights", "w.pt"), "--weights w.pt without --teacher"),
+        (("inspect", *DIGITS, "--fit", "crop"), "--fit crop without --images"),
+        (("inspect", *DIGITS, "--class-names", "by-order"), "--class-names by-order without --images"),
+        (("inspect", "run", "--fit", "crop"), "--fit crop with run"),
+        (("inspect", *DIGITS, "--count", 3), "--count 3 with --teacher"),
+        (("inspect", "student", "--layers", 3), "--layers 3 with student"),
+        (("quantize", *DIGITS, "--bits", "W4A4", "--fit", "crop"), "--fit crop without --images and --eval"),
+        ((*FIT, "mixed", "--set", "inner=brecq", "--set", "brecq.first_last=8"), "mixed: brecq.first_last"),
+        (
+            (*FIT, "ptq", "--out", "run"),
+            "folder of a run",
+        ),
+        ((*FIT, "ptq", "--out", "run/shards"), "folder of a run"),
+    ],
+)
+def test_an_option_without_effect_or_place(arguments, found, made, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    assert found in complaint(capsys, *arguments)
+
+
+@pytest.mark.parametrize("given", [{"tolerance": 0.1}, {"weights": "w.pt"}, {"offline": True}])
+def test_what_compares_no_logits_takes_no_option_of_them(given):
+    with pytest.raises(OptionError, match=f"{next(iter(given))} without teacher"):
+        zsq.verify_export("run", "arrays", **given)
+
+
+@pytest.mark.parametrize(
+    ("bits", "student", "found"),
+    [
+        ("W4A1", "ptq", "at least W2A2; students that take W4A1: lq-net, binary"),
+        ("W1A4", "lsq-kd", "at least W2A2; students that take W1A4: lq-net, binary"),
+    ],
+)
+def test_a_student_that_refuses_widths_names_those_that_take_them(bits, student, found, capsys):
+    assert found in complaint(capsys, *FIT, student, "--bits", bits)
 
 
 def test_iterations_that_are_set_have_no_default():

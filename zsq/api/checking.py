@@ -15,6 +15,7 @@ from zsq.config import (
     RuntimeConfig,
     validated,
 )
+from zsq.core.errors import OptionError
 from zsq.core.files import output_file
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
@@ -51,6 +52,10 @@ def verify_export(
     """
     from zsq.exports.exporting import verify_export as run
 
+    given = {"weights": weights is not None, "tolerance": tolerance != VERIFY.tolerance, "offline": offline}
+    unused = next((name for name, is_given in given.items() if is_given), None)
+    if teacher is None and unused is not None:
+        raise OptionError(f"{unused} without teacher", "a teacher, whose logits are compared")
     loaded = None if teacher is None else load_teacher(teacher, path_of(weights), offline=offline)
     return run(Path(folder), Path(export), loaded, tolerance)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsq.api.given import images_given, path_of
+from zsq.api.given import check_read, images_given, path_of
 from zsq.config import (
     DEFAULT_COUNT,
     IMAGES,
@@ -78,6 +78,7 @@ def inspect_teacher(
     from zsq.catalogue import suited_lines, suited_methods, suited_students, timed_pass
     from zsq.measure.teacherfacts import teacher_facts
 
+    check_read(images_given(fit, class_names), "--images", images)
     config = runtime or RUNTIME
     resolved = Runtime.resolve(**config.model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zsq.core.errors import OptionError
 from zsq.core.files import output_path
 from zsq.core.processes import Processes
 from zsq.runfolder import OUTPUTS, latest_folder, next_folder
@@ -31,6 +32,18 @@ def path_of(path: str | Path | None) -> Path | None:
 def images_given(fit: str | None, class_names: str | Path | None) -> dict[str, Any]:
     """The fields of ImagesConfig."""
     return {"fit": fit, "class_names": text_of(class_names)}
+
+
+def check_read(given: Mapping[str, Any], options: str, *sources: object) -> None:
+    """Refuse a wish how to read images where none of `sources` names any; they are those of `options`.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name, value in given.items() if all(source is None for source in sources) else ():
+        if value is not None:
+            found = f"--{name.replace('_', '-')} {value} without {options}"
+            raise OptionError(found, "images that are read with it")
 
 
 def widths_given(widths: str | Path | Rows | None) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import images_given, several, text_of, widths_given
+from zsq.api.given import check_read, images_given, several, text_of, widths_given
 from zsq.config import (
     IMAGES,
     OFFLINE,
@@ -91,6 +91,7 @@ def quantize(
     first, *more = several("" if bits is None else bits) or ("",)
     if not first:
         raise OptionError("no bits", "those of weights and activations, as in W4A4")
+    check_read(images_given(fit, class_names), "--images and --eval", images, eval)
     values = {
         "teacher": teacher,
         "images": text_of(images),

@@ -16,11 +16,13 @@ from zsq.cli.options import (
     Threads,
     Weights,
     asked,
+    refuse_typed,
 )
 from zsq.config import AUDIT_RUNTIME, IMAGES, OFFLINE, VERIFY
 
 
 def verify(
+    context: typer.Context,
     folder: RunFolder,
     against: Annotated[
         str | None, typer.Option(metavar="EXPORT", help="Also check that this export has the same images.")
@@ -31,7 +33,7 @@ def verify(
     ] = None,
     weights: Weights = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference of a logit that is allowed.")
+        float, typer.Option(help="With --teacher: largest difference of a logit that is allowed.")
     ] = VERIFY.tolerance,
     offline: Offline = OFFLINE,
 ) -> None:
@@ -39,11 +41,13 @@ def verify(
 
     Every file is compared with its hash, every array with the schema.
     """
-    from zsq.core.errors import OptionError
     from zsq.shards.verify import verify_run
 
-    if teacher is not None and against is None:
-        raise OptionError("--teacher without --against", "--against EXPORT", "name the export to compare")
+    of_logits = ("weights", "tolerance", "offline")
+    if against is None:
+        refuse_typed(context, ("teacher", *of_logits), "without --against", "--against EXPORT")
+    elif teacher is None:
+        refuse_typed(context, of_logits, "without --teacher", "--teacher T, whose logits are compared")
     result = verify_run(folder)
     typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
     for line in result.seal.lines() if result.seal is not None else ():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zsq.cli.options import ClassNames, FitPhotos, Offline, Weights, asked
+from zsq.cli.options import ClassNames, FitPhotos, Offline, Weights, asked, refuse_typed
 from zsq.config import IMAGES, INSPECT, OFFLINE
 
 
@@ -91,11 +91,12 @@ def inspect(
         found = "neither PATH nor --teacher" if folder is None else f"{folder} and --teacher {teacher}"
         raise OptionError(found, "one of them, or a student with --images")
     elif folder is None:
-        _refuse(context, of_layers, f"--teacher {teacher}", "it with a student and --images")
+        refuse_typed(context, of_layers, f"with --teacher {teacher}", "it with a student and --images")
         lines = api.inspect_teacher(**asked(context, "folder", *of_layers))
     else:
         wanted = "it with --teacher, or with a student and --images"
-        _refuse(context, ("weights", "images", "fit", "class_names", "offline", *of_layers), folder, wanted)
+        teachers = ("weights", "images", "fit", "class_names", "offline")
+        refuse_typed(context, (*teachers, *of_layers), f"with {folder}", wanted)
         lines = api.inspect(folder)
     for line in lines:
         typer.echo(line)
@@ -105,15 +106,3 @@ def _is_student(path: str) -> bool:
     from zsq.saved.summary import is_student
 
     return is_student(path)
-
-
-def _refuse(context: typer.Context, names: tuple[str, ...], beside: str, wanted: str) -> None:
-    """Refuse the first of the options that was typed."""
-    from zsq.core.errors import OptionError
-
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option, value = f"--{name.replace('_', '-')}", context.params[name]
-            given = option if value is True else f"{option} {value}"
-            raise OptionError(f"{given} with {beside}", wanted)

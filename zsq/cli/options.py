@@ -93,6 +93,22 @@ def asked(context: typer.Context, *left_out: str) -> dict[str, Any]:
     return {**values, "reporter": Reporter()}
 
 
+def refuse_typed(context: typer.Context, names: tuple[str, ...], why: str, expected: str) -> None:
+    """Refuse the first of the options that was typed; `why` is that another one is there, or is not.
+
+    Raises:
+        OptionError: one was.
+    """
+    from zsq.core.errors import OptionError
+
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option, value = f"--{name.replace('_', '-')}", context.params[name]
+            given = option if value is True else f"{option} {value}"
+            raise OptionError(f"{given} {why}", expected)
+
+
 def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     """`"0.5,0.25"` -> (0.5, 0.25); None stays None.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -15,12 +16,13 @@ from zsq.core.layout import maps_channels_last
 from zsq.core.runtime import Runtime
 from zsq.engine.executed import images_at_once
 from zsq.tasks import Scores, Truth
-from zsq.tasks.metrics import with_unit
+from zsq.tasks.metrics import unit, with_unit
 from zsq.tasks.nesting import Outputs, mapped, named_tensors
 
 # Points or dB by which a teacher may measure away from what is stated: about one standard error at 88 % on
 # 5000 images; another image decoder or resizing stays inside, a wrong normalisation does not.
 TEACHER_TOLERANCE = 0.5
+STANDARD_ERRORS = 3
 BATCH = 250
 # A teacher's outputs on the evaluation images are kept up to so much, and made again for every student above.
 KEPT_BYTES = 2**30
@@ -160,7 +162,8 @@ def score_teacher(
     Raises:
         MismatchError: images or labels of another network.
         ImagesError: unlabelled images, or too few identities.
-        TeacherAccuracyError: more than `TEACHER_TOLERANCE` from `teacher.expected_accuracy`.
+        TeacherAccuracyError: more than `TEACHER_TOLERANCE` from `teacher.expected_accuracy`, and of a metric
+            in points more than `STANDARD_ERRORS` of so many images.
     """
     task = teacher.task
     teacher.spec.check_pixels(images.pixels, "evaluation images")
@@ -169,15 +172,30 @@ def score_teacher(
         task.check_truth(images, teacher.num_outputs)
     reference = Reference(teacher, images, runtime, images if labelled else None)
     measured, expected = reference.quality, teacher.expected_accuracy
-    if measured is not None and expected is not None and abs(measured - expected) > TEACHER_TOLERANCE:
-        assert task.quality is not None
+    if measured is None or expected is None:
+        return reference
+    assert task.quality is not None
+    allowed = _allowed(task.quality, expected, len(images.pixels))
+    if abs(measured - expected) > allowed:
         found = f"{with_unit(task.quality, measured)} on {len(images.pixels)} images"
+        why = "" if allowed == TEACHER_TOLERANCE else f", {STANDARD_ERRORS} standard errors of so many images"
         raise TeacherAccuracyError(
             f"teacher '{teacher.name}' measures {found}",
-            f"{expected:.2f} within {TEACHER_TOLERANCE} points",
+            f"{expected:.2f} within {allowed:.2f} {unit(task.quality)}{why}",
             "check its weights, mean, std and the evaluation images, or correct expected_accuracy",
         )
     return reference
+
+
+def _allowed(metric: str, expected: float, num_images: int) -> float:
+    """How far from `expected` a metric of the teacher may come out. The images may be a sample: one image has
+    0..100 points, so the standard error of a mean is at most sqrt(p (100 - p) / N), as of a share p."""
+    if unit(metric) != "points":
+        return TEACHER_TOLERANCE
+    # As if one image more were right and one wrong: the error is not zero at 100 points.
+    share = (num_images * expected + 100) / (num_images + 2)
+    error = math.sqrt(max(share * (100 - share), 0.0) / max(num_images, 1))
+    return max(TEACHER_TOLERANCE, STANDARD_ERRORS * error)
 
 
 def all_scores(student: FittedStudent, reference: Reference) -> Scores:

@@ -16,7 +16,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import check_given_once
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
-from zsq.students import create, student_class
+from zsq.students import check_bits, create, student_class
 from zsq.widths import Bits
 
 REAL, NOISE = "real", "noise"
@@ -87,7 +87,7 @@ def resolve_students(
         student = created.get(key) or create(spec.name, images, spec.options, runtime, passes=spec.passes)
         created[key] = student
         check_given_once("--first-last", spec.first_last, spec.options)
-        student.check_bits(spec.bits, spec.first_last)
+        check_bits(student, spec.bits, spec.first_last, images)
         whole = replace(spec, options=student.options.model_dump(mode="json"))
         entry = ResolvedStudent(whole, student)
         if entry.name in resolved:

@@ -16,9 +16,11 @@ from zsq.fitting.choosing import shares_on
 from zsq.images.shared import shared_lines
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.evaluate import Reference, score_student, score_teacher
+from zsq.runfolder import RUN_FILE
 from zsq.saved.choices import choice_lines
 from zsq.saved.cost import Cost, student_cost
-from zsq.students import create, own_defaults_line
+from zsq.shards.manifest import holds_shards
+from zsq.students import check_bits, create, own_defaults_line
 from zsq.tasks.metrics import unit
 from zsq.tasks.sqnr import EACH_OUTPUT
 from zsq.teacher import load_teacher
@@ -140,7 +142,7 @@ class Preparation:
         for bits in widths:
             if widths.count(bits) > 1:
                 raise OptionError(f"--bits {bits} twice", "each once")
-            student.check_bits(bits.with_rows(config.widths), config.first_last)
+            check_bits(student, bits.with_rows(config.widths), config.first_last, teacher.spec)
         places.check(teacher, student, config)
         evaluation, reference = None, None
         if config.eval is not None:
@@ -238,6 +240,8 @@ def _check_out(teacher: Teacher, out: Path | None) -> None:
     from zsq.saved.saving import check_destination, check_saveable
 
     if out is not None:
+        if holds_shards(out) or (out / RUN_FILE).exists():
+            raise OptionError(f"--out {out} is the folder of a run", "a folder of the student's own")
         check_destination(out)
         check_saveable(teacher)
 

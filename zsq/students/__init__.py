@@ -34,6 +34,7 @@ from zsq.students.qfd import QFD
 from zsq.students.quantface import QuantFace
 from zsq.students.repq import RepQ
 from zsq.students.vertical import Vertical
+from zsq.widths import Bits
 
 STUDENTS: dict[str, type[Student]] = {
     "ptq": PTQ,
@@ -100,6 +101,28 @@ def create(
     resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
     created = student(resolved, runtime)
     return Passed(created, passes) if passes else created
+
+
+def check_bits(student: Student, bits: Bits, first_last: int | None, spec: ImageSpec) -> None:
+    """`Student.check_bits`, whose error then names the students that take these widths.
+
+    Raises:
+        OptionError: the student does not take them.
+    """
+    try:
+        student.check_bits(bits, first_last)
+    except OptionError as error:
+        others = [name for name in STUDENTS if _takes(name, bits, first_last, spec)]
+        remedy = f"students that take {bits}: {', '.join(others)}" if others else ""
+        raise OptionError(str(error), remedy=remedy) from None
+
+
+def _takes(name: str, bits: Bits, first_last: int | None, spec: ImageSpec) -> bool:
+    try:
+        create(name, spec, {}, Runtime()).check_bits(bits, first_last)
+    except OptionError:
+        return False
+    return True
 
 
 def own_defaults(student: Student, spec: ImageSpec) -> dict[str, dict[str, Any]]:

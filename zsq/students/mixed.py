@@ -97,6 +97,8 @@ class MixedOptions(Options):
             if student != options.inner:
                 raise OptionError(f"{owner} has no option '{key}'", f"{options.inner}.KEY")
             given[option] = overrides[key]
+        if "first_last" in given:
+            raise OptionError(f"{owner}: {options.inner}.first_last", "first_last, which the search heeds")
         kind = inner_class(options.inner).options_class
         own = kind.resolve(f"student {options.inner}", spec, given, iterations, batch)
         return options.model_copy(update={"own": own.model_dump()})

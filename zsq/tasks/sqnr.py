@@ -33,7 +33,7 @@ class SignalToNoise:
 
     sqnr = 10 log10(sum t^2 / sum (s - t)^2), s the student's and t the teacher's output;
     sqnr_centred = 10 log10(sum (t - m)^2 / sum (s - t)^2), m the mean of t over images at each position: what
-    an output says of every image alike is no signal then.
+    an output says of every image alike is no signal then. Of one image it is not defined.
     """
 
     def __init__(self) -> None:
@@ -55,16 +55,15 @@ class SignalToNoise:
             sums.noise += (s - t).square().sum().item()
 
     def metrics(self) -> dict[str, float]:
-        """`sqnr` and `sqnr_centred`; of several outputs the lowest, then `sqnr.NAME` of each."""
-        both = {
-            name: (_ratio(sums.square, sums.noise), _ratio(_varying(sums), sums.noise))
-            for name, sums in self._sums.items()
-        }
-        if not both:
-            return {}
-        found = dict(zip(("sqnr", "sqnr_centred"), map(min, zip(*both.values(), strict=True)), strict=True))
-        if len(both) > 1:
-            found |= {f"{EACH_OUTPUT}{name}": plain for name, (plain, _) in both.items()}
+        """`sqnr`, and of more than one image `sqnr_centred`; of several outputs the lowest, then `sqnr.NAME`
+        of each."""
+        plain = {name: _ratio(sums.square, sums.noise) for name, sums in self._sums.items()}
+        centred = [_ratio(_varying(sums), sums.noise) for sums in self._sums.values() if sums.count > 1]
+        found = {"sqnr": min(plain.values())} if plain else {}
+        if centred:
+            found["sqnr_centred"] = min(centred)
+        if len(plain) > 1:
+            found |= {f"{EACH_OUTPUT}{name}": ratio for name, ratio in plain.items()}
         return found
 
 

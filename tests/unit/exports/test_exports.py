@@ -321,7 +321,7 @@ def test_logits_are_compared_where_a_teacher_is_given(tmp_path, capsys):
     assert said.status == 0 and "the same 8 images and labels, logits within" in said.out
     strict = ("--teacher", "embedded:digits", "--tolerance", "-1")
     assert "differ by" in call(capsys, "verify", digits, "--against", out, *strict).complaint()
-    assert "--teacher without --against" in call(capsys, "verify", digits, "--teacher", "x").complaint()
+    assert "--teacher x without --against" in call(capsys, "verify", digits, "--teacher", "x").complaint()
 
 
 def test_logits_of_other_weights_are_not_compared(tmp_path, tiny_teacher, run):

@@ -100,11 +100,17 @@ def test_a_teacher_within_half_a_point_passes(expected):
     assert score_teacher(teacher, labelled_as_teacher(teacher, 40, 10), CPU).quality == 75.0
 
 
-@pytest.mark.parametrize("expected", [75.6, 74.4])
-def test_a_teacher_that_measures_elsewhere_stops_the_run(expected):
+@pytest.mark.parametrize(("expected", "allowed"), [(96.0, 11.43), (50.0, 23.72), (100.0, 7.23)])
+def test_a_teacher_that_measures_elsewhere_stops_the_run(expected, allowed):
     teacher = linear_teacher(expected)
-    with pytest.raises(TeacherAccuracyError, match=rf"75\.00 % on 40 images.*{expected}"):
+    line = rf"75\.00 % on 40 images; expected {expected:.2f} within {allowed} points, 3 standard errors"
+    with pytest.raises(TeacherAccuracyError, match=line):
         score_teacher(teacher, labelled_as_teacher(teacher, 40, 10), CPU)
+
+
+def test_few_images_may_measure_elsewhere_by_chance():
+    teacher = linear_teacher(85.0)
+    assert score_teacher(teacher, labelled_as_teacher(teacher, 40, 10), CPU).quality == 75.0
 
 
 def test_evaluation_images_need_labels_of_the_teacher():
@@ -144,7 +150,7 @@ def test_an_embedding_network_is_scored_by_verification():
     shares = [decisions[counted & kind].mean() for kind in (pairs.same_P, ~pairs.same_P)]
     assert measured == pytest.approx(100 * np.mean(shares))
     with pytest.raises(TeacherAccuracyError):
-        score_teacher(dataclasses.replace(teacher, expected_accuracy=measured - 1), images, CPU)
+        score_teacher(dataclasses.replace(teacher, expected_accuracy=measured / 3), images, CPU)
     own = all_scores(as_student(teacher), reference)
     assert own.metrics["cosine"] == pytest.approx(100) and own.metrics["accuracy"] == pytest.approx(measured)
     assert "tar@1e-3" not in own.metrics  # 160 impostor pairs

@@ -58,6 +58,10 @@ def test_centred_ratio_takes_no_signal_from_what_all_images_share():
     assert found["sqnr"] > found["sqnr_centred"] + 50
 
 
+def test_one_image_has_no_mean_to_vary_around():
+    assert list(scored(TASKS["other"](), draws(1, 5), draws(1, 5, seed=1))) == ["sqnr"]
+
+
 def test_each_output_of_a_nesting_has_its_own_ratio_and_the_lowest_leads():
     teacher = {"maps": [draws(4, 2, 3, 3), draws(4, 8)], "mean": torch.tensor(2.0)}
     student = {"maps": [teacher["maps"][0] + 0.1, teacher["maps"][1] + 1.0], "mean": torch.tensor(2.0)}
