@@ -8,6 +8,7 @@ from commands import REPOSITORY, run_script
 from PIL import Image
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("recipes/*.md")]
 NETWORK = """
 from torch import nn
 
@@ -39,7 +40,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
 
 
 def test_every_link_leads_somewhere():
-    for page in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), REPOSITORY / "CONTRIBUTING.md"):
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
             other = (page.parent / target) if target else page
