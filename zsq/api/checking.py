@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import images_given, path_of
+from zsq.api.given import images_given, path_of, teacher_of
 from zsq.config import (
     AUDIT_RUNTIME,
     IMAGES,
@@ -16,7 +16,7 @@ from zsq.config import (
     validated,
 )
 from zsq.core.errors import OptionError
-from zsq.core.files import output_file
+from zsq.core.files import input_path, output_file
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import fitted_of, images_for, said
@@ -31,7 +31,7 @@ def verify_export(
     folder: str | Path,
     export: str | Path,
     *,
-    teacher: str | None = None,
+    teacher: str | Path | None = None,
     weights: str | Path | None = None,
     tolerance: float = VERIFY.tolerance,
     offline: bool = OFFLINE,
@@ -57,11 +57,11 @@ def verify_export(
     if teacher is None and unused is not None:
         raise OptionError(f"{unused} without teacher", "a teacher, whose logits are compared")
     loaded = None if teacher is None else load_teacher(teacher, path_of(weights), offline=offline)
-    return run(Path(folder), Path(export), loaded, tolerance)
+    return run(input_path(folder, "folder"), input_path(export, "export"), loaded, tolerance)
 
 
 def audit(
-    teacher: str,
+    teacher: str | Path,
     shards: str | Path,
     train: str | Path,
     holdout: str | Path,
@@ -101,7 +101,7 @@ def audit(
     from zsq.shards.manifest import read_manifest
     from zsq.tasks.embed import Embed
 
-    target = None if out is None else output_file(out)
+    teacher, target = teacher_of(teacher), None if out is None else output_file(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "audit")

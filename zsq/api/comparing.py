@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import folder_of, images_given, several, text_of
+from zsq.api.given import folder_of, images_given, several, teacher_of, text_of
 from zsq.config import (
     GAP,
     IMAGES,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def measure_gap(
-    teacher: str,
+    teacher: str | Path,
     shards: Sequence[str | Path],
     real: str | Path,
     eval: str | Path,
@@ -73,7 +73,7 @@ def measure_gap(
     from zsq.workflow import run_gap
 
     values = {
-        "teacher": teacher,
+        "teacher": teacher_of(teacher),
         "shards": tuple(text_of(folder) for folder in several(shards)),
         "real": text_of(real),
         "eval": text_of(eval),

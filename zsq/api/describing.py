@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsq.api.given import check_read, images_given, path_of
+from zsq.api.given import check_read, images_given, path_of, teacher_of
 from zsq.config import (
     DEFAULT_COUNT,
     IMAGES,
@@ -49,10 +49,10 @@ def inspect(folder: str | Path) -> list[str]:
 
 
 def inspect_teacher(
-    teacher: str,
+    teacher: str | Path,
     *,
     weights: str | Path | None = None,
-    images: str | None = None,
+    images: str | Path | None = None,
     count: int = DEFAULT_COUNT,
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
@@ -97,7 +97,7 @@ def inspect_student(
     folder: str | Path,
     images: str | Path,
     *,
-    teacher: str | None = None,
+    teacher: str | Path | None = None,
     weights: str | Path | None = None,
     count: int = INSPECT.count,
     layers: int | None = INSPECT.layers,
@@ -137,7 +137,7 @@ def inspect_student(
     asked = validated(InspectConfig, given, "inspect")
     record, fitted = read_student(folder)
     resolved = Runtime.resolve(**(runtime or RUNTIME).model_dump())
-    name = teacher or record.teacher.name
+    name = teacher_of(teacher or record.teacher.name)
     loaded = load_teacher(name, path_of(weights), offline=offline).to(resolved.device)
     if loaded.weights_sha256 != record.teacher.weights_sha256:
         found = f"teacher {name} with weights {loaded.weights_sha256[:16]}"

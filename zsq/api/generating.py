@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import folder_of, path_of, text_of
+from zsq.api.given import folder_of, path_of, teacher_of, text_of
 from zsq.config import (
     GENERATE,
     OFFLINE,
@@ -25,7 +25,7 @@ from zsq.teacher import load_teacher
 
 
 def generate(
-    teacher: str,
+    teacher: str | Path,
     method: str | None = None,
     *,
     weights: str | Path | None = None,
@@ -73,7 +73,7 @@ def generate(
         (torch.Size([1, 32, 32]), -1)
     """
     values = {
-        "teacher": teacher,
+        "teacher": teacher_of(teacher),
         "weights": text_of(weights),
         "method": method,
         "count": count,
@@ -89,8 +89,8 @@ def generate(
         "runtime": runtime or RUNTIME,
     }
     if method is not None:
-        folder = folder_of(out, f"{plain_name(teacher)}-{method}", resume)
         config = validated(GenerateConfig, values, "generate")
+        folder = folder_of(out, f"{plain_name(config.teacher)}-{method}", resume)
         return synthesize.generate(config, folder, resume=resume, reporter=reporter)
     with watched(sealed):
         return _with_own_choice(values, out, resume, reporter)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zsq.core.errors import OptionError
-from zsq.core.files import output_path
+from zsq.core.files import input_path, output_path
 from zsq.core.processes import Processes
 from zsq.runfolder import OUTPUTS, latest_folder, next_folder
 from zsq.widths import Rows, read_widths
@@ -24,9 +24,14 @@ def several(values: Any) -> tuple[Any, ...]:
     return (values,) if single else tuple(values)
 
 
+def teacher_of(teacher: str | Path) -> str:
+    """A teacher's name; a path is that of its card. What is neither stays as it is, and is refused later."""
+    return f"file:{teacher}" if isinstance(teacher, Path) else teacher
+
+
 def path_of(path: str | Path | None) -> Path | None:
     """A path to read from."""
-    return None if path is None else Path(path)
+    return None if path is None else input_path(path, "weights")
 
 
 def images_given(fit: str | None, class_names: str | Path | None) -> dict[str, Any]:
@@ -50,7 +55,9 @@ def widths_given(widths: str | Path | Rows | None) -> dict[str, int]:
     """Rows and their widths as a configuration holds them, where a file has them too."""
     if widths is None:
         return {}
-    return read_widths(widths) if isinstance(widths, str | Path) else dict(widths)
+    if not isinstance(widths, str | Path | Mapping):
+        raise OptionError(f"widths {widths!r}", "rows and their bits, or a file of them")
+    return dict(widths) if isinstance(widths, Mapping) else read_widths(widths)
 
 
 def folder_of(out: str | Path | None, name: str, resume: bool) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import check_read, images_given, several, text_of, widths_given
+from zsq.api.given import check_read, images_given, several, teacher_of, text_of, widths_given
 from zsq.config import (
     IMAGES,
     OFFLINE,
@@ -26,7 +26,7 @@ from zsq.widths import Rows
 
 
 def quantize(
-    teacher: str,
+    teacher: str | Path,
     images: str | Path | None = QUANTIZE.images,
     student: str | None = QUANTIZE.student,
     bits: str | Sequence[str] | None = None,
@@ -93,7 +93,7 @@ def quantize(
         raise OptionError("no bits", "those of weights and activations, as in W4A4")
     check_read(images_given(fit, class_names), "--images and --eval", images, eval)
     values = {
-        "teacher": teacher,
+        "teacher": teacher_of(teacher),
         "images": text_of(images),
         "student": student,
         "bits": first,

@@ -24,6 +24,17 @@ from zsq.core.errors import OptionError, StorageError
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.zsq\.tmp", re.DOTALL)
 
 
+def input_path(path: str | Path, what: str) -> Path:
+    """Where to read from, as given by the user.
+
+    Raises:
+        OptionError: anything but text and a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(f"{what} {path!r}", "a path, as text or Path")
+    return Path(path)
+
+
 def output_path(text: str | Path, option: str = "--out") -> Path:
     """Where to write, as given by the user.
 

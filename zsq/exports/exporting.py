@@ -14,7 +14,7 @@ import torch
 from zsq.config import EXPORT
 from zsq.contract import Teacher
 from zsq.core.errors import ExportError, MismatchError, OptionError
-from zsq.core.files import atomic_write_text, output_path
+from zsq.core.files import atomic_write_text, input_path, output_path
 from zsq.core.version import __version__
 from zsq.datasetcard.page import Files
 from zsq.datasetcard.writing import write_card
@@ -98,7 +98,7 @@ def export(
     """
     if out is None:
         raise OptionError("no folder to export to", "out")
-    folder, out = Path(folder), output_path(out)
+    folder, out = input_path(folder, "folder"), output_path(out)
     dataset, manifest = ShardDataset(folder), read_manifest(folder)
     plan = _planned(dataset, manifest, _resolved(tool, to, each, layout, range, dataset))
     with whole_folder(out) as staged:

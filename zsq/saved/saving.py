@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, StudentFileError, UntraceableError, first_line
-from zsq.core.files import atomic_write_bytes, atomic_write_text, read_regular
+from zsq.core.files import atomic_write_bytes, atomic_write_text, input_path, read_regular
 from zsq.core.records import first_fault
 from zsq.core.version import __version__
 from zsq.graph import capture
@@ -55,7 +55,7 @@ MAX_RECORD_BYTES = 64 * 2**20
 
 def student_files(path: str | Path) -> tuple[Path, Path]:
     """(tensor file, JSON) that `path` stands for: one of the two, or the folder that holds `student.*`."""
-    path = Path(path)
+    path = input_path(path, "student")
     stem = path.with_suffix("") if path.suffix in (TENSORS, RECORD) else path / DEFAULT_STEM
     return stem.with_name(stem.name + TENSORS), stem.with_name(stem.name + RECORD)
 

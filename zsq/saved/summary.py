@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zsq.core.files import input_path
 from zsq.saved.choices import choice_lines
 from zsq.saved.cost import student_cost
 from zsq.saved.record import MadeRecord, StudentRecord
@@ -19,7 +20,7 @@ MOST_SHOWN = 60
 
 def is_student(path: str | Path) -> bool:
     """Whether `path` is a saved student's file, or a folder with one."""
-    return Path(path).suffix in (TENSORS, RECORD) or student_files(path)[1].is_file()
+    return input_path(path, "folder").suffix in (TENSORS, RECORD) or student_files(path)[1].is_file()
 
 
 def student_lines(path: str | Path) -> list[str]:

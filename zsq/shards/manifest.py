@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError, m
 
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, ShardError
-from zsq.core.files import atomic_write_text, read_regular
+from zsq.core.files import atomic_write_text, input_path, read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
 from zsq.core.seal import SealRecord
@@ -122,7 +122,7 @@ def find_shards(folder: Path | str) -> ShardFolder:
     Raises:
         ImagesError: not a folder, or one without shards.
     """
-    folder = Path(folder)
+    folder = input_path(folder, "folder")
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise ImagesError(f"{folder} {what}", "a run folder or its shards/")
@@ -141,7 +141,7 @@ def holds_shards(folder: Path | str) -> bool:
     Raises:
         ImagesError: a folder that cannot be read.
     """
-    folder = Path(folder)
+    folder = input_path(folder, "folder")
     nested = folder / SHARDS_FOLDER
     return folder.is_dir() and bool(_shard_paths(nested if nested.is_dir() else folder))
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from zsq.contract import Teacher
 from zsq.core.errors import OptionError, UnknownNameError, UsageError
+from zsq.core.files import input_path
 from zsq.core.imagespec import ImageSpec
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
@@ -32,11 +33,12 @@ _EMBEDDED = (
 
 
 def load_teacher(
-    name: str, weights: str | Path | None = None, device: str = "cpu", offline: bool = False
+    name: str | Path, weights: str | Path | None = None, device: str = "cpu", offline: bool = False
 ) -> Teacher:
     """The teacher called `name`, frozen, on `device`; the global random state stays as it was.
 
     Args:
+        name: as in `zsq list teachers`, or the path of a card.
         weights: a safetensors or state dict file in place of the teacher's own.
         offline: refuse weights that are not on this machine, rather than download them.
 
@@ -50,7 +52,11 @@ def load_teacher(
         >>> teacher.num_outputs, teacher.spec.shape
         (10, (1, 32, 32))
     """
-    return _load(name, None if weights is None else Path(weights), offline).to(device)
+    name = f"file:{name}" if isinstance(name, Path) else name
+    if not isinstance(name, str):
+        raise OptionError(f"teacher {name!r}", "a name of `zsq list teachers`, or the path of a card")
+    path = None if weights is None else input_path(weights, "weights")
+    return _load(name, path, offline).to(device)
 
 
 def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
