@@ -16,6 +16,7 @@ from zsq.core.errors import UsageError, ZsqError
 from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.widths import Bits
 
 TIMED_BATCH = 32
@@ -134,7 +135,7 @@ def suited_lines(kind: str, found: Sequence[Suited], count: int) -> list[str]:
     """Those that suit with their times, and a line for each reason that the others do not."""
     times = [f"    {each.name} {duration(each.seconds)}" for each in found if each.seconds is not None]
     lines = [
-        f"{kind} that suit it, and about how long they take here for {count} images:",
+        f"{kind} that suit it, and about how long they take here for {quantity(count, 'image')}:",
         *(times or ["    none"]),
     ]
     refused: dict[str, list[str]] = {}

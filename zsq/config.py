@@ -30,8 +30,6 @@ Images = Annotated[int, Field(ge=1, le=1_000_000)]
 Repeats = Annotated[int, Field(ge=1, le=1000)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Model = TypeVar("Model", bound=Record)
-
-
 DEFAULT_COUNT = 1024
 
 

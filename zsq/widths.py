@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from zsq.core.errors import OptionError
 from zsq.core.records import read_csv
+from zsq.core.wording import quantity
 
 LEAST_BITS, MOST_BITS = 1, 8
 FLOAT_BITS = 32
@@ -161,7 +162,10 @@ def check_least(student: str, least: Bits, bits: Bits, first_last: int | None) -
     found = [(f"{bits.uniform}", min(bits.weights - least.weights, bits.activations - least.activations))]
     if first_last is not None:
         found.append(
-            (f"first and last layer of {first_last} bits", first_last - max(least.weights, least.activations))
+            (
+                f"first and last layer of {quantity(first_last, 'bit')}",
+                first_last - max(least.weights, least.activations),
+            )
         )
     for name, width in bits.own:
         least_of = least.weights if kind_of(name) == "weight" else least.activations

@@ -27,6 +27,7 @@ from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
+from zsq.core.wording import quantity
 from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
 from zsq.images.shared import shared_lines
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
@@ -254,8 +255,9 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     total = round(plan.shard_sets * generating + arms * fitting)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
-        f"{recipe.title}: {plan.shard_sets} sets of {plan.count} images from {len(recipe.sources)} methods, "
-        f"{arms * num_fits} fits; about {duration(seconds)}"
+        f"{recipe.title}: {quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')} from "
+        f"{quantity(len(recipe.sources), 'method')}, "
+        f"{quantity(arms * num_fits, 'fit')}; about {duration(seconds)}"
     )
 
 

@@ -164,6 +164,6 @@ def test_from_the_command_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = ("generate", "--teacher", "embedded:digits", "--method", "zeroq", "--count", 1, "--threads", 1)
     outcome = call(capsys, *run, "--effort", "quick")
-    assert outcome.status == 0 and "1 images x 30 teacher passes" in outcome.err
+    assert outcome.status == 0 and "1 image x 30 teacher passes" in outcome.err
     wrong = call(capsys, *run, "--effort", "little")
     assert wrong.status == 2 and "effort" in wrong.complaint() and "'standard'" in wrong.complaint()

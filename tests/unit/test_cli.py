@@ -26,7 +26,7 @@ def test_generate_prints_the_folder_and_says_an_estimate_first(tmp_path, capsys)
     estimate, result = outcome.err.splitlines()
     assert "8 images" in estimate
     assert "MB on disk" in estimate
-    assert result == "8 images in 1 shards: mine"
+    assert result == "8 images in 1 shard: mine"
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
         *("README.md", "contact_sheet.png", "events.jsonl", "manifest.json", "run.json", "shards")
     ]
@@ -54,7 +54,7 @@ def test_options_reach_the_run(tmp_path, capsys):
 def test_verify_and_inspect_accept_a_run_and_its_shards(tmp_path, capsys):
     generate(capsys, "--out", "mine")
     for folder in ("mine", "mine/shards"):
-        assert "8 images in 1 shards, all intact" in call(capsys, "verify", folder).out
+        assert "8 images in 1 shard, all intact" in call(capsys, "verify", folder).out
         lines = call(capsys, "inspect", folder).out.splitlines()
         assert lines[0] == "8 images of 1x32x32, without labels"
         assert "method noise, seed 0, data read: none" in lines

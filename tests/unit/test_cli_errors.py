@@ -165,7 +165,7 @@ def test_intact_shard_is_accepted(made, tmp_path, capsys):
     folder = damaged_copy(made, tmp_path / "copy", lambda data: data)
     outcome = call(capsys, "verify", folder)
     assert (outcome.status, outcome.err) == (0, "")
-    assert "8 images in 1 shards, all intact" in outcome.out
+    assert "8 images in 1 shard, all intact" in outcome.out
 
 
 def test_run_without_manifest(made, tmp_path, capsys):
@@ -287,7 +287,7 @@ def test_images_of_the_fit_that_are_scored_too_are_said(capsys):
     val = "embedded:digits:val"
     outcome = call(capsys, *FIT, val, "--count", 8, "--eval", val)
     assert outcome.status == 0
-    assert f"{val}: 8 images of the fit are evaluation images too" in outcome.err
+    assert f"{val}: fit and evaluation share 8 images" in outcome.err
 
 
 @pytest.mark.parametrize("option", ["--out", "--onnx", "--pt2"])

@@ -120,8 +120,8 @@ def test_what_compares_no_logits_takes_no_option_of_them(given):
 @pytest.mark.parametrize(
     ("bits", "student", "found"),
     [
-        ("W4A1", "ptq", "at least W2A2; students that take W4A1: lq-net, binary"),
-        ("W1A4", "lsq-kd", "at least W2A2; students that take W1A4: lq-net, binary"),
+        ("W4A1", "ptq", "at least W2A2; students that take it: lq-net, binary"),
+        ("W1A4", "lsq-kd", "at least W2A2; students that take it: lq-net, binary"),
     ],
 )
 def test_a_student_that_refuses_widths_names_those_that_take_them(bits, student, found, capsys):

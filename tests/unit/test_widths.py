@@ -63,7 +63,7 @@ def test_rows_of_their_own_stand_before_all_other_rules():
     ("bits", "first_last", "found"),
     [
         (Bits(1, 4), None, "W1A4"),
-        (Bits(4, 4), 1, "first and last layer of 1 bits"),
+        (Bits(4, 4), 1, "first and last layer of 1 bit"),
         (Bits(4, 4).with_rows({"a.weight": 1}), None, "1 bits for row 'a.weight'"),
     ],
 )

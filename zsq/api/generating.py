@@ -18,6 +18,7 @@ from zsq.config import (
 from zsq.core.effort import Effort
 from zsq.core.progress import Reporter
 from zsq.core.seal import watched
+from zsq.core.wording import quantity
 from zsq.request.defaults import choice_line, choose
 from zsq.runfolder import plain_name, stored_options
 from zsq.synthesis import synthesize
@@ -110,8 +111,8 @@ def _with_own_choice(
     iterations = values["effort"] or values["iterations"]
     parts = [
         (None, f"method {config.method}"),
-        (count, f"{config.count} images" if config.count else ""),
-        (iterations, f"{config.iterations} iterations" if config.iterations else ""),
+        (count, quantity(config.count, "image") if config.count else ""),
+        (iterations, quantity(config.iterations, "iteration") if config.iterations else ""),
     ]
     for line in (choice_line(teacher, parts), *chosen.notes):
         (reporter or Reporter(quiet=True)).say(line)

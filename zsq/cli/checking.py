@@ -19,6 +19,7 @@ from zsq.cli.options import (
     refuse_typed,
 )
 from zsq.config import AUDIT_RUNTIME, IMAGES, OFFLINE, VERIFY
+from zsq.core.wording import quantity
 
 
 def verify(
@@ -49,7 +50,10 @@ def verify(
     elif teacher is None:
         refuse_typed(context, of_logits, "without --teacher", "--teacher T, whose logits are compared")
     result = verify_run(folder)
-    typer.echo(f"{folder}: {result.num_images} images in {result.num_shards} shards, all intact")
+    typer.echo(
+        f"{folder}: {quantity(result.num_images, 'image')} in {quantity(result.num_shards, 'shard')}, "
+        "all intact"
+    )
     for line in result.seal.lines() if result.seal is not None else ():
         typer.echo(line)
     if against is not None:
@@ -59,7 +63,7 @@ def verify(
             folder, against, teacher=teacher, weights=weights, tolerance=tolerance, offline=offline
         )
         logits = "" if teacher is None else f", logits within {same.logit_difference:.2g}"
-        typer.echo(f"{against} ({same.to}): the same {same.num_images} images and labels{logits}")
+        typer.echo(f"{against} ({same.to}): the same {quantity(same.num_images, 'image')} and labels{logits}")
 
 
 def audit(

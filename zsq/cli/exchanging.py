@@ -8,6 +8,7 @@ import typer
 
 from zsq.cli.options import RunFolder, parse_numbers
 from zsq.config import EXPORT, IMPORT
+from zsq.core.wording import quantity
 
 
 def export(
@@ -47,7 +48,7 @@ def export(
     from zsq.exports.tools import TOOLS
 
     record = write(folder, to, out, tool=for_, each=each, layout=layout, range=range, card=card)
-    typer.echo(f"{record.num_images} images, {'; '.join(record.applied)}")
+    typer.echo(f"{quantity(record.num_images, 'image')}, {'; '.join(record.applied)}")
     typer.echo(record.values_line)
     for line in record.use:
         typer.echo(f"    {line}")
@@ -82,4 +83,4 @@ def import_(
     done = import_images(source, out, name=name, layout=layout, **moments)
     if done.clamped:
         typer.echo(f"{done.clamped:.2%} of the values were outside of 0..255 and are clamped", err=True)
-    typer.echo(f"{done.num_images} images, {done.num_labelled} with a label: {out}")
+    typer.echo(f"{quantity(done.num_images, 'image')}, {done.num_labelled} with a label: {out}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from zsq.core.errors import MismatchError
 from zsq.core.photofit import MAX_SIDE, Interpolation
 from zsq.core.records import Record
+from zsq.core.wording import quantity
 
 # Of ImageNet's training images; where there are not three channels, each has the mean of them.
 NATURAL_MEAN, NATURAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -92,7 +93,7 @@ class ImageSpec(Record):
         for field in ("mean", "std", "standard_mean", "standard_std"):
             values = getattr(self, field)
             if values is not None and len(values) != self.channels:
-                raise ValueError(f"{field} has {len(values)} values for {self.channels} channels")
+                raise ValueError(f"{field} has {len(values)} values for {quantity(self.channels, 'channel')}")
         if self.range is None:
             for mean, std in ((self.mean, self.std), (self.standard_mean, self.standard_std)):
                 check_moments(mean or (), std or ())

@@ -23,6 +23,7 @@ from pydantic import NonNegativeInt
 
 from zsq.core.errors import SealError
 from zsq.core.records import Record, Sha256
+from zsq.core.wording import quantity
 
 # What a file is by its ending; others are "other".
 ROLES = {
@@ -70,7 +71,8 @@ class SealRecord(Record):
         counted = ", ".join(f"{place} {times}" for place, times in sorted(self.counts.items()))
         met = f", which met at {self.rendezvous}" if self.rendezvous else ""
         return [
-            f"sealed: {len(self.files)} files opened by {self.processes} process(es){met}",
+            f"sealed: {quantity(len(self.files), 'file')} opened by "
+            f"{quantity(self.processes, 'process')}{met}",
             *(f"  {file.role} {file.name} {file.sha256}" for file in self.files),
             f"  and files of these places, times opened: {counted}",
             f"  programs started: {', '.join(self.programs) or 'none'}",

@@ -15,6 +15,7 @@ from zsq.contract import Student, Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.engine.executed import blank, executed, images_at_once, layer_values
 from zsq.engine.outputs import tensors
 from zsq.engine.scoring import SCORE_BATCH
@@ -142,8 +143,8 @@ def forecast(work: Work, others: Sequence[Work], images: int, seconds_per_pass: 
     """
     seconds = job_seconds(seconds_per_pass, work.passes, work.runtime)
     how = "compiled" if work.runtime.compile else "uncompiled"
-    passes = f"{work.passes / images:g} teacher passes"
-    line = f"{images} images x {passes}, about {duration(seconds)} {how} in one process"
+    passes = quantity(work.passes / images, "teacher pass")
+    line = f"{quantity(images, 'image')} x {passes}, about {duration(seconds)} {how} in one process"
     if seconds < WORTH_CHOOSING_SECONDS or not others:
         return line
     named = [

@@ -13,6 +13,7 @@ import numpy as np
 
 from zsq.core.errors import ExportError
 from zsq.core.files import open_regular
+from zsq.core.wording import quantity
 from zsq.exports.export_json import ExportRecord, Layout
 from zsq.exports.kinds import Reader, Writer, readable
 
@@ -140,7 +141,9 @@ class ArrayReader(Reader):
         """No byte is left over."""
         with readable(self.folder):
             if self._images.read(1) or self._labels.read(1):
-                raise ExportError(f"{self.folder} holds more than {self.record.num_images} images")
+                raise ExportError(
+                    f"{self.folder} holds more than {quantity(self.record.num_images, 'image')}"
+                )
 
     def _open(self, stack: ExitStack) -> Sequence[Any]:
         if self.record.to == "npz":
@@ -164,5 +167,5 @@ class ArrayReader(Reader):
         with readable(self.folder):
             data = file.read(wanted)
         if len(data) != wanted:
-            raise ExportError(f"{self.folder} ends early", f"{self.record.num_images} images")
+            raise ExportError(f"{self.folder} ends early", quantity(self.record.num_images, "image"))
         return np.frombuffer(data, dtype).reshape(shape)

@@ -16,6 +16,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import ExportError, MismatchError, OptionError
 from zsq.core.files import atomic_write_text, input_path, output_path
 from zsq.core.version import __version__
+from zsq.core.wording import quantity
 from zsq.datasetcard.page import Files
 from zsq.datasetcard.writing import write_card
 from zsq.exports.arrays import ArrayReader, NpyWriter, NpzWriter, RawWriter
@@ -244,7 +245,9 @@ def _check_layout(to: str, layout: str | None, own: str, dataset: ShardDataset) 
     if layout not in (None, "nchw", "nhwc"):
         raise OptionError(f"--layout {layout}", "nchw or nhwc")
     if own == "png" and dataset.spec.channels not in (1, 3):
-        raise OptionError(f"--to {to} with {dataset.spec.channels} channels", "1 or 3", "use --to npy")
+        raise OptionError(
+            f"--to {to} with {quantity(dataset.spec.channels, 'channel')}", "1 or 3", "use --to npy"
+        )
     if own == "png" and dataset.spec.is_signal:
         raise OptionError(f"--to {to} with signals", "images", "use --to npy")
 
@@ -332,7 +335,7 @@ def _check_teacher(manifest: Manifest, teacher: Teacher | None) -> None:
 def _check_facts(record: ExportRecord, manifest: Manifest, dataset: ShardDataset, export: Path) -> None:
     if record.num_images != manifest.num_images:
         raise ExportError(
-            f"{export} states {record.num_images} images", f"the {manifest.num_images} of the run"
+            f"{export} states {quantity(record.num_images, 'image')}", f"the {manifest.num_images} of the run"
         )
     if record.image.shape != dataset.spec.shape:
         raise ExportError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from zsq.core.errors import ExportError
 from zsq.core.files import read_regular
+from zsq.core.wording import quantity
 from zsq.exports.export_json import SUMS_NAME, Each, ExportRecord, Layout, Range
 from zsq.exports.kinds import Reader, Writer, files_in, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES
@@ -103,10 +104,14 @@ class FilesReader(Reader):
         """Nothing but the two lists is listed, and nothing else lies there."""
         rest = list(self._names)
         if rest != [LIST_NAME, LABELS_NAME] or next(self._paths, None) is not None:
-            raise ExportError(f"{self.folder} lists {rest[:3]}", f"{self.record.num_images} images only")
+            raise ExportError(
+                f"{self.folder} lists {rest[:3]}", f"{quantity(self.record.num_images, 'image')} only"
+            )
         found = sum(name not in (LIST_NAME, LABELS_NAME) for name in files_in(self.folder))
         if found != self.record.num_images:
-            raise ExportError(f"{self.folder} holds {found} files", f"{self.record.num_images} images")
+            raise ExportError(
+                f"{self.folder} holds {quantity(found, 'file')}", quantity(self.record.num_images, "image")
+            )
 
     def _image(self, name: str) -> np.ndarray:
         path = self.folder / name

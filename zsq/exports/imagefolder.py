@@ -9,6 +9,7 @@ import numpy as np
 
 from zsq.core.errors import ExportError
 from zsq.core.files import read_regular
+from zsq.core.wording import quantity
 from zsq.exports.export_json import ExportRecord, Layout, Range
 from zsq.exports.kinds import Reader, Writer, files_in, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES, UNLABELLED
@@ -53,7 +54,7 @@ class ImageFolderReader(Reader):
         for index in range(count):
             name = next(self._names, None)
             if name is None:
-                raise ExportError(f"{self.folder} ends early", f"{self.record.num_images} images")
+                raise ExportError(f"{self.folder} ends early", quantity(self.record.num_images, "image"))
             pixels[index], labels[index] = self._image(name)
         return pixels, labels
 
@@ -61,10 +62,14 @@ class ImageFolderReader(Reader):
         """No file is listed or lies there beyond the images."""
         extra = next(self._names, None)
         if extra is not None:
-            raise ExportError(f"{self.folder} lists {extra}", f"{self.record.num_images} images only")
+            raise ExportError(
+                f"{self.folder} lists {extra}", f"{quantity(self.record.num_images, 'image')} only"
+            )
         found = sum(1 for _ in files_in(self.folder))
         if found != self.record.num_images:
-            raise ExportError(f"{self.folder} holds {found} files", f"{self.record.num_images} images")
+            raise ExportError(
+                f"{self.folder} holds {quantity(found, 'file')}", quantity(self.record.num_images, "image")
+            )
 
     def _image(self, name: str) -> tuple[np.ndarray, int]:
         path = self.folder / name

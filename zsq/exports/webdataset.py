@@ -12,6 +12,7 @@ import numpy as np
 
 from zsq.core.errors import ExportError, MissingExtraError
 from zsq.core.files import open_regular
+from zsq.core.wording import quantity
 from zsq.exports.export_json import ExportRecord
 from zsq.exports.kinds import Reader, Writer, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES
@@ -76,7 +77,7 @@ class WebDatasetReader(Reader):
         for index in range(count):
             sample = next(self._samples, None)
             if sample is None:
-                raise ExportError(f"{self.folder} ends early", f"{record.num_images} images")
+                raise ExportError(f"{self.folder} ends early", quantity(record.num_images, "image"))
             data, labels[index] = sample
             with readable(self.folder):
                 values[index] = png_pixels(data, record) if is_png else self._array(data)
@@ -85,7 +86,7 @@ class WebDatasetReader(Reader):
     def check_end(self) -> None:
         """No sample is left over."""
         if next(self._samples, None) is not None:
-            raise ExportError(f"{self.folder} holds more than {self.record.num_images} images")
+            raise ExportError(f"{self.folder} holds more than {quantity(self.record.num_images, 'image')}")
 
     def _array(self, data: bytes) -> np.ndarray:
         array = np.load(io.BytesIO(data), allow_pickle=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zsq.contract import Teacher
 from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.wording import quantity
 from zsq.tasks.nesting import shapes
 
 WHAT_A_NETWORK_TAKES = ("unit_moments", "channel_order", "network_size")
@@ -56,7 +57,10 @@ def in_place_of(teacher: Teacher, network: nn.Module, spec: ImageSpec, name: str
     Raises:
         MismatchError: other channels or sides than the teacher's images have, or other outputs.
     """
-    own, theirs = (f"{each.channels} channels over {len(each.size)} sides" for each in (spec, teacher.spec))
+    own, theirs = (
+        f"{quantity(each.channels, 'channel')} over {quantity(len(each.size), 'side')}"
+        for each in (spec, teacher.spec)
+    )
     if own != theirs:
         raise MismatchError(f"network {name} takes images of {own}", f"{theirs}, as the teacher's have")
     if any(getattr(spec, key) != getattr(teacher.spec, key) for key in WHAT_A_NETWORK_TAKES):

@@ -17,6 +17,7 @@ from pathlib import Path
 from zsq.config import BY_ORDER
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, OptionError
+from zsq.core.wording import quantity
 from zsq.tasks.detect import Detect, object_labels
 
 UNLABELLED = "unlabelled"
@@ -75,14 +76,15 @@ class ClassNames:
             return {name: rank for rank, name in enumerate(named)}, self._said_rank(named)
         if self.needed:
             shown = ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
-            found = f"{source} has {len(named)} class folders ({shown}) for {self.num_classes} classes"
+            folders = quantity(len(named), "class folder")
+            found = f"{source} has {folders} ({shown}) for {self.num_classes} classes"
             raise ImagesError(found, "names that say which classes they are", f"{REMEDY} FILE or {BY_ORDER}")
         return dict.fromkeys(named, -1), ()
 
     def _numbers(self, source: str, named: list[str]) -> dict[str, int]:
         largest = max(named, key=int)
         if self.needed and self.num_classes is not None and int(largest) >= self.num_classes:
-            expected = f"0 to {self.num_classes - 1}, the teacher's {self.num_classes} classes"
+            expected = f"0 to {self.num_classes - 1}, the teacher's {quantity(self.num_classes, 'class')}"
             raise ImagesError(f"{source} has a class folder '{largest}'", expected)
         return {name: int(name) for name in named}
 

@@ -32,6 +32,7 @@ from zsq.core.files import read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.memory import available_bytes
 from zsq.core.photofit import PhotoFit
+from zsq.core.wording import quantity
 from zsq.images.class_names import ANY_ORDER, UNLABELLED, ClassNames
 
 # Pillow's parsers for what people store photos in; its others start programs or are rarely tested.
@@ -157,7 +158,7 @@ def decoded(
     spec, fit = reading.spec, reading.fit if reading.spec else REFUSE
     channels = spec.channels if spec else 3
     if channels not in (1, 3):
-        raise MismatchError(f"photos for a teacher of {channels} channels", "1 or 3 channels")
+        raise MismatchError(f"photos for a teacher of {quantity(channels, 'channel')}", "1 or 3 channels")
     if spec is not None and spec.is_signal:
         found = f"photos for a teacher of signals {'x'.join(map(str, spec.shape))}"
         raise MismatchError(found, "one array (N, C, L) as .npy, .npz, .pt or .safetensors, or shards")
@@ -215,7 +216,7 @@ def check_memory(source: str, count: int, shape: Sequence[int]) -> None:
     Raises:
         ImagesError: too many, or too large.
     """
-    found = f"{source} holds {count} images of {'x'.join(map(str, shape))}"
+    found = f"{source} holds {quantity(count, 'image')} of {'x'.join(map(str, shape))}"
     if max(shape) > MAX_SIDE:
         raise ImagesError(found, f"at most {MAX_SIDE} px a side")
     check_bytes(found, count * math.prod(shape))

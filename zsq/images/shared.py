@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from torch import Tensor
 
+from zsq.core.wording import quantity
 from zsq.images.sources import ImageSet
 
 
@@ -19,7 +20,7 @@ def shared_lines(fitted: Iterable[ImageSet], evaluation: ImageSet | None) -> lis
     for images in fitted:
         counts[images.source] = counts.get(images.source, 0) + len(scored & _digests(images.pixels))
     return [
-        f"{source}: {count} images of the fit are evaluation images too: scores on others may be lower"
+        f"{source}: fit and evaluation share {quantity(count, 'image')}: scores on others may be lower"
         for source, count in counts.items()
         if count
     ]

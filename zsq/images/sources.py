@@ -24,6 +24,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
 from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
+from zsq.core.wording import quantity
 from zsq.images.annotated import Annotated, archive_tree, folder_tree, read_annotated
 from zsq.images.class_names import ANY_ORDER, ClassNames, class_names_of
 from zsq.images.photos import (
@@ -101,7 +102,7 @@ class ImageSet:
         wanted = num_sets * count
         if wanted > len(self):
             raise ImagesError(
-                f"{self.source} holds {len(self)} images",
+                f"{self.source} holds {quantity(len(self), 'image')}",
                 f"{wanted} for {num_sets} disjoint sets of {count}",
                 "lower --count or give more images",
             )

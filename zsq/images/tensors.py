@@ -19,6 +19,7 @@ from torch import Tensor
 from zsq.core.errors import ImagesError, first_line
 from zsq.core.files import open_regular
 from zsq.core.imagespec import MAX_LENGTH
+from zsq.core.wording import quantity
 from zsq.images.photos import MAX_SIDE, UNREADABLE, check_bytes
 from zsq.teacher.load import read_content
 
@@ -76,7 +77,7 @@ def read_arrays(path: Path) -> Arrays:
     if targets is not None and (
         targets.ndim not in (3, 4) or 0 in targets.shape or len(targets) != len(images)
     ):
-        expected = f"one for each of {len(images)} images: masks (N, H, W), or images"
+        expected = f"one for each of {quantity(len(images), 'image')}: masks (N, H, W), or images"
         raise ImagesError(f"{path} holds `targets` of shape {tuple(targets.shape)}", expected)
     layout: Literal["nchw", "nhwc"] = "nhwc" if path.suffix == ".npz" else "nchw"
     return Arrays(images, _labels(path, labels, len(images)), layout, targets)

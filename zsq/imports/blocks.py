@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, OptionError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.wording import quantity
 from zsq.exports.export_json import RECORD_NAME
 from zsq.exports.exporting import open_export
 from zsq.images.sources import CHANNELS, load_images
@@ -118,7 +119,7 @@ def _arrays(source: str, found: Arrays, moments: Moments | None, layout: str | N
     count, channels, height, width = values.shape
     if channels not in CHANNELS:
         other = "nhwc" if layout == "nchw" else "nchw"
-        what = f"{source} holds {channels} channels in the layout {layout}"
+        what = f"{source} holds {quantity(channels, 'channel')} in the layout {layout}"
         raise ImagesError(what, "1 or 3", f"if it is the other one, pass --layout {other}")
     if values.dtype == torch.uint8:
         _refuse(moments, None, f"{source} holds uint8, which is 0..255")

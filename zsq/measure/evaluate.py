@@ -14,6 +14,7 @@ from zsq.core.errors import MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import maps_channels_last
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.engine.executed import images_at_once
 from zsq.tasks import Scores, Truth
 from zsq.tasks.metrics import unit, with_unit
@@ -134,7 +135,7 @@ def outputs_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, what: str
         of_images = tensor.dim() > 0 and len(tensor) == count
         broken |= ~tensor.isfinite().reshape(count if of_images else 1, -1).all(1)
     if broken.any():
-        found = f"{what} gives NaN or infinity on {int(broken.sum())} of {count} images"
+        found = f"{what} gives NaN or infinity on {int(broken.sum())} of {quantity(count, 'image')}"
         raise MismatchError(found, "finite outputs", "check its weights, mean, std and options")
     return outputs
 
@@ -177,7 +178,7 @@ def score_teacher(
     assert task.quality is not None
     allowed = _allowed(task.quality, expected, len(images.pixels))
     if abs(measured - expected) > allowed:
-        found = f"{with_unit(task.quality, measured)} on {len(images.pixels)} images"
+        found = f"{with_unit(task.quality, measured)} on {quantity(len(images.pixels), 'image')}"
         why = "" if allowed == TEACHER_TOLERANCE else f", {STANDARD_ERRORS} standard errors of so many images"
         raise TeacherAccuracyError(
             f"teacher '{teacher.name}' measures {found}",

@@ -18,6 +18,7 @@ from torch import Tensor
 from zsq.contract import FittedStudent
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.processes import Processes
+from zsq.core.wording import quantity
 from zsq.measure.choices import choices_on
 from zsq.measure.confidence import (
     Interval,
@@ -158,7 +159,10 @@ def _check_arms(protocol: Protocol, arms: Mapping[str, Sequence[Tensor]]) -> Non
             protocol.teacher.spec.check_pixels(pixels, f"images of {source} set {index}")
             sizes.setdefault(len(pixels), f"{source} set {index}")
     if len(sizes) != 1:
-        found = " and ".join(f"{size} images in {where}" for size, where in sizes.items()) or "no arms"
+        found = (
+            " and ".join(f"{quantity(size, 'image')} in {where}" for size, where in sizes.items())
+            or "no arms"
+        )
         raise MismatchError(found, "the same number of images in every set", "pass --count with the smallest")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from zsq.contract import FittedStudent, StepLog, Teacher
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.engine.executed import images_at_once
 from zsq.fitting.calibration import norm_batches
 from zsq.measure.twin import QuantizedLayer, Twin
@@ -153,8 +154,9 @@ def layer_noise(
         tries = [(layer, part) for layer in chosen for part in parts if part == BOTH or layer.has_both]
         passes = len(pixels_NCHW) * (len(tries) + 1)
         told.say(
-            f"{len(chosen)} of {len(twin.layers)} quantized layers alone on {len(pixels_NCHW)} images: "
-            f"{passes:,} forward passes, about {duration(passes * per_pass)}"
+            f"{len(chosen)} of {quantity(len(twin.layers), 'quantized layer')} alone on "
+            f"{quantity(len(pixels_NCHW), 'image')}: {passes:,} forward passes, "
+            f"about {duration(passes * per_pass)}"
         )
         with told.job("layers", passes) as log:
             noise = _at_the_output(twin, tries, batches, log)

@@ -12,6 +12,7 @@ from zsq.core.errors import OptionError
 from zsq.core.options import check_given_once
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.fitting.choosing import shares_on
 from zsq.images.shared import shared_lines
 from zsq.images.sources import ImageSet, images_for, said
@@ -186,7 +187,10 @@ def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qua
     """Fit on `given`, write, score; for each of the bits, by one student that may train once for all."""
     wanted = prepared.config.count
     if wanted is not None and len(given) < wanted:
-        reporter.say(f"{given.source} holds {len(given)} images, fewer than --count {wanted}: all are taken")
+        reporter.say(
+            f"{given.source} holds {quantity(len(given), 'image')}, fewer than --count {wanted}: "
+            "all are taken"
+        )
     for line in shared_lines([given], prepared.evaluation):
         reporter.say(line)
     first, *others = [_quantized(each, given, reporter) for each in prepared.each()]

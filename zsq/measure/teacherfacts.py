@@ -10,6 +10,7 @@ from torch import Tensor
 from zsq.contract import Teacher
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
+from zsq.core.wording import quantity
 from zsq.engine.statistics import batch_norms
 from zsq.images.sources import ImageSet
 from zsq.measure.evaluate import logits_of, score_teacher
@@ -29,8 +30,10 @@ class Answers:
 
     def __str__(self) -> str:
         """In words."""
-        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes} classes"
-        return f"mean confidence {self.confidence:.2f}, {classes} named on {self.num_images} images"
+        classes = quantity(self.num_classes, "class")
+        return (
+            f"mean confidence {self.confidence:.2f}, {classes} named on {quantity(self.num_images, 'image')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class TeacherFacts:
         moments = f"mean {_listed(spec.mean)}, std {_listed(spec.std)} of {units}, channels {channels}"
         lines = [
             f"teacher {teacher.name}: {self.num_parameters:,} parameters, "
-            f"{self.num_batch_norms} batch norm layers, {self._outputs()}",
+            f"{quantity(self.num_batch_norms, 'batch norm layer')}, {self._outputs()}",
             f"{'signals' if spec.is_signal else 'images'} {_by(spec.shape)}{fitted}; {moments}",
             *([] if spec.step_line is None else [spec.step_line]),
             f"weights sha256 {teacher.weights_sha256[:16]}",

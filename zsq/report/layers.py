@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from zsq.core.files import atomic_write_text
+from zsq.core.wording import quantity
 from zsq.measure.layernoise import LayerNoise, StudentNoise, TensorRange
 from zsq.report.page import page
 from zsq.report.svg import COLOURS, GREY, as_svg, blank
@@ -37,7 +38,7 @@ GAP_TEXT = (
 
 def layer_lines(noise: StudentNoise) -> list[str]:
     """For the terminal, worst first."""
-    whole = f"{noise.student}: {number(noise.sqnr, 1)} dB on {noise.num_images} images"
+    whole = f"{noise.student}: {number(noise.sqnr, 1)} dB on {quantity(noise.num_images, 'image')}"
     return [whole, *markdown_table(layers_grid(noise.layers)).splitlines(), TEXT, CLIPPED]
 
 
@@ -117,7 +118,7 @@ def layers_figure(layers: Sequence[LayerNoise]) -> Figure:
 
 def layers_page(noise: StudentNoise) -> str:
     """The page, self-contained."""
-    drawn = f"{min(len(noise.layers), MAX_DRAWN)} of {len(noise.layers)} layers, worst on top."
+    drawn = f"{min(len(noise.layers), MAX_DRAWN)} of {quantity(len(noise.layers), 'layer')}, worst on top."
     figure = {"title": "Layers", "text": drawn, "svg": Markup(layers_figure(noise.layers))}
     worst = noise.layers[0] if noise.layers else None
     verdict = f"{number(noise.sqnr, 1)} dB with everything quantized."

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from zsq.core.wording import quantity
 from zsq.measure.confidence import Interval
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
@@ -253,6 +254,6 @@ def panels_of(table: Sequence[Entry]) -> dict[str, list[Entry]]:
     panels: dict[str, list[Entry]] = {}
     for entry in table:
         title = f"{entry.main.student} {entry.main.bits}"
-        title += f", {entry.main.num_images} images" if several else ""
+        title += f", {quantity(entry.main.num_images, 'image')}" if several else ""
         panels.setdefault(title, []).append(entry)
     return panels

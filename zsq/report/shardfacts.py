@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zsq.core.files import atomic_write_bytes
+from zsq.core.wording import quantity
 from zsq.datasetcard.sheets import contact_sheet, sheet_png
 from zsq.datasetcard.writing import SHEET_NAME
 from zsq.shards.manifest import find_shards
@@ -27,8 +28,8 @@ def shard_lines(folder: str | Path) -> list[str]:
     labels = dataset.labels()
     classes = labels[labels >= 0].unique().numel()
     lines = [
-        f"{len(dataset)} images of {'x'.join(map(str, dataset.spec.shape))}, "
-        + (f"{classes} classes" if classes else "without labels"),
+        f"{quantity(len(dataset), 'image')} of {'x'.join(map(str, dataset.spec.shape))}, "
+        + (quantity(classes, "class") if classes else "without labels"),
         f"method {provenance.method}, seed {provenance.seed}, data read: {provenance.data_read}",
         f"teacher {provenance.teacher} {(provenance.teacher_sha256 or '')[:16]}"
         if provenance.teacher

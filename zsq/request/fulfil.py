@@ -12,6 +12,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import OptionError, UntraceableError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.generators import method_class
 from zsq.images.sources import images_for
 from zsq.measure.quantize import Places, Preparation, Quantized, quantize_images, quantized
@@ -58,7 +59,7 @@ def fulfil(asked: RequestConfig, places: Places, reporter: Reporter) -> Quantize
     reporter.say(forecast_of(prepared, job.plan.count, None if found else job).line())
     folder = make(job, True, reporter)
     state = "found and verified in" if found else "made and kept in"
-    reporter.say(f"{job.plan.count} images by {job.method.name}, {state} {folder}")
+    reporter.say(f"{quantity(job.plan.count, 'image')} by {job.method.name}, {state} {folder}")
     return quantized(prepared, images_for(teacher, folder, config), reporter)
 
 
@@ -120,8 +121,8 @@ def _choice_line(asked: RequestConfig, config: QuantizeConfig, job: ResolvedRun)
     passes = job.method.teacher_passes(job.method.options, count) / count
     parts = (
         (asked.method, f"method {job.method.name}"),
-        (asked.count, f"{count} images"),
-        (asked.effort, f"{passes:g} teacher passes each" if passes else ""),
+        (asked.count, quantity(count, "image")),
+        (asked.effort, f"{quantity(passes, 'teacher pass')} each" if passes else ""),
         (asked.student, f"student {_student_text(config)}"),
     )
     return choice_line(f"{config.bits} of {job.teacher.name}", parts)

@@ -27,6 +27,7 @@ from zsq.core.errors import OptionError, StudentFileError, UntraceableError, fir
 from zsq.core.files import atomic_write_bytes, atomic_write_text, input_path, read_regular
 from zsq.core.records import first_fault
 from zsq.core.version import __version__
+from zsq.core.wording import quantity
 from zsq.graph import capture
 from zsq.placement.choices import MASKS, widths_of
 from zsq.placement.sites import row_name
@@ -318,9 +319,11 @@ def _quantizer(grid: GridRecord, tensors: dict[str, Tensor]) -> Quantizer:
     except ValueError as error:
         raise ValueError(f"'{grid.path}' has {error}") from None
     if grid.kind == "activation" and grid.num_scales != 1:
-        raise ValueError(f"'{grid.path}' has {grid.num_scales} steps for a tensor of activations")
+        raise ValueError(f"'{grid.path}' has {quantity(grid.num_scales, 'step')} for a tensor of activations")
     if quantizer.num_scales != grid.num_scales:
-        raise ValueError(f"'{grid.path}' has {quantizer.num_scales} steps instead of {grid.num_scales}")
+        raise ValueError(
+            f"'{grid.path}' has {quantity(quantizer.num_scales, 'step')} instead of {grid.num_scales}"
+        )
     return quantizer
 
 
@@ -330,7 +333,9 @@ def _check_integers(grid: GridRecord, integers: Tensor) -> None:
     if int(integers.min()) < grid.lo or int(integers.max()) > grid.hi:
         raise ValueError(f"'{grid.name}' has levels outside of {grid.lo}..{grid.hi}")
     if grid.num_scales not in (1, len(integers)):
-        raise ValueError(f"'{grid.name}' has {len(integers)} channels and {grid.num_scales} steps")
+        raise ValueError(
+            f"'{grid.name}' has {quantity(len(integers), 'channel')} and {quantity(grid.num_scales, 'step')}"
+        )
 
 
 def _grid(row: QuantizedTensor, path: str, quantizer: Quantizer) -> GridRecord:

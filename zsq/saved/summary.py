@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zsq.core.files import input_path
+from zsq.core.wording import quantity
 from zsq.saved.choices import choice_lines
 from zsq.saved.cost import student_cost
 from zsq.saved.record import MadeRecord, StudentRecord
@@ -31,7 +32,7 @@ def student_lines(path: str | Path) -> list[str]:
     """
     record, fitted = read_student(path)
     ends = "" if record.first_last is None else f", first and last layer {record.first_last} bits"
-    own = f", {len(record.widths)} rows with bits of their own" if record.widths else ""
+    own = f", {quantity(len(record.widths), 'row')} with bits of their own" if record.widths else ""
     teacher, cost = record.teacher, record.cost
     lines = [
         f"student {_shown(record.student)} {record.bits}{ends}{own}, {len(record.grids)} quantized tensors",
@@ -57,7 +58,7 @@ def _made_lines(record: StudentRecord) -> list[str]:
 
 
 def _images_lines(made: MadeRecord) -> list[str]:
-    images = f"fitted on {made.num_images} images, sha256 {made.images_sha256[:16]}"
+    images = f"fitted on {quantity(made.num_images, 'image')}, sha256 {made.images_sha256[:16]}"
     if made.photo_fit is not None:
         images = f"{images}, {_shown(made.photo_fit)}"
     if made.origin is None:

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from zsq.core.boxes import Target, no_boxes
 from zsq.core.errors import ImagesError, ShardError, first_line
 from zsq.core.imagespec import ImageSpec
+from zsq.core.wording import quantity
 from zsq.shards.manifest import MANIFEST_NAME, find_shards, read_manifest
 from zsq.shards.schema import (
     ARRAYS,
@@ -357,7 +358,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         found = (shard.provenance.first_image, shard.num_images)
         if found != (start, end - start):
             raise ShardError(
-                f"{shard.path} holds {found[1]} images from number {found[0]}",
+                f"{shard.path} holds {quantity(found[1], 'image')} from number {found[0]}",
                 f"{end - start} from number {start}",
                 "a shard is missing or from another run",
             )
@@ -374,7 +375,7 @@ def _stated_images(path: Path, entry: ShardEntry) -> int:
         raise ShardError(f"{path} cannot be read: {error.strerror}", "a shard file") from None
     if entry.num_images > size // MIN_IMAGE_BYTES:
         raise ShardError(
-            f"the manifest states {entry.num_images} images in {path}", f"what {size} bytes hold"
+            f"the manifest states {quantity(entry.num_images, 'image')} in {path}", f"what {size} bytes hold"
         )
     return entry.num_images
 

@@ -18,6 +18,7 @@ from zsq.core.boxes import Target
 from zsq.core.errors import OptionError, ShardError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
+from zsq.core.wording import quantity
 
 FORMAT_VERSION = 1
 
@@ -191,7 +192,9 @@ def check_content(content: ShardContent, spec: ImageSpec, file: str) -> None:
         right = name in BOX_ARRAYS or len(array) == num_images
         if array.dtype != dtype or array.ndim != ndim or not right or 0 in array.shape:
             found = f"{name} is {array.dtype} {array.shape}"
-            raise ShardError(f"{file}: {found}", f"{dtype}, {ndim} dimensions, {num_images} images")
+            raise ShardError(
+                f"{file}: {found}", f"{dtype}, {ndim} dimensions, {quantity(num_images, 'image')}"
+            )
     if content.pixels.shape[1:] != spec.shape:
         raise ShardError(f"{file}: images of {content.pixels.shape[1:]}", f"{spec.shape} of its image spec")
     _check_outputs(content, file)
@@ -228,7 +231,7 @@ def _check_labels(content: ShardContent, file: str) -> None:
     if lowest < -1:
         raise ShardError(f"{file}: label {lowest}", "-1 for none, or a class from 0")
     if outputs is not None and highest >= outputs.shape[1]:
-        raise ShardError(f"{file}: label {highest}", f"less than the {outputs.shape[1]} classes")
+        raise ShardError(f"{file}: label {highest}", f"less than the {quantity(outputs.shape[1], 'class')}")
 
 
 def check_boxes(boxes: Target, spec: ImageSpec, file: str) -> None:

@@ -113,7 +113,7 @@ def check_bits(student: Student, bits: Bits, first_last: int | None, spec: Image
         student.check_bits(bits, first_last)
     except OptionError as error:
         others = [name for name in STUDENTS if _takes(name, bits, first_last, spec)]
-        remedy = f"students that take {bits}: {', '.join(others)}" if others else ""
+        remedy = f"students that take it: {', '.join(others)}" if others else ""
         raise OptionError(str(error), remedy=remedy) from None
 
 

@@ -18,6 +18,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options, check_given_once
 from zsq.core.processes import Processes
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.engine.estimate import forward_gflops
 from zsq.engine.finite import require_finite_outputs
 from zsq.generators import default_effort, effort_iterations, method_class, require
@@ -131,7 +132,7 @@ def counts_of(config: GenerateConfig, out: Path, resume: bool) -> tuple[int, ...
     if config.count is not None and config.count < last:
         raise RunFolderError(
             f"--resume with count = {config.count}",
-            f"at least the {last} images of {out}",
+            f"at least the {quantity(last, 'image')} of {out}",
             "a set can be extended but not cut; quantize and gap take a --count of their own",
         )
     return counts if config.count in (None, last) else (*counts, config.count)

@@ -18,6 +18,7 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import compiled_folder
 from zsq.core.seal import Seal, SealRecord, merged, watched
 from zsq.core.version import __version__
+from zsq.core.wording import quantity
 from zsq.datasetcard.writing import write_run_card
 from zsq.engine.scoring import Scorer
 from zsq.images.sources import said
@@ -94,7 +95,9 @@ def _make(job: ResolvedRun, resume: bool, reporter: Reporter | None, seal: Seal 
     sealed = _seal_record(seal, processes)
     if processes.first:
         _write_manifest(job, made, time.perf_counter() - start, sealed)
-        reporter.say(f"{job.plan.count} images in {job.plan.num_shards} shards: {out}")
+        reporter.say(
+            f"{quantity(job.plan.count, 'image')} in {quantity(job.plan.num_shards, 'shard')}: {out}"
+        )
     return out
 
 

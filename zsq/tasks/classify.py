@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsq.core.errors import MismatchError
+from zsq.core.wording import quantity
 from zsq.tasks.base import Meter, Scores, Truth
 from zsq.tasks.labelled import Labelled
 
@@ -45,7 +46,7 @@ class Classify(Labelled):
         super().check_truth(images, num_outputs)
         highest = int(images.labels.max())
         if num_outputs is not None and highest >= num_outputs:
-            expected = f"0..{num_outputs - 1}, the teacher's {num_outputs} classes"
+            expected = f"0..{num_outputs - 1}, the teacher's {quantity(num_outputs, 'class')}"
             raise MismatchError(f"evaluation labels up to {highest}", expected)
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:

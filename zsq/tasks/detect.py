@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zsq.core.boxes import Target
 from zsq.core.errors import ImagesError, MismatchError
+from zsq.core.wording import quantity
 from zsq.tasks.average_precision import average_precision, draw_weights, match
 from zsq.tasks.base import Meter, Scores, Task, Truth
 from zsq.tasks.nesting import Outputs, named_tensors
@@ -93,7 +94,7 @@ class Detect(Task):
             )
         highest = int(labels.max())
         if self.num_classes is not None and highest >= self.num_classes:
-            expected = f"0..{self.num_classes - 1}, the teacher's {self.num_classes} classes"
+            expected = f"0..{self.num_classes - 1}, the teacher's {quantity(self.num_classes, 'class')}"
             raise MismatchError(f"boxes with class {highest}", expected)
 
     def found(self, outputs: Outputs, count: int) -> list[Target]:
@@ -104,8 +105,14 @@ class Detect(Task):
         """
         images = _called("decode", self.decode, outputs)
         if not isinstance(images, Sequence) or len(images) != count:
-            what = f"{len(images)} images" if isinstance(images, Sequence) else f"a {type(images).__name__}"
-            raise MismatchError(f"decode returned {what}", f"a list with an entry for each of {count} images")
+            what = (
+                quantity(len(images), "image")
+                if isinstance(images, Sequence)
+                else f"a {type(images).__name__}"
+            )
+            raise MismatchError(
+                f"decode returned {what}", f"a list with an entry for each of {quantity(count, 'image')}"
+            )
         return [_checked(image) for image in images]
 
     def settled(self, outputs: Outputs) -> Detect:
@@ -131,7 +138,9 @@ class Detect(Task):
             if len(boxes) != 3 or boxes[2] != 4 or len(scores) != 3 or scores[:2] != boxes[:2]:
                 raise MismatchError(f"dense returned shapes {boxes} and {scores}", "(N, A, 4) and (N, A, K)")
             if count not in (None, scores[2]):
-                raise MismatchError(f"dense returned scores of {scores[2]} classes", f"num_classes = {count}")
+                raise MismatchError(
+                    f"dense returned scores of {quantity(scores[2], 'class')}", f"num_classes = {count}"
+                )
             count = scores[2]
         labels = self.labels if self.labels is not None or count is None else tuple(range(count))
         return replace(self, num_classes=count, labels=labels)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError
+from zsq.core.wording import quantity
 from zsq.tasks.average_precision import draw_weights
 from zsq.tasks.base import Meter, Scores, Task, Truth
 
@@ -60,7 +61,9 @@ class Image(Task):
             raise ImagesError("evaluation images without the images that should come out", expected)
         channels = images.targets.shape[1]
         if num_outputs is not None and channels != num_outputs:
-            raise MismatchError(f"targets of {channels} channels", f"{num_outputs}, as the network makes")
+            raise MismatchError(
+                f"targets of {quantity(channels, 'channel')}", f"{num_outputs}, as the network makes"
+            )
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean absolute error, as super-resolution networks are trained."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError
+from zsq.core.wording import quantity
 from zsq.tasks.base import Meter, Scores, Task, Truth
 
 # The class of pixels that do not count.
@@ -50,7 +51,7 @@ class Segment(Task):
         if highest < 0:
             raise ImagesError(f"masks in which every pixel is {IGNORED}", "a class for some pixels")
         if num_outputs is not None and highest >= num_outputs:
-            expected = f"0..{num_outputs - 1}, the teacher's {num_outputs} classes, or {IGNORED}"
+            expected = f"0..{num_outputs - 1}, the teacher's {quantity(num_outputs, 'class')}, or {IGNORED}"
             raise MismatchError(f"masks with class {highest}", expected)
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from zsq.core.errors import UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Fit, PhotoFit, PositiveInt
 from zsq.core.records import Record, first_fault, read_toml
+from zsq.core.wording import quantity
 from zsq.tasks import TASKS, Task, TaskName
 from zsq.tasks.detect import NO_CLASSES, Detect, object_labels
 from zsq.tasks.nesting import Outputs
@@ -148,7 +149,7 @@ class TeacherCard(Record):
             own = {"border": scale} | ({"psnr_on": "y"} if outputs.shape[1] == 3 else {})
             given = own | given
         if given.get("psnr_on") == "y" and outputs.shape[1] != 3:
-            found = f"psnr_on = 'y' for outputs of {outputs.shape[1]} channels"
+            found = f"psnr_on = 'y' for outputs of {quantity(outputs.shape[1], 'channel')}"
             raise UsageError(found, "three: red, green, blue", "psnr_on = 'rgb' measures all channels")
         return kind(**given)
 

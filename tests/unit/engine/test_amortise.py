@@ -163,7 +163,7 @@ def test_the_estimate_and_the_progress_count_the_training(tmp_path, tiny_teacher
     reporter = Spoken()
     run = synthesize.generate(config(), tmp_path / "run", teacher=tiny_teacher, reporter=reporter)
     # 3 steps of 2 images, for 6 images.
-    assert reporter.lines[0].startswith("gdfq: 6 images x 1 teacher passes, about ")
+    assert reporter.lines[0].startswith("gdfq: 6 images x 1 teacher pass, about ")
     assert '"done": 6, "total": 6' in (run / "events.jsonl").read_text()
 
 

@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(teacher, pixels, card):
     with pytest.raises(MismatchError, match=r"returns a tensor \(2, 5\) .*\(2, 7\), as teacher toy"):
         fit(make_teacher(outputs=7), pixels, network=card(weights=weights_of(card)))
     grey = make_teacher(spec=image_spec(1))
-    with pytest.raises(MismatchError, match="3 channels over 2 sides; expected 1 channels"):
+    with pytest.raises(MismatchError, match="3 channels over 2 sides; expected 1 channel"):
         fit(grey, pixels[:, :1], network=card(weights=weights_of(card)))
     with pytest.raises(OptionError, match="takes no pass fold"):
         create("kd", teacher.spec, {"network": "cifar10:resnet8"}, Runtime(), passes=["fold"])

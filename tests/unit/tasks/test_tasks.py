@@ -135,7 +135,7 @@ def test_images_are_compared_as_eight_bits_on_luma_without_their_border():
             "image",
             Truth(torch.tensor([0]), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)),
             MismatchError,
-            "targets of 1 channels; expected 3",
+            "targets of 1 channel; expected 3",
         ),
     ],
 )

@@ -297,7 +297,7 @@ def test_a_card_says_how_images_are_measured(tmp_path, fields, channels, scale, 
 @pytest.mark.parametrize(
     ("fields", "channels", "message"),
     [
-        ('task = "image"\npsnr_on = "y"', 1, "psnr_on = 'y' for outputs of 1 channels"),
+        ('task = "image"\npsnr_on = "y"', 1, "psnr_on = 'y' for outputs of 1 channel"),
         ('task = "other"\nborder = 2', 3, "border is for task 'image', not 'other'"),
         ('task = "image"\noutput_range = [1, 1]', 3, "output_range is the values of black and white"),
         ('task = "segment"', 3, "task 'segment' needs num_classes and no embedding_size"),
