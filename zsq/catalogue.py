@@ -142,7 +142,9 @@ def suited_lines(kind: str, found: Sequence[Suited], count: int) -> list[str]:
     for each in found:
         if each.seconds is None:
             reason = each.refusal.split("; this teacher")[0]
-            refused.setdefault(reason.replace(each.name, "it"), []).append(each.name)
+            refused.setdefault(
+                reason.replace(f"student {each.name}", "it").replace(each.name, "it"), []
+            ).append(each.name)
     return lines + [f"    not {', '.join(names)}: {why}" for why, names in refused.items()]
 
 

@@ -180,6 +180,9 @@ def _check_same(
     """The options among `grows` that differ; any other that does is refused."""
     if not before:
         raise _unreadable(path.parent)
+    if before.get("command") != options.get("command"):
+        found = f"{path.parent} holds a run of zsq {before.get('command')}"
+        raise RunFolderError(found, f"one of zsq {options.get('command')}", "choose another --out")
     different = [key for key in sorted(set(before) | set(options)) if before.get(key) != options.get(key)]
     for key in different:
         if key in grows:

@@ -348,7 +348,7 @@ def _gap_students(config: GapConfig) -> list[StudentSpec]:
     options: dict[str, dict[str, Any]] = {name: {} for name in config.students}
     for key, value in config.set.items():
         name, _, option = key.partition(".")
-        if name not in options:
+        if name not in options or not option:
             raise OptionError(f"--set {key}", f"STUDENT.KEY=VALUE with a student of {', '.join(options)}")
         options[name][option] = value
     return [

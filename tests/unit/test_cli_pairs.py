@@ -13,6 +13,9 @@ USAGE = 2
 DIGITS = ("--teacher", "embedded:digits")
 GENERATE = ("generate", *DIGITS, "--count", 4, "--method")
 FIT = ("quantize", *DIGITS, "--images", "embedded:digits:val", "--bits", "W4A4", "--student")
+MEMBERS = ("--train", "embedded:digits:train", "--holdout", "embedded:digits:test")
+SOURCES = ("--shards", "run", "--real", "embedded:digits:train", "--eval", "embedded:digits:val")
+GAP = ("gap", *DIGITS, *SOURCES, "--student", "ptq", "--bits", "W8A8")
 RECIPE = """
 title = "t"
 real = "embedded:digits:train"
@@ -102,6 +105,19 @@ def made(tmp_path_factory):
         (
             (*FIT, "ptq", "--out", "run"),
             "folder of a run",
+        ),
+        ((*FIT, "ptq", "--bits", "W8A8", "--out", "x.safetensors"), "x.safetensors with 2 --bits"),
+        (("quantize", *DIGITS, "--images", "", "--student", "ptq", "--bits", "W8A8"), "images ''"),
+        (("verify", ""), "folder ''"),
+        (("import", "", "--out", "new"), "images ''"),
+        (("audit", *DIGITS, *MEMBERS, "--shards", "run", "--out", "run/manifest.json"), "a file of a run"),
+        ((*FIT, "ptq", "--onnx", "run/run.json"), "--onnx run/run.json is a file of a run"),
+        ((*GAP, "--set", "ptq=3", "--out", "gap"), "--set ptq; expected STUDENT.KEY=VALUE"),
+        ((*GAP, "--out", "run", "--resume"), "run holds a run of zsq generate; expected one of zsq gap"),
+        (("export", "run", "--to", "files", "--out", "new"), "--to files without --each"),
+        (
+            ("verify", "run", "--against", "x", *DIGITS, "--tolerance", "nan"),
+            "tolerance nan; expected 0 or more",
         ),
         ((*FIT, "ptq", "--out", "run/shards"), "folder of a run"),
     ],

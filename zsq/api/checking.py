@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import images_given, path_of, teacher_of
+from zsq.api.given import file_out, images_given, path_of, teacher_of
 from zsq.config import (
     AUDIT_RUNTIME,
     IMAGES,
@@ -16,7 +17,7 @@ from zsq.config import (
     validated,
 )
 from zsq.core.errors import OptionError
-from zsq.core.files import input_path, output_file
+from zsq.core.files import input_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import fitted_of, images_for, said
@@ -52,6 +53,8 @@ def verify_export(
     """
     from zsq.exports.exporting import verify_export as run
 
+    if not 0 <= tolerance < math.inf:
+        raise OptionError(f"tolerance {tolerance:g}", "0 or more")
     given = {"weights": weights is not None, "tolerance": tolerance != VERIFY.tolerance, "offline": offline}
     unused = next((name for name, is_given in given.items() if is_given), None)
     if teacher is None and unused is not None:
@@ -101,7 +104,7 @@ def audit(
     from zsq.shards.manifest import read_manifest
     from zsq.tasks.embed import Embed
 
-    teacher, target = teacher_of(teacher), None if out is None else output_file(out)
+    teacher, target = teacher_of(teacher), None if out is None else file_out(out)
     resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "audit")

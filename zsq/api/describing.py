@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsq.api.given import check_read, images_given, path_of, teacher_of
+from zsq.api.given import check_read, file_out, images_given, path_of, teacher_of
 from zsq.config import (
     DEFAULT_COUNT,
     IMAGES,
@@ -18,7 +18,6 @@ from zsq.config import (
     validated,
 )
 from zsq.core.errors import MismatchError
-from zsq.core.files import output_file
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import images_for, said
@@ -132,7 +131,7 @@ def inspect_student(
     from zsq.report.layers import write_layers_page
     from zsq.saved.saving import read_student
 
-    page = None if html is None else output_file(html, "--html")
+    page = None if html is None else file_out(html, "--html")
     given = images_given(fit, class_names) | {"count": count, "layers": layers}
     asked = validated(InspectConfig, given, "inspect")
     record, fitted = read_student(folder)

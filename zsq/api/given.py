@@ -7,15 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from zsq.core.errors import OptionError
-from zsq.core.files import input_path, output_path
+from zsq.core.files import input_path, output_file, output_path
 from zsq.core.processes import Processes
-from zsq.runfolder import OUTPUTS, latest_folder, next_folder
+from zsq.runfolder import OUTPUTS, RUN_FILE, latest_folder, next_folder
+from zsq.shards.manifest import MANIFEST_NAME, SHARDS_FOLDER
 from zsq.widths import Rows, read_widths
 
 
 def text_of(path: str | Path | None) -> str | None:
     """A path as a configuration holds it; what is none stays as it is, and the configuration refuses it."""
     return str(path) if isinstance(path, Path) else path
+
+
+def file_out(path: str | Path, option: str = "--out") -> Path:
+    """A single file to write.
+
+    Raises:
+        OptionError: also one that a run consists of. StorageError: as `output_file`.
+    """
+    target = output_file(path, option)
+    if target.name in (RUN_FILE, MANIFEST_NAME) or target.parent.name == SHARDS_FOLDER:
+        raise OptionError(f"{option} {path} is a file of a run", "another name or folder")
+    return target
 
 
 def several(values: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import check_read, images_given, several, teacher_of, text_of, widths_given
+from zsq.api.given import check_read, file_out, images_given, several, teacher_of, text_of, widths_given
 from zsq.config import (
     IMAGES,
     OFFLINE,
@@ -18,7 +18,7 @@ from zsq.config import (
 )
 from zsq.core.effort import Effort
 from zsq.core.errors import OptionError
-from zsq.core.files import output_file, output_path
+from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.measure.quantize import Places, Quantized
 from zsq.request.fulfil import fulfil
@@ -116,8 +116,8 @@ def quantize(
         validated(RequestConfig, values, "quantize"),
         Places(
             None if out is None else output_path(out),
-            None if onnx is None else output_file(onnx, "--onnx"),
-            None if pt2 is None else output_file(pt2, "--pt2"),
+            None if onnx is None else file_out(onnx, "--onnx"),
+            None if pt2 is None else file_out(pt2, "--pt2"),
         ),
         reporter or Reporter(quiet=True),
     )

@@ -28,9 +28,9 @@ def input_path(path: str | Path, what: str) -> Path:
     """Where to read from, as given by the user.
 
     Raises:
-        OptionError: anything but text and a path.
+        OptionError: anything but text and a path, or empty text, which as Path would be the current folder.
     """
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise OptionError(f"{what} {path!r}", "a path, as text or Path")
     return Path(path)
 

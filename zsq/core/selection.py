@@ -13,9 +13,11 @@ def split_source(source: str) -> tuple[str, range | None]:
     """The source without its selection, and the labels selected; None for all.
 
     Raises:
-        OptionError: a selection that is not FIRST-LAST.
+        OptionError: no source, or a selection that is not FIRST-LAST.
     """
     path, mark, text = source.rpartition(MARK)
+    if not (path if mark else source).strip():
+        raise OptionError(f"images '{source}'", "a source of images")
     if not mark:
         return source, None
     match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", text)

@@ -212,7 +212,8 @@ def _resolved(
     if to not in FORMATS:
         raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")
     if (each is None) == (to == "files") or each not in (None, *get_args(Each)):
-        raise OptionError(f"--to {to} with --each {each}", "--to files with --each png, npy or raw")
+        given = "without --each" if each is None else f"with --each {each}"
+        raise OptionError(f"--to {to} {given}", "--to files with --each png, npy or raw")
     writer = FORMATS[to].writer
     if range not in get_args(Range):
         raise OptionError(f"--range {range}", f"one of {', '.join(get_args(Range))}")

@@ -103,7 +103,7 @@ class ImageSet:
         if wanted > len(self):
             raise ImagesError(
                 f"{self.source} holds {quantity(len(self), 'image')}",
-                f"{wanted} for {num_sets} disjoint sets of {count}",
+                f"{wanted} for {quantity(num_sets, 'disjoint set')} of {count}",
                 "lower --count or give more images",
             )
         order = torch.from_numpy(numpy_generator(seed, 0, "disjoint sets").permutation(len(self)))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zsq.core.errors import ImagesError, OptionError
+from zsq.core.files import input_path
 from zsq.core.imagespec import ImageSpec
 from zsq.core.wording import quantity
 from zsq.exports.export_json import RECORD_NAME
@@ -71,7 +72,7 @@ def open_source(source: str, moments: Moments | None, layout: str | None) -> Sou
         OptionError: an option that is missing or has no effect.
         ImagesError, WeightsError, ExportError, ShardError: a source that cannot be read.
     """
-    path = Path(source)
+    path = input_path(source, "images")
     if path.suffix in SUFFIXES and path.is_file():
         return _arrays(source, read_arrays(path), moments, layout)
     _refuse(moments, layout, f"{source} states what its values are")

@@ -88,6 +88,8 @@ class Places:
         widths = [Bits.parse(bits) for bits in (config.bits, *config.more_bits)]
         for bits in widths:
             _check_out(teacher, self.of(bits, len(widths)).out)
+        if self.out is not None and self.out.suffix in (".safetensors", ".json") and len(widths) > 1:
+            raise OptionError(f"--out {self.out} with {len(widths)} --bits", "a folder")
         for option, path in (("--onnx", self.onnx), ("--pt2", self.pt2)):
             if path is not None and len(widths) > 1:
                 raise OptionError(f"{option} with {len(widths)} --bits", "one")
