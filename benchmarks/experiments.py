@@ -48,13 +48,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A network, its real images, a student and the sources; `folded`: batch norm is folded beforehand."""
+    """A network, its real images, a student, its steps if it takes any, and the sources; `folded`: batch norm
+    is folded beforehand."""
 
     load: Callable[[], Teacher]
     real: str
     student: str
     bits: str
-    steps: int
+    steps: int | None
     sources: tuple[Source, ...]
     folded: bool = False
     sets: int = 2
@@ -118,7 +119,7 @@ def without_norm(passes: int) -> tuple[Source, ...]:
 def of_both_kinds(passes: int) -> tuple[Source, ...]:
     """What batch norm alone is asked for, what attention is, and what needs neither."""
     without = (Source(REAL), Source("noise"), Source("leaves"), Source("ce_tv", passes))
-    by_norm = (Source("zeroq", passes), Source("dgh", passes), Source("pyramid", passes))
+    by_norm = tuple(Source(method, passes) for method in ("zeroq", "dgh", "varied", "pyramid"))
     by_attention = tuple(Source(method, passes) for method in ("psaq", "mimiq", "fdd", "sardfq"))
     return *without, *by_norm, *by_attention
 
@@ -131,6 +132,15 @@ def varied(passes: int) -> tuple[Source, ...]:
         Source("varied", passes),
         Source("varied", 250),
         Source("varied", passes, {"light": 0.0, "contrast": 0.0}),
+    )
+
+
+def sardfq(passes: int) -> tuple[Source, ...]:
+    """How much the attention prior may count."""
+    return (
+        Source(REAL),
+        Source("mimiq", passes),
+        *(Source("sardfq", passes, {"prior_weight": w}) for w in (0.0, 10.0, 100.0, 1000.0)),
     )
 
 
@@ -170,6 +180,25 @@ EXPERIMENTS = {
         "W4A4",
         100,
         (Source(REAL), Source("noise"), Source("leaves")),
+    ),
+    "sardfq-fashion": Experiment(
+        lambda: load_teacher(f"file:{FASHION / 'fashion_vit.toml'}"),
+        str(FASHION / "train5000.zip"),
+        "erq",
+        "W4A4",
+        None,
+        sardfq(300),
+        count=32,
+    ),
+    "sardfq-digits": Experiment(
+        lambda: load_teacher("embedded:digits-vit"),
+        "embedded:digits:train",
+        "erq",
+        "W4A4",
+        None,
+        sardfq(300),
+        count=32,
+        held_out=500,
     ),
     # Both batch norm and attention: `train_cifar_vit.py` makes it.
     "cifar-vit-bn": Experiment(
@@ -214,7 +243,8 @@ class Loaded:
     def agreement(self, trial: Trial) -> float:
         """In points, of one fit."""
         asked, teacher, runtime = self.asked, self.teacher, self.runtime
-        fitter = create(asked.student, teacher.spec, {"iterations": asked.steps}, runtime)
+        options = {} if asked.steps is None else {"iterations": asked.steps}
+        fitter = create(asked.student, teacher.spec, options, runtime)
         fitted = fitter.fit(
             teacher, self.images(trial), Bits.parse(asked.bits), first_last=FIRST_LAST, seed=trial.index
         )

@@ -10,8 +10,9 @@ from common import Results
 from zsq.measure.choices import choices_by_student
 from zsq.measure.confidence import mean_interval, set_means
 from zsq.measure.gap import Run
+from zsq.measure.protocol import REAL
 from zsq.report.choices import ALWAYS
-from zsq.report.tables import DASH, Grid, interval, number
+from zsq.report.tables import DASH, Grid, interval, number, plus_minus
 from zsq.saved.choices import always_same
 from zsq.students import STUDENTS
 
@@ -63,3 +64,24 @@ def gains_grid(name: str, beside: dict[str, str]) -> Grid:
             means = number(float(np.mean(values))), number(float(np.mean(gains)))
             lines.append((f"`{student}`", f"`{other}`", bits, source, *means, interval(mean_interval(gains))))
     return Grid(("student", "beside", "bits", "source", "accuracy", "gain", "95 %"), tuple(lines), 4)
+
+
+def losses_grid(name: str) -> Grid:
+    """By source and student, what the first metric loses to real images, and what it is on these."""
+    table = Results(name).read()
+    rows = table.get("rows", [])
+    rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+    cells = {
+        (row["source"], row["student"], row["bits"]): number(row["mean"])
+        for row in rows
+        if row["source"] == REAL
+    }
+    for gap in table.get("gaps", []):
+        if gap["metric"] == rows[0]["metric"]:
+            cells[gap["source"], gap["student"], gap["bits"]] = plus_minus(gap["gap"], gap["ci95"])
+    students = list(dict.fromkeys((row["student"], row["bits"]) for row in rows))
+    lines = tuple(
+        (source, *(cells.get((source, *student), DASH) for student in students))
+        for source in dict.fromkeys(row["source"] for row in rows)
+    )
+    return Grid(("source", *(f"`{student}` {bits}" for student, bits in students)), lines, 1)

@@ -24,7 +24,7 @@ from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
-from student_tables import by_arm, gains_grid, students_grid
+from student_tables import by_arm, gains_grid, losses_grid, students_grid
 from throughput_tables import cold_starts, fit_speed, speed, throughput
 
 from zsq.measure.confidence import Interval, welch_interval
@@ -327,6 +327,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "students-headline": students_headline,
     "students-screen": students_screen,
     "students-seeds": partial(by_arm, {"students-seeds": ""}, None, ARMS),
+    "transformers-32": partial(losses_grid, "transformers-32"),
     "students-gains": partial(gains_grid, "students-gains", {"lq-net": "lsq-kd", "dir-net": "binary"}),
     "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
     "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),

@@ -27,12 +27,12 @@ QUARTERS = 4
 
 class SARDFQOptions(VariedOptions):
     """What is published, and PSAQ-ViT's where nothing is; `prior_weight` is ours, of the published range 1 to
-    100,000 that is searched for each network.
+    100,000 that is searched for each network; docs/research-log.md says what was tried.
 
     low, high: range of the logits asked for at the classes that an image should show; 0 at the others.
     """
 
-    prior_weight: float = Field(1000.0, ge=0)
+    prior_weight: float = Field(100.0, ge=0)
     components: int = Field(5, ge=1)
     low: float = Field(5.0, ge=0)
     high: float = Field(10.0, ge=0)

@@ -16,6 +16,7 @@ from zsq.engine.objectives import TeacherPass, total_variation_l2
 
 # Of SSIM on values from 0 to 1 (Wang et al., 2004).
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+PLACES = 14 * 14  # of a transformer with patches of 16 pixels at 224
 LOG_EPSILON = 1e-4  # under the logarithm of a density
 VARIANCE_EPSILON = 1e-8
 
@@ -153,13 +154,15 @@ class AttentionPriors:
 
     def loss(self, forward: TeacherPass) -> Tensor:
         """Sum over blocks l of L, and over heads, of l / L times the mean squared distance of attention to
-        its map, which has the attention's own mass."""
+        its map, which has the attention's own mass. Attention to P places is about 1 / P to each: distances
+        are multiplied by P / 196, so that a weight means the same on every grid."""
         total = forward.viewed_NCHW.new_zeros(())
         for index, (maps, tap) in enumerate(zip(self.maps, forward.blocks[self.first :], strict=True)):
             found = attended(tap)
             wanted = maps * found.detach().sum(-1, keepdim=True)
             depth = (self.first + index + 1) / self.count
-            total = total + depth * (found - wanted).square().mean((0, 1, 3)).sum()
+            distances = (found - wanted) * (tap.block.keys.places / PLACES)
+            total = total + depth * distances.square().mean((0, 1, 3)).sum()
         return total
 
 

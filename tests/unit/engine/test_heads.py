@@ -140,8 +140,12 @@ def test_attention_that_is_its_prior_costs_nothing():
 def test_deeper_blocks_count_more():
     given, priors = tap(), AttentionPriors([BLOCK, BLOCK], 3, "cpu")
     priors.before_step(0, rng())
+    # 16 places, where the weight is that of 196.
     single = [
-        (attended(given) - maps * attended(given).sum(-1, keepdim=True)).square().mean((0, 1, 3)).sum()
+        (16 / 196 * (attended(given) - maps * attended(given).sum(-1, keepdim=True)))
+        .square()
+        .mean((0, 1, 3))
+        .sum()
         for maps in priors.maps
     ]
     wanted = 0.5 * single[0] + single[1]
