@@ -128,6 +128,7 @@ def varied(passes: int) -> tuple[Source, ...]:
     """Our own method for few bits, without what makes its images differ, and what it stands beside."""
     return (
         Source(REAL),
+        Source("dgh", passes),
         Source("dgh", 250),
         Source("varied", passes),
         Source("varied", 250),

@@ -87,7 +87,7 @@ TABLE = (
     Defaults(64, 1, "pyramid", 256, 100, ("genie-m",), {"iterations": 200}, gflops=5),
     Defaults(64, 1, "pyramid", 64, 100, ("genie-m",), {"iterations": 200}),
     Defaults(0, 6, "dgh", 256, 100, ("ptq",)),
-    Defaults(0, 1, "dgh", 512, 250, ("genie-m",)),
+    Defaults(0, 1, "varied", 512, 100, ("genie-m",)),
     Defaults(0, 1, "leaves", 256, None, ("ptq",)),
 )
 
