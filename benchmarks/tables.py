@@ -322,6 +322,8 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "dsg-digits": partial(sources_table, "dsg-digits"),
     "pyramid-resnet20": partial(sources_table, "pyramid-resnet20"),
     "varied-resnet20": partial(sources_table, "varied-resnet20"),
+    "sardfq-fashion": partial(sources_table, "sardfq-fashion"),
+    "sardfq-digits": partial(sources_table, "sardfq-digits"),
     "cifar-vit-bn": partial(sources_table, "cifar-vit-bn"),
     "students": students_grid,
     "students-headline": students_headline,
