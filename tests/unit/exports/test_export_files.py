@@ -89,7 +89,7 @@ def test_values_are_those_that_a_reader_of_the_files_finds(tmp_path):
     ("options", "message"),
     [
         ({}, "neither --to nor --for"),
-        ({"to": "files"}, "--to files with --each None; expected --to files with --each png"),
+        ({"to": "files"}, "--to files without --each; expected --to files with --each png"),
         ({"to": "npy", "each": "png"}, "--to npy with --each png"),
         ({"to": "files", "each": "png", "range": "norm"}, "--range norm; expected --range uint8"),
         ({"to": "files", "each": "png", "layout": "nhwc"}, "stores PNG"),
