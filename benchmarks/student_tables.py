@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from common import Results
@@ -26,6 +27,12 @@ def students_grid() -> Grid:
     return Grid(("student", "paper", "fewest bits", "what deviates from it"), lines, 4)
 
 
+def of_first_metric(table: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The rows or the gaps of a recipe's file that are of the first row's metric; none of a missing file."""
+    rows = table.get("rows", [])
+    return [each for each in table.get(kind, []) if each["metric"] == rows[0]["metric"]]
+
+
 def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) -> Grid:
     """The first metric of each student by source, of recipes and what a first column `called` so says of
     each; no line of a recipe that was not run. A student that was to choose bits for each image and does not
@@ -33,9 +40,8 @@ def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) 
     lines = []
     for name, said in recipes.items():
         table = Results(name).read()
-        rows = table.get("rows", [])
+        rows = of_first_metric(table, "rows")
         choices = choices_by_student(table.get("fits", []))
-        rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
         for student, bits in dict.fromkeys((row["student"], row["bits"]) for row in rows):
             of = {r["source"]: r["mean"] for r in rows if (r["student"], r["bits"]) == (student, bits)}
             failed = {
@@ -51,11 +57,9 @@ def by_arm(recipes: dict[str, str], called: str | None, sources: Sequence[str]) 
 
 def gains_grid(name: str, beside: dict[str, str]) -> Grid:
     """What a student gains over the one beside it, in the first metric: over sets, on the same images."""
-    rows = Results(name).read().get("rows", [])
     sets = {
         (row["student"], row["bits"], row["source"]): set_means(Run(**run) for run in row["runs"])
-        for row in rows
-        if row["metric"] == rows[0]["metric"]
+        for row in of_first_metric(Results(name).read(), "rows")
     }
     lines = []
     for (student, bits, source), values in sets.items():
@@ -69,16 +73,14 @@ def gains_grid(name: str, beside: dict[str, str]) -> Grid:
 def losses_grid(name: str) -> Grid:
     """By source and student, what the first metric loses to real images, and what it is on these."""
     table = Results(name).read()
-    rows = table.get("rows", [])
-    rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+    rows = of_first_metric(table, "rows")
     cells = {
         (row["source"], row["student"], row["bits"]): number(row["mean"])
         for row in rows
         if row["source"] == REAL
     }
-    for gap in table.get("gaps", []):
-        if gap["metric"] == rows[0]["metric"]:
-            cells[gap["source"], gap["student"], gap["bits"]] = plus_minus(gap["gap"], gap["ci95"])
+    for gap in of_first_metric(table, "gaps"):
+        cells[gap["source"], gap["student"], gap["bits"]] = plus_minus(gap["gap"], gap["ci95"])
     students = list(dict.fromkeys((row["student"], row["bits"]) for row in rows))
     lines = tuple(
         (source, *(cells.get((source, *student), DASH) for student in students))

@@ -23,6 +23,7 @@ from zsq.cli.options import (
     Threads,
     Weights,
     asked,
+    setting,
 )
 from zsq.config import GAP, IMAGES, OFFLINE, RUNTIME
 
@@ -55,12 +56,7 @@ def gap(
     passes: Passes = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="STUDENT.KEY=VALUE", help="Set one option of a student. Can be given again."
-        ),
-    ] = None,
+    set_: Annotated[list[str] | None, setting("a student", "STUDENT.KEY")] = None,
     show_real: Annotated[
         bool, typer.Option("--show-real", help="Put real images on the contact sheet.")
     ] = GAP.show_real,

@@ -18,6 +18,7 @@ from zsq.cli.options import (
     Threads,
     Weights,
     asked,
+    setting,
 )
 from zsq.config import GENERATE, OFFLINE, RUNTIME
 
@@ -50,10 +51,7 @@ def generate(
     real: Annotated[
         str | None, typer.Option(metavar="SRC", help="Real images. Only a method that reads some takes them.")
     ] = GENERATE.real,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set one option of the method. Can be given again."),
-    ] = None,
+    set_: Annotated[list[str] | None, setting("the method")] = None,
     resume: Annotated[
         bool,
         typer.Option(

@@ -93,6 +93,11 @@ def asked(context: typer.Context, *left_out: str) -> dict[str, Any]:
     return {**values, "reporter": Reporter()}
 
 
+def setting(of: str, key: str = "KEY") -> Any:
+    """The option `--set`, of a method or a student."""
+    return typer.Option("--set", metavar=f"{key}=VALUE", help=f"Set one option of {of}. Can be given again.")
+
+
 def refuse_typed(context: typer.Context, names: tuple[str, ...], why: str, expected: str) -> None:
     """Refuse the first of the options that was typed; `why` is that another one is there, or is not.
 

@@ -24,6 +24,7 @@ from zsq.cli.options import (
     Weights,
     Widths,
     asked,
+    setting,
 )
 from zsq.config import IMAGES, OFFLINE, QUANTIZE, RUNTIME
 
@@ -80,10 +81,7 @@ def quantize(
     passes: Passes = None,
     fit: FitPhotos = IMAGES.fit,
     class_names: ClassNames = IMAGES.class_names,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set one option of the student. Can be given again."),
-    ] = None,
+    set_: Annotated[list[str] | None, setting("the student")] = None,
     offline: Offline = OFFLINE,
     precision: Precision = RUNTIME.precision,
     compile: Compile = RUNTIME.compile,
