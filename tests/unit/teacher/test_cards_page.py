@@ -1,11 +1,14 @@
-"""docs/cards.md names every field there is, and its example is a card."""
+"""docs/cards.md names every field there is, its example is a card, and its module serves one."""
 
 import re
 import tomllib
 from pathlib import Path
 
+import torch
+
 from zsq.core.imagespec import ImageSpec
-from zsq.teacher.card import TeacherCard
+from zsq.teacher import load_teacher
+from zsq.teacher.card import TeacherCard, _import_module
 
 PAGE = (Path(__file__).parents[3] / "docs" / "cards.md").read_text(encoding="utf-8")
 
@@ -29,3 +32,15 @@ def test_the_example_is_a_card():
     (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     card = TeacherCard(**tomllib.loads(text))
     assert card.classes == ("cat", "dog", "horse") and card.photo_fit.resize == 256
+
+
+def test_the_module_serves_a_card(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    name, fields = re.match(r"# (\w+)\.py; in the card: (.*)\n", code).groups()
+    (tmp_path / f"{name}.py").write_text(code)
+    torch.save(_import_module(name, tmp_path).net().state_dict(), tmp_path / "weights.pt")
+    card = fields.replace(", ", "\n") + '\nweights = "weights.pt"\n'
+    image = "[image]\nsize = [64, 64]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
+    (tmp_path / "teacher.toml").write_text(card + image)
+    teacher = load_teacher(f"file:{tmp_path / 'teacher.toml'}")
+    assert teacher.network(teacher.example()).shape[1:] == (21, 64, 64)
