@@ -288,7 +288,7 @@ class Fit:
 
 
 class Student(ABC):
-    """A recipe that fits a quantized copy of a teacher on images, whatever their source.
+    """Fits a quantized copy of a teacher on images, whatever their source.
 
     `form` is that of its grids. `least_bits`: the fewest of weights and of activations that it takes.
     `starts_from`: forms of grids that it can take over from another student; none where it starts from the
