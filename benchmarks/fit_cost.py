@@ -16,7 +16,8 @@ import typer
 from common import Results, run_again
 from memory import peak_mb
 
-from zsq.config import RuntimeConfig, load_recipe
+from zsq.config import RuntimeConfig
+from zsq.recipefile import load_recipe
 from zsq.workflow import recipe_protocol
 
 

@@ -17,12 +17,13 @@ import typer
 from common import RESULTS, BudgetHours, Jobs, Threads
 
 from zsq.bench import machine
-from zsq.config import Recipe, RuntimeConfig, load_recipe
+from zsq.config import RuntimeConfig
 from zsq.core.files import atomic_write_text
 from zsq.core.jobs import in_jobs
 from zsq.core.progress import Reporter
 from zsq.measure.gap import gaps_from_rows, rows_from_runs
 from zsq.measure.protocol import RunRecord
+from zsq.recipefile import Recipe, load_recipe
 from zsq.report.data import ReportData
 from zsq.workflow import run_recipe
 

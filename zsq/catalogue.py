@@ -50,7 +50,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
         return [{"name": name, "summary": one.summary} for name, one in PASSES.items()]
     if kind == "recipes":
-        from zsq.config import recipe_titles
+        from zsq.recipefile import recipe_titles
 
         return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
     raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}")

@@ -11,20 +11,72 @@ from pathlib import Path
 from typing import Any
 
 from zsq.config import config_json
-from zsq.core.errors import RunFolderError, StorageError
+from zsq.core.errors import OptionError, RunFolderError, StorageError
 from zsq.core.files import (
     atomic_write_text,
     fsync_folder,
     is_leftover,
+    output_file,
+    output_path,
     read_regular,
     remove_leftovers,
     temporary_sibling,
 )
+from zsq.shards.manifest import MANIFEST_NAME, SHARDS_FOLDER
+from zsq.shards.schema import shard_name
 
 # Where runs go that nobody gave a place.
 OUTPUTS = Path("outputs")
 RUN_FILE = "run.json"
 MAX_RUN_FILE_BYTES = 2**24
+
+
+def folder_out(path: str | Path, option: str = "--out") -> Path:
+    """A folder to write, as given by the user.
+
+    Raises:
+        OptionError: also one inside the folder of a run. StorageError: as `output_path`.
+    """
+    target = output_path(path, option)
+    check_apart(target, option)
+    return target
+
+
+def file_out(path: str | Path, option: str = "--out") -> Path:
+    """A single file to write; it may lie beside the files of a run.
+
+    Raises:
+        OptionError: also one that a run consists of, or deeper in its folder. StorageError: as `output_file`.
+    """
+    target = output_file(path, option)
+    if target.name in (RUN_FILE, MANIFEST_NAME):
+        raise OptionError(f"{option} {path} is a file of a run", "another name or folder")
+    check_apart(target, option, beside=True)
+    return target
+
+
+def check_apart(path: Path, option: str = "--out", *, beside: bool = False) -> None:
+    """Refuse a place inside the folder of a run, whose files it would mix with; `beside` them it may lie.
+
+    Raises:
+        OptionError: it is in one.
+    """
+    around = path.resolve().parents[1 if beside else 0 :]
+    run = next((folder for folder in around if _is_run(folder)), None)
+    if run is not None:
+        found = f"{option} {path} lies in {run}, the folder of a run"
+        raise OptionError(found, "a place of its own", f"choose another {option}")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a command made it; its `shards/`, wherever it lies, is one too."""
+    if any((place / shard_name(0)).is_file() for place in (folder, folder / SHARDS_FOLDER)):
+        return True
+    try:
+        return "command" in stored_options(folder)
+    # Another program's file of that name.
+    except RunFolderError:
+        return False
 
 
 def plain_name(name: str) -> str:

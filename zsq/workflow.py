@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from zsq.bench import Budget, opened_bench
-from zsq.config import (
-    GapConfig,
-    GenerateConfig,
-    ImagesConfig,
-    Recipe,
-    RecipeSource,
-    RecipeStudent,
-    RuntimeConfig,
-)
+from zsq.config import GapConfig, GenerateConfig, ImagesConfig, RuntimeConfig
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
@@ -29,9 +18,10 @@ from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.core.wording import quantity
 from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
-from zsq.images.shared import shared_lines
+from zsq.images.shared import check_compared, check_different, check_known_membership, named, warn_of_scored
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
+from zsq.recipefile import Recipe, RecipeSource, RecipeStudent
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
 from zsq.students import own_defaults, own_defaults_line
@@ -142,6 +132,7 @@ def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
         images_for(teacher, recipe.located(source), recipe.images) for source in (asked.train, asked.holdout)
     )
     seen, unseen = (each.disjoint_sets(1, min(asked.count, len(each)), seed)[0] for each in (train, holdout))
+    check_known_membership(seen, unseen)
     return Owned(seen, unseen, asked.planted)
 
 
@@ -286,8 +277,9 @@ def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dic
 def say_images(protocol: Protocol, reporter: Reporter) -> None:
     """What there is to say of how the real images were read."""
     real = protocol.real_sets
-    for line in (*said(*real, protocol.eval), *shared_lines(real, protocol.eval)):
+    for line in said(*real, protocol.eval):
         reporter.say(line)
+    warn_of_scored(map(named, real), protocol.eval)
 
 
 def say_own_defaults(protocol: Protocol, reporter: Reporter) -> None:
@@ -316,7 +308,8 @@ def run_gap(
     sets = shard_sets_by_source([Path(folder) for folder in config.shards])
     datasets = [ShardDataset(folder) for folder in config.shards]
     count = config.count or min(len(dataset) for dataset in datasets)
-    check_different(config.shards, [dataset.pixels()[:count] for dataset in datasets])
+    shown = [(name, each.pixels()[:count]) for name, each in zip(config.shards, datasets, strict=True)]
+    check_different(shown)
     num_sets = max(len(folders) for folders in sets.values())
     runtime = Runtime.resolve(**config.runtime.model_dump())
     real, evaluation = _images(teacher, config.real, config.eval, config)
@@ -336,6 +329,8 @@ def run_gap(
         settings=settings | own_defaults_of(students, teacher.spec) | fitted_of(real=real, eval=evaluation),
     )
     say_images(protocol, reporter)
+    check_compared(shown, protocol.real_sets)
+    warn_of_scored(shown, protocol.eval)
     say_own_defaults(protocol, reporter)
     with opened_bench(protocol, out, "gap", resume, reporter) as bench:
         bench.sets = sets
@@ -356,21 +351,6 @@ def _gap_students(config: GapConfig) -> list[StudentSpec]:
         for name in config.students
         for width in config.bits
     ]
-
-
-def check_different(names: Sequence[str], sets_NCHW: Iterable[Tensor]) -> None:
-    """Refuse the same images given twice: intervals would count them as two draws.
-
-    Raises:
-        OptionError: two sets hold the same pixels.
-    """
-    known: dict[bytes, str] = {}
-    for name, pixels_NCHW in zip(names, sets_NCHW, strict=True):
-        digest = sha256(pixels_NCHW.numpy().data).digest()
-        if digest in known:
-            found = f"the sets {known[digest]} and {name} hold the same images"
-            raise OptionError(found, "each set once", "make the other one with another --seed")
-        known[digest] = name
 
 
 def shard_sets_by_source(folders: list[Path]) -> dict[str, list[Path]]:

@@ -5,7 +5,7 @@ from commands import Spoken, call
 from toys import image_spec, make_teacher
 
 from zsq.catalogue import catalogue
-from zsq.config import GenerateConfig, Recipe, RuntimeConfig, load_recipe
+from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import Work, forecast
 from zsq.generators import (
@@ -15,6 +15,7 @@ from zsq.generators import (
     effort_iterations,
     method_class,
 )
+from zsq.recipefile import Recipe, load_recipe
 from zsq.synthesis import synthesize
 from zsq.synthesis.resolved import ResolvedRun, resolve
 from zsq.workflow import source_config

@@ -2,25 +2,27 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
+from toys import image_spec
 
 from zsq.config import (
     GenerateConfig,
     ImagesConfig,
-    Recipe,
     config_json,
     config_sha256,
     expand_variables,
-    load_recipe,
     parse_set,
-    recipe_paths,
-    recipe_titles,
     validated,
 )
 from zsq.core.errors import OptionError, UnknownNameError
+from zsq.generators import available_methods
+from zsq.recipefile import Recipe, load_recipe, recipe_paths, recipe_titles
+from zsq.students import STUDENTS
 
 RECIPE = """
 title = "Two sources"
@@ -136,7 +138,7 @@ def test_configurations_are_frozen_and_refuse_unknown_keys():
     for wrong, key in (({"speed": 1}, "speed"), ({"count": 0}, "count"), ({"seed": 2**63}, "seed")):
         with pytest.raises(OptionError, match=f"call: {key}"):
             validated(GenerateConfig, {"teacher": "t", "method": "dsg"} | wrong, "call")
-    with pytest.raises(OptionError, match=r"runtime\.threads"):
+    with pytest.raises(OptionError, match="runtime: threads"):
         validated(GenerateConfig, {"teacher": "t", "method": "dsg", "runtime": {"threads": 0}}, "call")
 
 
@@ -154,3 +156,27 @@ def test_how_images_are_read_may_be_overridden(recipe_file):
     asked = recipe.reading_images(ImagesConfig(class_names="here.txt"))
     assert Path(asked.images.class_names).resolve() == Path("here.txt").resolve()
     assert recipe.reading_images(ImagesConfig(class_names="by-order")).images.class_names == "by-order"
+
+
+FLOATS = [
+    (cls, key)
+    for cls in (*available_methods().values(), *STUDENTS.values())
+    for key, field in cls.options_class.model_fields.items()
+    if float in (field.annotation, *get_args(field.annotation))
+]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "Infinity", "nan"])
+def test_no_option_of_a_method_or_student_is_other_than_finite(value):
+    assert len(FLOATS) > 100
+    for cls, key in FLOATS:
+        with pytest.raises(OptionError, match=f"{key}: Input should be"):
+            cls.options_class.resolve("toy", image_spec(), {key: value})
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan"])
+def test_numbers_of_a_recipe_are_finite(text, tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text(RECIPE.replace('name = "embedded:digits"', f'name = "x"\nexpected_accuracy = {text}'))
+    with pytest.raises(OptionError, match="expected_accuracy: Input should be a finite number"):
+        load_recipe(str(path))

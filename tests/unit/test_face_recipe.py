@@ -10,12 +10,12 @@ from commands import call
 
 from zsq import bench
 from zsq.bench import roc_curves
-from zsq.config import load_recipe
 from zsq.core.errors import ImagesError, MismatchError, OptionError
 from zsq.core.selection import split_source
 from zsq.images.sources import load_images
 from zsq.measure.contrasts import contrasts
 from zsq.measure.gap import gaps_from_rows, replicates_of, rows_from_runs
+from zsq.recipefile import load_recipe
 from zsq.tasks import verification
 from zsq.teacher import load_teacher
 from zsq.workflow import recipe_protocol, run_recipe

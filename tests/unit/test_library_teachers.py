@@ -114,7 +114,7 @@ def test_offline_of_a_recipe(tmp_path, capsys):
 
 
 def test_a_recipe_finds_a_folder_beside_it(tmp_path):
-    from zsq.config import Recipe
+    from zsq.recipefile import Recipe
 
     (tmp_path / "recipes" / "vit").mkdir(parents=True)
     recipe = Recipe.model_construct(folder=tmp_path / "recipes", title="t")

@@ -61,7 +61,7 @@ def test_installed_wheel_works_elsewhere(wheel, tmp_path):
 import sys
 import zsq, zsq.generators, zsq.recipes
 print(zsq.__file__, zsq.generators.__file__, zsq.recipes.__file__)
-from zsq.config import load_recipe, recipe_titles
+from zsq.recipefile import load_recipe, recipe_titles
 assert "digits" in recipe_titles() and load_recipe("digits").title
 from zsq.teacher import load_teacher
 assert load_teacher("embedded:digits").num_classes == 10

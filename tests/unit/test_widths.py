@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import zsq
-from zsq.config import Recipe, validated
+from zsq.config import validated
 from zsq.core.errors import OptionError
 from zsq.core.runtime import Runtime
 from zsq.measure.protocol import resolve_students
+from zsq.recipefile import Recipe
 from zsq.saved.summary import student_lines
 from zsq.teacher import load_teacher
 from zsq.widths import Bits, Widths, check_first_last, check_least, is_width, read_widths

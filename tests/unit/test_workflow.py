@@ -9,13 +9,14 @@ import pytest
 from commands import Spoken
 
 from zsq import bench
-from zsq.config import GenerateConfig, load_recipe, recipe_paths
+from zsq.config import GenerateConfig
 from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
 from zsq.core.jobs import in_jobs
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import STEP_COST
 from zsq.generators import METHODS
 from zsq.measure.protocol import StudentSpec, resolve_students
+from zsq.recipefile import load_recipe, recipe_paths
 from zsq.report.build import html, markdown
 from zsq.runfolder import held_folder
 from zsq.shards.manifest import read_manifest

@@ -6,21 +6,22 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import file_out, images_given, path_of, teacher_of
+from zsq.api.given import RuntimeGiven, images_given, path_of, runtime_given, teacher_of
 from zsq.config import (
     AUDIT_RUNTIME,
     IMAGES,
     OFFLINE,
     VERIFY,
     ImagesConfig,
-    RuntimeConfig,
     validated,
 )
 from zsq.core.errors import OptionError
 from zsq.core.files import input_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
+from zsq.images.shared import check_known_membership, warn_of_seen
 from zsq.images.sources import fitted_of, images_for, said
+from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def audit(
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> Audit:
     """What a shard set may reveal of the owner's images; figures and indices alone go to `out`, as JSON.
@@ -85,7 +86,10 @@ def audit(
             an embedding teacher's images are identities, which intervals are then over.
         fit, class_names: as in `quantize`.
 
+    Warns of images that two of the three sets have in common.
+
     Raises:
+        MismatchError: training and held-out images that are the same ones.
         ZsqError: one class per cause, see `zsq.core.errors`.
 
     Example:
@@ -105,12 +109,14 @@ def audit(
     from zsq.tasks.embed import Embed
 
     teacher, target = teacher_of(teacher), None if out is None else file_out(out)
-    resolved = Runtime.resolve(**(runtime or AUDIT_RUNTIME).model_dump())
+    resolved = Runtime.resolve(**runtime_given(runtime, AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "audit")
     own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
     for line in said(own, seen, unseen):
         (reporter or Reporter(quiet=True)).say(line)
+    check_known_membership(seen, unseen)
+    warn_of_seen(own, unseen)
     labelled = isinstance(loaded.task, Embed) and all(bool((s.labels >= 0).all()) for s in (seen, unseen))
     identities = (seen.labels, unseen.labels) if labelled else None
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)

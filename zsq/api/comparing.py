@@ -7,21 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsq.api.given import folder_of, images_given, several, teacher_of, text_of
-from zsq.config import (
-    GAP,
-    IMAGES,
-    OFFLINE,
-    RUNTIME,
-    GapConfig,
-    ImagesConfig,
-    RuntimeConfig,
-    load_recipe,
-    validated,
-)
-from zsq.core.files import output_path
+from zsq.api.given import RuntimeGiven, folder_of, images_given, runtime_given, several, teacher_of, text_of
+from zsq.config import GAP, IMAGES, OFFLINE, GapConfig, ImagesConfig, validated
 from zsq.core.progress import Reporter
-from zsq.runfolder import plain_name
+from zsq.recipefile import load_recipe
+from zsq.runfolder import folder_out, plain_name
 
 if TYPE_CHECKING:
     from zsq.report.data import ReportData
@@ -48,7 +38,7 @@ def measure_gap(
     resume: bool = False,
     jobs: int | None = None,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> ReportData:
     """Fit every student on real images and on every shard set, and report the gap in `out`.
@@ -88,9 +78,9 @@ def measure_gap(
         "set": set or {},
         "show_real": show_real,
         "offline": offline,
-        "runtime": runtime or RUNTIME,
+        "runtime": runtime_given(runtime),
     }
-    call = partial(run_gap, validated(GapConfig, values, "gap"), output_path(out), resume=resume)
+    call = partial(run_gap, validated(GapConfig, values, "gap"), folder_out(out), resume=resume)
     return in_jobs(jobs, call, reporter=reporter)
 
 
@@ -104,7 +94,7 @@ def run(
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> tuple[ReportData, Path]:
     """Run a recipe by its name or path; the report's data and the run's folder.
@@ -139,7 +129,7 @@ def run(
     if offline:
         loaded = loaded.model_copy(update={"offline": True})
     if runtime is not None:
-        given = runtime.model_dump(exclude_defaults=True)
+        given = runtime_given(runtime).model_dump(exclude_defaults=True)
         loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
     folder = folder_of(out, plain_name(recipe), resume)
     call = partial(run_recipe, loaded, folder, resume=resume, budget_hours=budget_hours)

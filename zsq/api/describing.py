@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsq.api.given import check_read, file_out, images_given, path_of, teacher_of
+from zsq.api.given import RuntimeGiven, check_read, images_given, path_of, runtime_given, teacher_of
 from zsq.config import (
     DEFAULT_COUNT,
     IMAGES,
     INSPECT,
     OFFLINE,
-    RUNTIME,
     ImagesConfig,
     InspectConfig,
-    RuntimeConfig,
     validated,
 )
 from zsq.core.errors import MismatchError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.sources import images_for, said
+from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def inspect_teacher(
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> list[str]:
     """What a teacher is, as lines: its network and images, how sure it is of noise, and which methods and
@@ -78,7 +77,7 @@ def inspect_teacher(
     from zsq.measure.teacherfacts import teacher_facts
 
     check_read(images_given(fit, class_names), "--images", images)
-    config = runtime or RUNTIME
+    config = runtime_given(runtime)
     resolved = Runtime.resolve(**config.model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "inspect")
@@ -104,7 +103,7 @@ def inspect_student(
     fit: str | None = IMAGES.fit,
     class_names: str | Path | None = IMAGES.class_names,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> StudentNoise:
     """Which layer of a saved student hurts: signal-to-noise ratios of every quantized layer, worst first.
@@ -135,7 +134,7 @@ def inspect_student(
     given = images_given(fit, class_names) | {"count": count, "layers": layers}
     asked = validated(InspectConfig, given, "inspect")
     record, fitted = read_student(folder)
-    resolved = Runtime.resolve(**(runtime or RUNTIME).model_dump())
+    resolved = Runtime.resolve(**runtime_given(runtime).model_dump())
     name = teacher_of(teacher or record.teacher.name)
     loaded = load_teacher(name, path_of(weights), offline=offline).to(resolved.device)
     if loaded.weights_sha256 != record.teacher.weights_sha256:

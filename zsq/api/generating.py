@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import folder_of, path_of, teacher_of, text_of
+from zsq.api.given import RuntimeGiven, folder_of, path_of, runtime_given, teacher_of, text_of
 from zsq.config import (
     GENERATE,
     OFFLINE,
-    RUNTIME,
     GenerateConfig,
-    RuntimeConfig,
     validated,
 )
 from zsq.core.effort import Effort
@@ -42,7 +40,7 @@ def generate(
     resume: bool = False,
     sealed: bool = GENERATE.sealed,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> Path:
     """Make calibration images from a teacher; the run's folder, with `shards/` and `manifest.json`.
@@ -87,7 +85,7 @@ def generate(
         "set": set or {},
         "sealed": sealed,
         "offline": offline,
-        "runtime": runtime or RUNTIME,
+        "runtime": runtime_given(runtime),
     }
     if method is not None:
         config = validated(GenerateConfig, values, "generate")

@@ -6,29 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zsq.config import RUNTIME, RuntimeConfig
 from zsq.core.errors import OptionError
-from zsq.core.files import input_path, output_file, output_path
+from zsq.core.files import input_path
 from zsq.core.processes import Processes
-from zsq.runfolder import OUTPUTS, RUN_FILE, latest_folder, next_folder
-from zsq.shards.manifest import MANIFEST_NAME, SHARDS_FOLDER
+from zsq.runfolder import OUTPUTS, folder_out, latest_folder, next_folder
 from zsq.widths import Rows, read_widths
+
+RuntimeGiven = RuntimeConfig | Mapping[str, Any] | None
 
 
 def text_of(path: str | Path | None) -> str | None:
     """A path as a configuration holds it; what is none stays as it is, and the configuration refuses it."""
     return str(path) if isinstance(path, Path) else path
-
-
-def file_out(path: str | Path, option: str = "--out") -> Path:
-    """A single file to write.
-
-    Raises:
-        OptionError: also one that a run consists of. StorageError: as `output_file`.
-    """
-    target = output_file(path, option)
-    if target.name in (RUN_FILE, MANIFEST_NAME) or target.parent.name == SHARDS_FOLDER:
-        raise OptionError(f"{option} {path} is a file of a run", "another name or folder")
-    return target
 
 
 def several(values: Any) -> tuple[Any, ...]:
@@ -64,6 +54,19 @@ def check_read(given: Mapping[str, Any], options: str, *sources: object) -> None
             raise OptionError(found, "images that are read with it")
 
 
+def runtime_given(runtime: RuntimeGiven, default: RuntimeConfig = RUNTIME) -> RuntimeConfig:
+    """What to compute with; `default` where nothing is said.
+
+    Raises:
+        OptionError: something else than a RuntimeConfig or its fields, or fields that it does not have.
+    """
+    if runtime is None or isinstance(runtime, RuntimeConfig):
+        return default if runtime is None else runtime
+    if not isinstance(runtime, Mapping):
+        raise OptionError(f"runtime {runtime!r}", "a dict such as {'device': 'cpu', 'threads': 4}")
+    return type(default)(**runtime)
+
+
 def widths_given(widths: str | Path | Rows | None) -> dict[str, int]:
     """Rows and their widths as a configuration holds them, where a file has them too."""
     if widths is None:
@@ -76,8 +79,8 @@ def widths_given(widths: str | Path | Rows | None) -> dict[str, int]:
 def folder_of(out: str | Path | None, name: str, resume: bool) -> Path:
     """`out`, or a folder called `name` below `OUTPUTS`: the last of them to resume, else a new one."""
     if out is not None:
-        return output_path(out)
+        return folder_out(out)
     base = OUTPUTS / name
     # Of several processes the first decides: the others may find its folder already.
     found = latest_folder(base) if resume else next_folder(base)
-    return Path(Processes.started().agreed(str(found)))
+    return folder_out(Processes.started().agreed(str(found)))

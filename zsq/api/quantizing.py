@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.api.given import check_read, file_out, images_given, several, teacher_of, text_of, widths_given
+from zsq.api.given import (
+    RuntimeGiven,
+    check_read,
+    images_given,
+    runtime_given,
+    several,
+    teacher_of,
+    text_of,
+    widths_given,
+)
 from zsq.config import (
     IMAGES,
     OFFLINE,
     QUANTIZE,
-    RUNTIME,
     RequestConfig,
-    RuntimeConfig,
     validated,
 )
 from zsq.core.effort import Effort
@@ -22,6 +29,7 @@ from zsq.core.files import output_path
 from zsq.core.progress import Reporter
 from zsq.measure.quantize import Places, Quantized
 from zsq.request.fulfil import fulfil
+from zsq.runfolder import file_out
 from zsq.widths import Rows
 
 
@@ -47,7 +55,7 @@ def quantize(
     class_names: str | Path | None = IMAGES.class_names,
     set: Mapping[str, Any] | None = None,
     offline: bool = OFFLINE,
-    runtime: RuntimeConfig | None = None,
+    runtime: RuntimeGiven = None,
     reporter: Reporter | None = None,
 ) -> Quantized:
     """Fit one student on unlabelled images of any source; score it where `eval` names labelled images.
@@ -110,7 +118,7 @@ def quantize(
         **images_given(fit, class_names),
         "set": set or {},
         "offline": offline,
-        "runtime": runtime or RUNTIME,
+        "runtime": runtime_given(runtime),
     }
     return fulfil(
         validated(RequestConfig, values, "quantize"),

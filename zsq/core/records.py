@@ -24,9 +24,9 @@ _WITHOUT_VALUE = frozenset({"missing", "extra_forbidden", "json_invalid", "value
 
 
 class Record(BaseModel):
-    """Base of all: immutable, unknown keys refused."""
+    """Base of all: immutable, unknown keys and numbers that are not finite refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StrictRecord(Record, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -96,7 +97,7 @@ class Runtime:
                 raise OptionError(f"{option} {value}", f"one of {', '.join(choices)}")
         if threads is not None and threads < 1:
             raise OptionError(f"--threads {threads}", "at least 1")
-        device = _device(device)
+        device = device_of(device, "--device")
         if torch.device(device).type == "cuda":
             # cuBLAS reads it once, before its first product.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -212,18 +213,25 @@ def _deterministic_cuda(device: str) -> Iterator[None]:
         memory.fill_uninitialized_memory = filling
 
 
-def _device(device: str) -> str:
-    if device == "auto":
+def device_of(device: str | torch.device, option: str = "device") -> str:
+    """A device as the user gave it: `cpu`, `cuda` or `cuda:N`; `auto` is the GPU where there is one.
+
+    Raises:
+        OptionError: anything else, or a GPU that is not there; it calls the device `option`.
+    """
+    name = str(device)
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise OptionError(f"--device {device}", "cpu, cuda or cuda:N") from None
-    if kind not in ("cpu", "cuda"):
-        raise OptionError(f"--device {device}", "cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"--device {device}", "a CUDA device that torch can use", "use --device cpu")
-    return device
+    if name in ("cpu", "cpu:0"):
+        return "cpu"
+    if not re.fullmatch(r"cuda(:\d{1,3})?", name):
+        raise OptionError(f"{option} {name}", "cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise OptionError(f"{option} {name}", "a CUDA device that torch can use", f"use {option} cpu")
+    count = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= count:
+        raise OptionError(f"{option} {name}", f"cuda:0 to cuda:{count - 1}, which torch can use")
+    return name
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 from zsq.config import EXPORT
 from zsq.contract import Teacher
 from zsq.core.errors import ExportError, MismatchError, OptionError
-from zsq.core.files import atomic_write_text, input_path, output_path
+from zsq.core.files import atomic_write_text, input_path
 from zsq.core.version import __version__
 from zsq.core.wording import quantity
 from zsq.datasetcard.page import Files
@@ -38,7 +38,7 @@ from zsq.exports.kinds import Reader, Writer
 from zsq.exports.tools import TOOLS
 from zsq.exports.webdataset import WebDatasetReader, WebDatasetWriter
 from zsq.images.photos import check_memory
-from zsq.runfolder import whole_folder
+from zsq.runfolder import folder_out, whole_folder
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
 from zsq.shards.schema import ShardContent
@@ -99,7 +99,7 @@ def export(
     """
     if out is None:
         raise OptionError("no folder to export to", "out")
-    folder, out = input_path(folder, "folder"), output_path(out)
+    folder, out = input_path(folder, "folder"), folder_out(out)
     dataset, manifest = ShardDataset(folder), read_manifest(folder)
     plan = _planned(dataset, manifest, _resolved(tool, to, each, layout, range, dataset))
     with whole_folder(out) as staged:

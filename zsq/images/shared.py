@@ -1,30 +1,113 @@
-"""Images that a student is both fitted and scored on."""
+"""Images in two sets that should share none, pixel for pixel: what is refused, and what is warned of."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from hashlib import sha256
 
 from torch import Tensor
 
+from zsq.core.errors import MismatchError
 from zsq.core.wording import quantity
 from zsq.images.sources import ImageSet
 
+# A set's name in messages, and its uint8 (N, C, H, W) images.
+Named = tuple[str, Tensor]
 
-def shared_lines(fitted: Iterable[ImageSet], evaluation: ImageSet | None) -> list[str]:
-    """What to say where sets for fits hold evaluation images, pixel for pixel: a line for each source."""
+
+def named(images: ImageSet) -> Named:
+    """By its source."""
+    return images.source, images.pixels
+
+
+def warn_of_scored(fitted: Iterable[Named], evaluation: ImageSet | None) -> None:
+    """Warn where sets for fits hold evaluation images: once for each name."""
     if evaluation is None:
-        return []
+        return
     scored = _digests(evaluation.pixels)
     counts: dict[str, int] = {}
-    for images in fitted:
-        counts[images.source] = counts.get(images.source, 0) + len(scored & _digests(images.pixels))
-    return [
-        f"{source}: fit and evaluation share {quantity(count, 'image')}: scores on others may be lower"
-        for source, count in counts.items()
-        if count
-    ]
+    for name, pixels in fitted:
+        counts[name] = counts.get(name, 0) + len(scored & _digests(pixels))
+    for name, count in counts.items():
+        if count:
+            _warn(
+                f"{name}: fit and evaluation share {quantity(count, 'image')}: scores on others may be lower"
+            )
+
+
+def check_compared(shard_sets: Iterable[Named], real: Iterable[ImageSet]) -> None:
+    """Refuse a set that is compared with its own images as the real ones, and warn of some that are.
+
+    Raises:
+        MismatchError: the real images hold all of a set.
+    """
+    known = {digest for images in real for digest in _digests(images.pixels)}
+    for name, pixels in shard_sets:
+        own = _digests(pixels)
+        if own <= known:
+            found = f"the images of {name} are those of --real"
+            raise MismatchError(found, "a set to compare with real images", "give others as --real")
+        if own & known:
+            _warn(
+                f"{name} and the real images share {quantity(len(own & known), 'image')}: the gap comes out "
+                "too small; give other images as --real"
+            )
+
+
+def check_different(sets: Iterable[Named]) -> None:
+    """Refuse sets of the same images, in any order, and warn of some: intervals count them as several draws.
+
+    Raises:
+        MismatchError: two sets hold the same images.
+    """
+    known: list[tuple[str, set[bytes]]] = []
+    for name, pixels in sets:
+        own = _digests(pixels)
+        for other, digests in known:
+            if own == digests:
+                found = f"the sets {other} and {name} hold the same images"
+                raise MismatchError(found, "each set once", "make the other one with another --seed")
+            if own & digests:
+                _warn(
+                    f"the sets {other} and {name} share {quantity(len(own & digests), 'image')}: intervals "
+                    "come out too narrow; make one of the sets with another --seed"
+                )
+        known.append((name, own))
+
+
+def check_known_membership(train: ImageSet, holdout: ImageSet) -> None:
+    """Refuse training and held-out images that are the same ones, and warn of some: an audit cannot tell
+    them apart, whatever the network remembers.
+
+    Raises:
+        MismatchError: one of both holds nothing but images of the other.
+    """
+    seen, unseen = _digests(train.pixels), _digests(holdout.pixels)
+    shared = seen & unseen
+    if shared and shared in (seen, unseen):
+        found = f"the training images {train.source} and the held-out images {holdout.source} are the same"
+        raise MismatchError(found, "held-out images that the network was not trained on")
+    if shared:
+        _warn(
+            f"training and held-out images share {quantity(len(shared), 'image')}: the audit finds less than "
+            "there is; take them out of one of both"
+        )
+
+
+def warn_of_seen(synthetic: ImageSet, holdout: ImageSet) -> None:
+    """Warn where a set that is audited holds held-out images."""
+    count = len(_digests(synthetic.pixels) & _digests(holdout.pixels))
+    if count:
+        _warn(
+            f"{synthetic.source} and the held-out images share {quantity(count, 'image')}: the audit finds "
+            "less than there is; give held-out images that the method has not read either"
+        )
 
 
 def _digests(pixels_NCHW: Tensor) -> set[bytes]:
     return {sha256(image.tobytes()).digest() for image in pixels_NCHW.numpy()}
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=3)

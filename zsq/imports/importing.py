@@ -13,12 +13,12 @@ import numpy as np
 
 from zsq.config import IMPORT, config_json, config_sha256
 from zsq.core.errors import OptionError
-from zsq.core.files import atomic_write_text, output_path
+from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import check_moments
 from zsq.core.version import __version__
 from zsq.datasetcard.writing import write_run_card
 from zsq.imports.blocks import Blocks, Moments, open_source
-from zsq.runfolder import RUN_FILE, whole_folder
+from zsq.runfolder import RUN_FILE, folder_out, whole_folder
 from zsq.shards.manifest import SHARDS_FOLDER, Manifest, MethodRecord, library_versions, write_manifest
 from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_name
 from zsq.shards.writer import write_shard
@@ -67,7 +67,7 @@ def import_images(
         8
     """
     start = time.perf_counter()
-    source, out = str(source), output_path(out)
+    source, out = str(source), folder_out(out)
     if not NAME.fullmatch(name) or name == "real":
         raise OptionError(f"--name '{name}'", "letters, digits, '.', '_', '+', '-'; 'real' is taken")
     opened = open_source(source, _moments(mean, std), layout)

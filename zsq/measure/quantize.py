@@ -14,13 +14,11 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
 from zsq.fitting.choosing import shares_on
-from zsq.images.shared import shared_lines
+from zsq.images.shared import named, warn_of_scored
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.evaluate import Reference, score_student, score_teacher
-from zsq.runfolder import RUN_FILE
 from zsq.saved.choices import choice_lines
 from zsq.saved.cost import Cost, student_cost
-from zsq.shards.manifest import holds_shards
 from zsq.students import check_bits, create, own_defaults_line
 from zsq.tasks.metrics import unit
 from zsq.tasks.sqnr import EACH_OUTPUT
@@ -193,8 +191,7 @@ def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qua
             f"{given.source} holds {quantity(len(given), 'image')}, fewer than --count {wanted}: "
             "all are taken"
         )
-    for line in shared_lines([given], prepared.evaluation):
-        reporter.say(line)
+    warn_of_scored([named(given)], prepared.evaluation)
     first, *others = [_quantized(each, given, reporter) for each in prepared.each()]
     return replace(first, others=tuple(others))
 
@@ -246,8 +243,6 @@ def _check_out(teacher: Teacher, out: Path | None) -> None:
     from zsq.saved.saving import check_destination, check_saveable
 
     if out is not None:
-        if holds_shards(out) or (out / RUN_FILE).exists():
-            raise OptionError(f"--out {out} is the folder of a run", "a folder of the student's own")
         check_destination(out)
         check_saveable(teacher)
 

@@ -25,6 +25,7 @@ from zsq.core.files import atomic_write_bytes
 from zsq.core.imagespec import ImageSpec
 from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
+from zsq.runfolder import file_out
 from zsq.saved.stored_graph import move_to
 from zsq.saved.stored_grids import no_onnx_form, weight_integers
 from zsq.students import STUDENTS
@@ -127,11 +128,12 @@ def export_onnx(fitted: FittedStudent, path: str | Path) -> None:
         >>> result = zsq.quantize("embedded:digits", "embedded:digits:train", "ptq", "W8A8", count=64)
         >>> zsq.export_onnx(result.fitted, "digits.onnx")
     """
+    target = file_out(path, "path")
     check_exportable(fitted.student, fitted.bits, fitted.first_last)
     network = _with_onnx_quantizers(fitted.network, fitted.student)
     black = torch.zeros(2, *fitted.spec.shape, dtype=torch.uint8)
     model = _exported(network, fitted.spec.pixels_to_norm(black), f"student {fitted.student}")
-    atomic_write_bytes(Path(path), model)
+    atomic_write_bytes(target, model)
 
 
 def _exported(network: nn.Module, example: Tensor, what: str) -> bytes:

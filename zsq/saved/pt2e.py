@@ -20,6 +20,7 @@ from zsq.contract import FittedStudent, Student
 from zsq.core.errors import ExportError, OptionError, first_line
 from zsq.core.files import atomic_write_bytes
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
+from zsq.runfolder import file_out
 from zsq.saved.stored_graph import move_to
 from zsq.saved.stored_grids import no_onnx_form
 from zsq.widths import Bits
@@ -138,6 +139,7 @@ def export_pt2(fitted: FittedStudent, path: str | Path) -> None:
         ... )
         >>> zsq.export_pt2(result.fitted, "digits.pt2")
     """
+    target = file_out(path, "path")
     network, content = pt2e_student(fitted), io.BytesIO()
     image = fitted.spec.pixels_to_norm(torch.zeros(1, *fitted.spec.shape, dtype=torch.uint8))
     # From inside the exporter, which may refuse a network in many ways.
@@ -150,7 +152,7 @@ def export_pt2(fitted: FittedStudent, path: str | Path) -> None:
     except Exception as error:
         said = first_line(error)[:300]
         raise ExportError(f"student {fitted.student} cannot be exported by PyTorch: {said}") from None
-    atomic_write_bytes(Path(path), content.getvalue())
+    atomic_write_bytes(target, content.getvalue())
 
 
 def _replaced(fitted: FittedStudent, network: nn.Module, path: str, quantizer: Quantizer) -> nn.Module:

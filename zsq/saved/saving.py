@@ -26,6 +26,7 @@ from zsq.contract import FittedStudent, QuantizedTensor, Teacher
 from zsq.core.errors import OptionError, StudentFileError, UntraceableError, first_line
 from zsq.core.files import atomic_write_bytes, atomic_write_text, input_path, read_regular
 from zsq.core.records import first_fault
+from zsq.core.runtime import device_of
 from zsq.core.version import __version__
 from zsq.core.wording import quantity
 from zsq.graph import capture
@@ -34,6 +35,7 @@ from zsq.placement.sites import row_name
 from zsq.placement.subgraphs import up_to
 from zsq.quantizers.grids import Quantizer
 from zsq.quantizers.layers import weight_of
+from zsq.runfolder import check_apart
 from zsq.saved.cost import Cost, student_cost
 from zsq.saved.dry_run import dry_run
 from zsq.saved.record import (
@@ -65,9 +67,10 @@ def check_destination(path: str | Path) -> None:
     """Check that no student is there yet: while one replaced the other, files of both would lie there.
 
     Raises:
-        OptionError: a student is there, or a file where the folder would be.
+        OptionError: a student is there, a file where the folder would be, or a run that it would lie in.
     """
     _, record = student_files(path)
+    check_apart(record)
     if record.exists():
         raise OptionError(f"a student is at {record} already", "a new --out", "remove it or choose another")
     if record.parent.exists() and not record.parent.is_dir():
@@ -168,7 +171,7 @@ def cost_record(cost: Cost) -> CostRecord:
     return CostRecord(**{name: getattr(cost, name) for name in CostRecord.model_fields})
 
 
-def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
+def load_student(path: str | Path, device: str | torch.device = "cpu") -> FittedStudent:
     """The student that `zsq quantize --out` or `save_student` wrote: the same outputs, bit by bit.
 
     Nothing that the files say is run as code: tensors are safetensors, the graph may call only what
@@ -177,9 +180,11 @@ def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
 
     Args:
         path: the folder, or either of the two files.
+        device: as in `load_teacher`.
 
     Raises:
         StudentFileError: missing, truncated, altered, not a student, or of parts that do not fit together.
+        OptionError: a device that is not there.
 
     Example:
         >>> train = "embedded:digits:train"
@@ -189,9 +194,10 @@ def load_student(path: str | Path, device: str = "cpu") -> FittedStudent:
         >>> student.logits(student.spec.pixels_to_standard(images.pixels)).shape
         torch.Size([10, 10])
     """
+    place = device_of(device)
     _, fitted = read_student(path)
     assert isinstance(fitted.network, fx.GraphModule)
-    move_to(fitted.network, device)
+    move_to(fitted.network, place)
     return fitted
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from zsq.config import expand_variables
@@ -52,7 +52,7 @@ class TeacherCard(Record):
     output: str | None = Field(None, pattern=r"^[^.\s]+(\.[^.\s]+)*$")
     psnr_on: Literal["y", "rgb"] | None = None
     border: int | None = Field(None, ge=0)
-    output_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    output_range: tuple[float, float] | None = None
     decode: str | None = Field(None, pattern=CALLABLE)
     dense: str | None = Field(None, pattern=CALLABLE)
     loss: str | None = Field(None, pattern=CALLABLE)

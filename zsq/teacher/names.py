@@ -12,6 +12,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import OptionError, UnknownNameError, UsageError
 from zsq.core.files import input_path
 from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import device_of
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
@@ -33,19 +34,24 @@ _EMBEDDED = (
 
 
 def load_teacher(
-    name: str | Path, weights: str | Path | None = None, device: str = "cpu", offline: bool = False
+    name: str | Path,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    offline: bool = False,
 ) -> Teacher:
     """The teacher called `name`, frozen, on `device`; the global random state stays as it was.
 
     Args:
         name: as in `zsq list teachers`, or the path of a card.
         weights: a safetensors or state dict file in place of the teacher's own.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`, the GPU where there is one.
         offline: refuse weights that are not on this machine, rather than download them.
 
     Raises:
         UnknownNameError, UsageError: no such teacher, or a broken card. MissingExtraError: its library is not
             installed.
         WeightsError, MismatchError: weights that cannot be had, read, trusted or that belong elsewhere.
+        OptionError: a device that is not there.
 
     Example:
         >>> teacher = zsq.load_teacher("embedded:digits")
@@ -56,7 +62,8 @@ def load_teacher(
     if not isinstance(name, str):
         raise OptionError(f"teacher {name!r}", "a name of `zsq list teachers`, or the path of a card")
     path = None if weights is None else input_path(weights, "weights")
-    return _load(name, path, offline).to(device)
+    place = device_of(device)
+    return _load(name, path, offline).to(place)
 
 
 def _load(name: str, weights: Path | None, offline: bool) -> Teacher:

@@ -63,10 +63,13 @@ def test_what_is_asked_for_is_what_is_taken(processor):
 @pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((7, 5), "fp32")])
 def test_cuda_where_it_is_there(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert Runtime.resolve().device == "cuda"
     assert Runtime.resolve(device="cuda:1", total_gflops=LONG) == Runtime("cuda:1", precision, True, None)
     assert Runtime.resolve(device="cpu").device == "cpu"
+    with pytest.raises(OptionError, match="--device cuda:2; expected cuda:0 to cuda:1, which torch can use"):
+        Runtime.resolve(device="cuda:2")
 
 
 def test_without_a_compiler_a_long_job_runs_uncompiled_and_says_so(processor, monkeypatch):

@@ -11,7 +11,7 @@ from toys import NETWORKS, image_spec, make_teacher, structured_images
 
 import zsq
 from zsq import workflow
-from zsq.config import GapConfig, load_recipe
+from zsq.config import GapConfig
 from zsq.contract import THEN
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.core.runtime import Runtime
@@ -20,6 +20,7 @@ from zsq.measure.evaluate import score_teacher
 from zsq.measure.gap import measure_gap
 from zsq.measure.protocol import Protocol, StudentSpec, resolve_students
 from zsq.quantizers.grids import FakeQuantizer
+from zsq.recipefile import load_recipe
 from zsq.students import STUDENTS, create, own_defaults_line, student_class
 from zsq.widths import Bits
 

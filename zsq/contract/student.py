@@ -1,11 +1,4 @@
-"""READ FIRST. What the parts of zsq owe each other.
-
-A `Teacher` goes in. A `Plan` cuts the run into `Group`s, pure data and the unit of determinism and resume. A
-`Generator` turns a group into a `SyntheticBatch`; the writer turns batches into shards. A `Student` fits a
-quantized copy of the teacher on stored images and returns a `FittedStudent`.
-
-Tensor suffixes everywhere: N images, C channels, H height, W width, K classes, L statistic layers.
-"""
+"""How a network is quantized, and what comes out."""
 
 from __future__ import annotations
 
@@ -15,179 +8,20 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zsq.core.boxes import Target
-from zsq.core.effort import Curve
+from zsq.contract.parts import Facts, Silent, StepLog
+from zsq.contract.teacher import Teacher
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
-from zsq.core.photofit import OWN_SIZE, PhotoFit
 from zsq.core.runtime import Runtime
-from zsq.plan import Group
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
 from zsq.widths import Bits, Kind, check_least
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody.
-
-    `classes` are the names of its classes in their order, None where it does not say; `photo_fit` is how its
-    own preprocessing brings photos to the size of `spec`. `num_outputs` is the number of classes,
-    of numbers of an embedding or of channels of an image; None where the output is not one tensor.
-    """
-
-    name: str
-    network: nn.Module
-    spec: ImageSpec
-    num_outputs: int | None
-    weights_sha256: str
-    task: Task = dataclasses.field(default_factory=Classify)
-    expected_accuracy: float | None = None
-    classes: tuple[str, ...] | None = None
-    photo_fit: PhotoFit = OWN_SIZE
-
-    def __post_init__(self) -> None:
-        """Freeze the network."""
-        self.network.eval().requires_grad_(False)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None for a network whose task has none."""
-        return self.num_outputs if self.task.has_classes else None
-
-    def logits(self, standard_NCHW: Tensor) -> Tensor:
-        """Standard-space images -> the network's output: one tensor, such as (N, num_outputs) logits; of the
-        tasks detect and other any nesting of tensors."""
-        return self.network(self.spec.standard_to_norm(standard_NCHW))
-
-    def example(self) -> Tensor:
-        """Two black images as the network takes them, on the CPU."""
-        return self.spec.pixels_to_norm(torch.zeros(2, *self.spec.shape, dtype=torch.uint8))
-
-    def to(self, device: str) -> Teacher:
-        """This teacher with its network on `device` (moved in place)."""
-        return dataclasses.replace(self, network=self.network.to(device))
-
-
-class StepLog(Protocol):
-    """Receives the progress of a loop."""
-
-    def advance(self, amount: int, **values: float) -> None:
-        """`amount` units of work are done; `values` are current figures to show, such as losses."""
-
-
-class Silent:
-    """The StepLog that drops everything."""
-
-    def advance(self, amount: int, **values: float) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a method or student declares about itself.
-
-    `needs_labels`: it asks each image for a class; `takes_labels`: where the teacher has classes.
-    `needs_attention`: attention whose logits, weights and outputs can be read. `needs_moments`: statistics of
-    the layers that follow from the weights. `needs_boxes`: a detector that can be asked for boxes.
-    `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the real world it
-    reads: "none", or e.g. "1 image per class".
-    """
-
-    paper: str
-    summary: str
-    needs_labels: bool = False
-    takes_labels: bool = False
-    needs_batch_norm: bool = False
-    needs_attention: bool = False
-    needs_moments: bool = False
-    needs_boxes: bool = False
-    needs_layer_norm: bool = False
-    needs_real: bool = False
-    trains_network: bool = False
-    data_read: str = "none"
-    deviations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SyntheticBatch:
-    """A group's images as a method leaves them: un-augmented, standard space, float32, on any device.
-
-    `targets_NK` are the class probabilities the method asked for (rows sum to 1), None for a method without
-    labels. `losses` are the final values of each loss term, for the log. `boxes` are those that the method
-    asked of each image, see `zsq.core.boxes`; None for a method that asks for none.
-    """
-
-    standard_NCHW: Tensor
-    targets_NK: Tensor | None = None
-    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    boxes: tuple[Target, ...] | None = None
-
-
-class Generator(ABC):
-    """A method. It draws randomness only from the group's streams and leaves the teacher as it was."""
-
-    name: ClassVar[str]
-    facts: ClassVar[Facts]
-    options_class: ClassVar[type[Options]] = Options
-    batches_per_group: ClassVar[int | None] = 1
-    curve: ClassVar[Curve | None] = None
-    # Of a method that makes boxes: drawn at random, or also taken from what the teacher finds in the images.
-    box_labels: Literal["random", "sampled"] | None = None
-
-    def __init__(self, teacher: Teacher, options: Any, runtime: Runtime) -> None:
-        """Keep the parts; `zsq.generators.require` has checked that the teacher suits the method's facts."""
-        self.teacher = teacher
-        self.options = options
-        self.runtime = runtime
-
-    @classmethod
-    def default_batch(cls, spec: ImageSpec) -> int:
-        """Images optimised together where `--batch` does not say."""
-        return 128
-
-    @classmethod
-    def grouping(cls, options: Any) -> int | None:
-        """Batches per group with these options; None: the whole set is one group."""
-        return cls.batches_per_group
-
-    @classmethod
-    def teacher_passes(cls, options: Any, count: int) -> int:
-        """Teacher passes (forward and backward of one image) that `count` images take in all."""
-        return getattr(options, "iterations", 0) * count
-
-    def network_bytes(self, batch: int) -> int:
-        """Memory that training a network of the method's own takes in a step of `batch` images, about."""
-        return 0
-
-    def read(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
-        """Take the images that `--real` names, once and before `prepare`, where the facts say `needs_real`:
-        uint8 pixels and int64 labels, -1 for none. Of real images there is one per class.
-
-        Raises:
-            MismatchError: the method cannot use them.
-        """
-        raise NotImplementedError
-
-    def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
-        """What all groups share, such as a trained network: made once per run, from `seed` alone, and cached
-        below `cache` where it is expensive. Nothing for most pixel methods.
-
-        Of several processes, the first is through with it before the others begin: they find its cache.
-        """
-        return None
-
-    @abstractmethod
-    def synthesize(self, group: Group, log: StepLog) -> SyntheticBatch:
-        """Make the group's images; `log` advances in image-iterations."""
-
 
 # The name of a kind of grid, which its quantizer states: how a file holds it.
 Form = str

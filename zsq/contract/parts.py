@@ -1,0 +1,46 @@
+"""What methods and students have in common: what they declare, and where they say how far they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class StepLog(Protocol):
+    """Receives the progress of a loop."""
+
+    def advance(self, amount: int, **values: float) -> None:
+        """`amount` units of work are done; `values` are current figures to show, such as losses."""
+
+
+class Silent:
+    """The StepLog that drops everything."""
+
+    def advance(self, amount: int, **values: float) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method or student declares about itself.
+
+    `needs_labels`: it asks each image for a class; `takes_labels`: where the teacher has classes.
+    `needs_attention`: attention whose logits, weights and outputs can be read. `needs_moments`: statistics of
+    the layers that follow from the weights. `needs_boxes`: a detector that can be asked for boxes.
+    `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the real world it
+    reads: "none", or e.g. "1 image per class".
+    """
+
+    paper: str
+    summary: str
+    needs_labels: bool = False
+    takes_labels: bool = False
+    needs_batch_norm: bool = False
+    needs_attention: bool = False
+    needs_moments: bool = False
+    needs_boxes: bool = False
+    needs_layer_norm: bool = False
+    needs_real: bool = False
+    trains_network: bool = False
+    data_read: str = "none"
+    deviations: tuple[str, ...] = ()
