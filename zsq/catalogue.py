@@ -3,6 +3,7 @@ suits a teacher."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -16,10 +17,10 @@ from zsq.core.errors import UsageError, ZsqError
 from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
-from zsq.core.wording import quantity
 from zsq.widths import Bits
 
 TIMED_BATCH = 32
+FITTED_AT = "W8A8"
 KINDS = ("methods", "teachers", "timm", "students", "passes", "recipes")
 
 
@@ -103,14 +104,14 @@ def suited_methods(
 def suited_students(
     teacher: Teacher, count: int, config: RuntimeConfig, seconds_per_pass: float
 ) -> list[Suited]:
-    """Every student, fitted to `count` images by its defaults; as `suited_methods`."""
+    """Every student, fitted on `count` images at `FITTED_AT` by its defaults; as `suited_methods`."""
     from zsq.engine.estimate import fit_passes, job_seconds
     from zsq.graph import capture
     from zsq.students import STUDENTS, create
 
     runtime = Runtime.resolve(**config.model_dump())
     black = torch.zeros(1, *teacher.spec.shape, dtype=torch.uint8)
-    found, bits = [], Bits(8, 8)
+    found, bits = [], Bits.parse(FITTED_AT)
     for name in STUDENTS:
         student = create(name, teacher.spec, {}, runtime)
         try:
@@ -131,21 +132,23 @@ def timed_pass(teacher: Teacher) -> float:
     return min(seconds_per_image_iteration(teacher, TIMED_BATCH) for _ in range(3))
 
 
-def suited_lines(kind: str, found: Sequence[Suited], count: int) -> list[str]:
+def suited_lines(heading: str, found: Sequence[Suited]) -> list[str]:
     """Those that suit with their times, and a line for each reason that the others do not."""
     times = [f"    {each.name} {duration(each.seconds)}" for each in found if each.seconds is not None]
-    lines = [
-        f"{kind} that suit it, and about how long they take here for {quantity(count, 'image')}:",
-        *(times or ["    none"]),
-    ]
     refused: dict[str, list[str]] = {}
     for each in found:
         if each.seconds is None:
-            reason = each.refusal.split("; this teacher")[0]
-            refused.setdefault(
-                reason.replace(f"student {each.name}", "it").replace(each.name, "it"), []
-            ).append(each.name)
-    return lines + [f"    not {', '.join(names)}: {why}" for why, names in refused.items()]
+            refused.setdefault(_without_name(each), []).append(each.name)
+    others = [f"    not {', '.join(names)}: {why}" for why, names in refused.items()]
+    return [heading, *(times or ["    none"]), *others]
+
+
+def _without_name(refused: Suited) -> str:
+    """Why it does not suit, in words that are the same for all with this reason."""
+    # Not in the names of others, such as kd in lsq-kd.
+    name = rf"(?<![\w-])(student )?{re.escape(refused.name)}(?![\w-])"
+    reason = refused.refusal.split("; this teacher")[0]
+    return re.sub(name, "it", re.sub(f"^{name}: ", "", reason))
 
 
 def _efforts(cls: type[Generator]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from zsq.config import (
 from zsq.core.errors import MismatchError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
+from zsq.core.wording import quantity
 from zsq.images.sources import images_for, said
 from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
@@ -73,7 +74,7 @@ def inspect_teacher(
         >>> print(zsq.inspect_teacher("embedded:digits")[0])
         teacher embedded:digits: 47,050 parameters, 9 batch norm layers, 10 classes
     """
-    from zsq.catalogue import suited_lines, suited_methods, suited_students, timed_pass
+    from zsq.catalogue import FITTED_AT, suited_lines, suited_methods, suited_students, timed_pass
     from zsq.measure.teacherfacts import teacher_facts
 
     check_read(images_given(fit, class_names), "--images", images)
@@ -86,8 +87,15 @@ def inspect_teacher(
         (reporter or Reporter(quiet=True)).say(line)
     facts = teacher_facts(loaded, resolved, labelled)
     seconds = timed_pass(loaded)
-    methods = suited_lines("methods", suited_methods(loaded, count, config, seconds), count)
-    students = suited_lines("students", suited_students(loaded, count, config, seconds), count)
+    number = quantity(count, "image")
+    methods = suited_lines(
+        f"methods that suit it, and about how long each takes here to make {number}:",
+        suited_methods(loaded, count, config, seconds),
+    )
+    students = suited_lines(
+        f"students that suit it, and about how long each takes here to be fitted on {number} at {FITTED_AT}:",
+        suited_students(loaded, count, config, seconds),
+    )
     return [*facts.lines(), *methods, *students]
 
 

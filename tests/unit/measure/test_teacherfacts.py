@@ -43,7 +43,7 @@ def test_the_command_says_what_suits_and_how_long_it_takes(capsys):
     )
     lines = said.out.splitlines()
     assert said.status == 0 and lines[1].startswith("images 1x32x32; mean 0.3046, std 0.3236 of pixels 0..1")
-    methods, students = (lines.index(line) for line in lines if line.endswith("for 1024 images:"))
+    methods, students = (lines.index(line) for line in lines if "that suit it, and about" in line)
     suits = {line.split()[0] for line in lines[methods + 1 : students] if not line.startswith("    not")}
     assert {"noise", "zeroq", "dgh", "genie"} <= suits and "qimera" not in suits
     assert any(line.startswith("    not") and "qimera" in line for line in lines[methods:students])
@@ -67,4 +67,14 @@ def test_python_gives_the_same_lines():
     lines = zsq.inspect_teacher("embedded:digits", images="embedded:digits:val", count=64)
     measured = next(line for line in lines if line.startswith("accuracy"))
     assert float(measured.split()[1]) > 95 and measured.endswith("99.36 is stated")
-    assert any(line.endswith("for 64 images:") for line in lines)
+    assert any(line.endswith("to make 64 images:") for line in lines)
+
+
+def test_times_are_of_making_images_and_of_fits(capsys):
+    said = call(capsys, "inspect", "--teacher", "embedded:digits").out
+    assert "methods that suit it, and about how long each takes here to make 1024 images:" in said
+    assert (
+        "students that suit it, and about how long each takes here to be fitted on 1024 images at W8A8:"
+        in said
+    )
+    assert "not repq, erq: teacher embedded:digits has no LayerNorm" in said
