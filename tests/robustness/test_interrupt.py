@@ -70,7 +70,7 @@ def test_interrupt_at_any_moment_of_the_start(delay, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == INTERRUPTED
-    assert said[-1] == LINE + KEPT
+    assert said[-1] in (LINE, LINE + KEPT)  # the latter once the command itself runs
     assert not any("Traceback" in line for line in said)
 
 

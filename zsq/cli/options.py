@@ -78,8 +78,11 @@ def asked(context: typer.Context, *left_out: str) -> dict[str, Any]:
     """A command's options as the API function of its name takes them: those of the runtime as one, pairs and
     lists parsed; without those `left_out`, which the API does not know."""
     from zsq.config import AuditRuntime, RuntimeConfig, parse_set, validated
+    from zsq.core.interrupt import can_resume
     from zsq.core.progress import Reporter
 
+    if "resume" in context.params:
+        can_resume()
     values = {name.rstrip("_"): value for name, value in context.params.items() if name not in left_out}
     computing = {name: values.pop(name) for name in RuntimeConfig.model_fields if name in values}
     if computing:

@@ -15,14 +15,20 @@ INTERRUPTED = 130
 PATIENCE_SECONDS = 10.0
 AGAIN_SECONDS = 0.05
 LINE = "zsq: interrupted"
-# Commands that take up what an earlier call of them finished, and what there is to say of it.
-RESUMABLE = ("generate", "gap", "run")
 KEPT = "; what is finished is kept, --resume continues"
+_can_resume = False
+
+
+def can_resume() -> None:
+    """Said by a command that takes up what an earlier call of it finished: from now on, who ends it early is
+    told so."""
+    global _can_resume
+    _can_resume = True
 
 
 def kept() -> str:
-    """`KEPT` where this process runs a command that has `--resume`."""
-    return KEPT if sys.argv[1:2] and sys.argv[1] in RESUMABLE else ""
+    """`KEPT` where the command that runs has said so."""
+    return KEPT if _can_resume else ""
 
 
 @contextmanager
@@ -33,7 +39,8 @@ def one_line_at_interrupt() -> Iterator[None]:
     A second Ctrl-C, while the first still cleans up, ends the process at once, and so does one that something
     swallows, after `PATIENCE_SECONDS`: what is left is removed by whoever writes there next.
     """
-    seen = False
+    global _can_resume
+    seen = _can_resume = False
     watch = threading.Timer(PATIENCE_SECONDS, _leave)
     watch.daemon = True
 
