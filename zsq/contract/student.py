@@ -180,7 +180,7 @@ class Student(ABC):
 
     @abstractmethod
     def run(self, fit: Fit) -> FittedStudent:
-        """What `fit` does, once images and teacher are checked."""
+        """What `fit` does, once images and teacher are checked; `fit.log` advances by the images trained."""
 
     def result(self, fit: Fit, network: nn.Module, tensors: tuple[QuantizedTensor, ...]) -> FittedStudent:
         """The student that `network` is now."""
@@ -230,4 +230,8 @@ class Student(ABC):
             first_last = start.first_last
         asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent(), origin, start)
         self.check(asked)
-        return self.run(asked)
+        fitted = self.run(asked)
+        # What was trained, the training has told the log.
+        if not round(self.images_trained(teacher, len(pixels_NCHW), bits)):
+            asked.log.advance(len(pixels_NCHW))
+        return fitted

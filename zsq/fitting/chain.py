@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 
-from zsq.contract import THEN, Facts, Fit, FittedStudent, Silent, Student, Teacher
+from zsq.contract import THEN, Facts, Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
@@ -111,12 +111,8 @@ class Chain(Student):
 
     def run(self, fit: Fit) -> FittedStudent:
         """The last one's result."""
-        asked = fit.teacher, len(fit.pixels_NCHW), fit.bits
-        trains = self.images_trained(*asked) > 0
-        for index, student in enumerate(self.students):
-            # Work is counted in images trained; only where there are none, in images seen.
-            counts = student.images_trained(*asked) > 0 if trains else index == 0
-            fitted = student.run(fit if counts else replace(fit, log=Silent()))
+        for student in self.students:
+            fitted = student.run(fit)
             fit = replace(fit, start=fitted, first_last=fitted.first_last)
         return fitted
 

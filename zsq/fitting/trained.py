@@ -138,8 +138,6 @@ class TrainedStudent(Student):
             self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
             if gradual is not None:
                 fit = replace(fit, masks={**fit.masks, **gradual.masks})
-        if not self.images_trained(teacher, len(fit.pixels_NCHW), fit.bits):
-            fit.log.advance(len(fit.pixels_NCHW))
         network.eval().requires_grad_(False)
         self.settle(placement)
         fitted = self.result(fit, network, placement.table())

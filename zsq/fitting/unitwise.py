@@ -197,8 +197,6 @@ class UnitwiseStudent(Student):
             state.frontiers = Frontier(state.full, images), Frontier(network, images)
             for index, unit in enumerate(state.units):
                 self._reconstruct(state, phase, unit, index)
-        if not self.images_trained(teacher, len(fit.pixels_NCHW), fit.bits):
-            fit.log.advance(len(fit.pixels_NCHW))
         network.eval().requires_grad_(False)
         return self.result(fit, network, placement.table())
 

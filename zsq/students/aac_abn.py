@@ -72,5 +72,4 @@ class AACABN(Student):
             if not adapt_batch_norms(network, reference, batches, options.statistics):
                 found = f"teacher {teacher.name} has no batch norm to adapt"
                 raise NoBatchNormError(found, "stored statistics", "use student ptq")
-        fit.log.advance(len(pixels_NCHW))
         return self.result(fit, network, placement.table())

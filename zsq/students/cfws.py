@@ -70,7 +70,6 @@ class CFWS(Student):
                 _quantize(placement, site, "channel")
         for site, histogram in observe(placement, fit.teacher.spec, fit.pixels_NCHW, device).items():
             placement.put(site, self._activation_quantizer(site, histogram).to(device))
-        fit.log.advance(len(fit.pixels_NCHW))
         return self.result(fit, network, placement.table())
 
     def _placement(self, teacher: Teacher, bits: Bits, first_last: int | None) -> Placement:

@@ -59,7 +59,6 @@ class PTQ(Student):
             placement.put(site, self._weight_quantizer(placement.weight(site), site.bits))
         for site, histogram in observe(placement, fit.teacher.spec, fit.pixels_NCHW, device).items():
             placement.put(site, self._activation_quantizer(site, histogram).to(device))
-        fit.log.advance(len(fit.pixels_NCHW))
         return self.result(fit, network, placement.table())
 
     def _weight_quantizer(self, weight: Tensor, bits: int) -> FakeQuantizer:

@@ -68,7 +68,6 @@ class RepQ(Student):
                 grids[site] = activation_on(*percentile_activation(histogram, site.bits), site.bits)
             placement.put(site, grids[site].to(device))
         self.quantize_weights(placement, fit)
-        fit.log.advance(len(fit.pixels_NCHW))
         return self.result(fit, network, placement.table())
 
     def quantize_weights(self, placement: Placement, fit: Fit) -> None:

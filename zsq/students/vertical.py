@@ -97,7 +97,7 @@ class Vertical(TrainedStudent):
             self._trained = None
             self._trained = key, super().run(marked)
         else:
-            fit.log.advance(self.log_total(fit.teacher, len(pixels), fit.bits))
+            fit.log.advance(round(self.images_trained(fit.teacher, len(pixels), fit.bits)))
         placement = _read(placement_of(self._trained[1]), marked.bits, fit.bits)
         return self.result(fit, placement.network, placement.table())
 
