@@ -16,6 +16,7 @@ from zsq.quantizers.grids import FakeQuantizer
 from zsq.saved.onnx_qdq import OnnxStudent, check_exportable
 from zsq.students import STUDENTS
 from zsq.teacher.digits import load_digits_images
+from zsq.widths import Bits
 
 # A scale before the integers and another one after them, and powers, have no QuantizeLinear.
 WITHOUT_FORM = "qfd"
@@ -49,7 +50,7 @@ def images():
 )
 def test_other_widths_are_refused_in_one_line(bits, ends):
     with pytest.raises(OptionError) as caught:
-        check_exportable("ptq", zsq.contract.Bits.parse(bits), ends)
+        check_exportable("ptq", Bits.parse(bits), ends)
     assert "expected W8A8 or W4A8, with --first-last 8 if any" in str(caught.value)
 
 

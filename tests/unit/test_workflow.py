@@ -7,74 +7,27 @@ from functools import partial
 
 import pytest
 from commands import Spoken
+from small_recipe import NUM_FITS, RECIPE, load
 
 from zsq import bench
 from zsq.config import GenerateConfig
-from zsq.core.errors import RunFolderError, TeacherAccuracyError, UsageError
+from zsq.core.errors import RunFolderError, UsageError
 from zsq.core.jobs import in_jobs
-from zsq.core.runtime import Runtime
-from zsq.engine.estimate import STEP_COST
-from zsq.generators import METHODS
-from zsq.measure.protocol import StudentSpec, resolve_students
-from zsq.recipefile import load_recipe, recipe_paths
 from zsq.report.build import html, markdown
 from zsq.runfolder import held_folder
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
-from zsq.students import create
 from zsq.synthesis import synthesize
-from zsq.teacher import load_teacher
-from zsq.teacher.cifar_resnet import CIFAR_SPEC
-from zsq.widths import Bits
 from zsq.workflow import (
-    own_defaults_of,
     recipe_protocol,
     run_recipe,
-    say_estimate,
     shard_sets_by_source,
-    source_config,
 )
-
-RECIPE = """
-title = "Tiny"
-real = "embedded:digits:train"
-eval = "embedded:digits:val"
-seeds = 1
-[teacher]
-name = "embedded:digits"
-[generate]
-count = 8
-shard_sets = 2
-shard_size = 4
-seed = 7
-iterations = 2
-[[sources]]
-method = "zeroq"
-batch = 2
-set = { learning_rate = 0.25 }
-[[sources]]
-method = "noise"
-[[students]]
-name = "ptq"
-bits = ["W4A4"]
-first_last = 8
-set = { observer = "minmax", weight_observer = "minmax" }
-[runtime]
-threads = 1
-compile = "off"
-"""
-
-NUM_FITS = 2 * 3  # sets x (real, zeroq, noise)
 
 
 class Killed(BaseException):
     """In place of a kill -9."""
-
-
-def load(tmp_path, text=RECIPE):
-    (tmp_path / "tiny.toml").write_text(text)
-    return load_recipe(str(tmp_path / "tiny.toml"))
 
 
 @pytest.fixture
@@ -180,71 +133,6 @@ def test_report_knows_cost_and_distances(finished):
     assert all(len(distances) == len(data.layer_names) for distances in data.bn_distance.values())
     assert sum(data.bn_distance["real"]) < sum(data.bn_distance["noise"])
     assert set(data.quantized_tensors) == {"ptq W4A4"}
-
-
-def test_real_sets_are_disjoint_and_of_the_train_split(recipe):
-    protocol = recipe_protocol(recipe)
-    images = [image.numpy().tobytes() for real in protocol.real_sets for image in real.pixels]
-    assert len(set(images)) == 16
-    assert {real.source for real in protocol.real_sets} == {"embedded:digits:train"}
-    assert (len(protocol.eval), protocol.seeds) == (238, 1)
-
-
-def test_source_config_prefers_the_source_s_own_length(tmp_path):
-    recipe = load(tmp_path, RECIPE.replace('"noise"', '"noise"\niterations = 9'))
-    assert [source_config(recipe, source, 2).iterations for source in recipe.sources] == [2, 9]
-    assert source_config(recipe, recipe.sources[0], 2).seed == 9
-
-
-def test_images_of_a_fit():
-    recipe = load_recipe("digits")
-    protocol = recipe_protocol(recipe)
-    ptq, lsq = protocol.students
-    steps = lsq.spec.options["iterations"]
-    bits = Bits(4, 4)
-    costs = [each.student.images_trained(protocol.teacher, 256, bits) for each in (ptq, lsq)]
-    assert costs == [0, steps * 128]
-
-
-def test_defaults_of_our_own_are_stored_with_the_settings():
-    images = load_teacher("embedded:digits").spec
-    specs = [
-        StudentSpec(name, Bits(4, 4), options)
-        for name, options in (
-            ("genie-m", {}),
-            ("brecq", {"iterations": 20_000}),
-            ("ptq", {}),
-        )
-    ]
-    stored = {"genie-m": {"iterations": {"ours": 2000, "published": 20_000}}}
-    students = resolve_students(specs, images, Runtime())
-    assert own_defaults_of(students, images) == {"own_defaults": stored}
-    assert own_defaults_of(students[1:], images) == {}
-
-
-@pytest.mark.parametrize(
-    ("student", "bits", "trained"),
-    [
-        ("lsq-kd", ["W8A8", "W4A4"], 2.0),
-        ("lsq-kd", ["W32A32"], 0.0),
-        ("kd", ["W32A32"], 0.7),
-        ("vertical", ["W8A8", "W4A4", "W2A2"], 1.4),
-    ],
-)
-def test_estimate_counts_each_training_once(tmp_path, monkeypatch, student, bits, trained):
-    """On both sets of all three sources; every fit is scored on 238 images."""
-    asked = f'name = "{student}"\nbits = {json.dumps(bits)}\nset = {{ iterations = 100, batch = 10 }}'
-    head, tail = RECIPE.split("[[students]]\n")
-    recipe = load(tmp_path, f"{head}[[students]]\n{asked}\n[runtime]{tail.partition('[runtime]')[2]}")
-    seen = []
-    monkeypatch.setattr(
-        "zsq.workflow.estimated_seconds", lambda teacher, batch, total, runtime: seen.append(total) or 1
-    )
-    say_estimate(recipe, recipe_protocol(recipe), Spoken())
-    training = STEP_COST * 1000 * trained * NUM_FITS
-    looks = 10 * 8 / 3 * NUM_FITS * len(bits)
-    scores = 238 * NUM_FITS * len(bits)
-    assert training + scores <= seen[0] <= training + scores + looks + 2 * 8 * 3
 
 
 def test_estimate_is_said_first(recipe, tmp_path, no_pages):
@@ -360,34 +248,10 @@ def test_resume_with_another_recipe_is_refused(tmp_path, finished):
         run_recipe(changed, finished[1], resume=True)
 
 
-@pytest.mark.parametrize("change", [('"zeroq"', '"zerooq"'), ('"ptq"', '"pqt"'), ("0.25", '"fast"')])
-def test_mistakes_are_found_before_anything_is_written(change, tmp_path):
-    with pytest.raises(UsageError):
-        run_recipe(load(tmp_path, RECIPE.replace(*change)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_teacher_that_measures_something_else_stops_the_run(tmp_path):
-    text = RECIPE.replace('name = "embedded:digits"', 'name = "embedded:digits"\nexpected_accuracy = 90')
-    with pytest.raises(TeacherAccuracyError):
-        run_recipe(load(tmp_path, text), tmp_path / "run")
-
-
 def test_sets_by_source(finished):
     _, folder, _ = finished
     folders = [folder / name for name in ("zeroq-0", "noise-0", "zeroq-1")]
     assert shard_sets_by_source(folders) == {"zeroq": [folders[0], folders[2]], "noise": [folders[1]]}
-
-
-@pytest.mark.parametrize("name", sorted(recipe_paths()))
-def test_every_recipe_names_methods_and_students_that_exist(name):
-    recipe = load_recipe(name)
-    for source in recipe.sources:
-        assert source.method in METHODS
-        assert source_config(recipe, source, 0).count == recipe.generate.count
-    for student in recipe.students:
-        assert create(student.name, CIFAR_SPEC, student.set, Runtime()).name == student.name
-    assert all("/" not in text or "${ZSQ_DATA" in text for text in (recipe.real, recipe.eval))
 
 
 def test_cost_counts_shared_training_and_knows_what_it_does_not_know(tmp_path, tiny_teacher):

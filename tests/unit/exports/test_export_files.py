@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from commands import call
+from exported_runs import MEAN, STD, make_run
 from PIL import Image
-from test_exports import MEAN, STD, make_run
 from toys import image_spec
 
 import zsq

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import zsq
-from zsq.contract import Bits, Facts, Student
+from zsq.contract import Facts, Student
 from zsq.core.errors import OptionError, StudentFileError
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
@@ -15,6 +15,7 @@ from zsq.saved.cost import student_cost
 from zsq.saved.onnx_qdq import check_exportable
 from zsq.saved.stored_grids import restore
 from zsq.students import STUDENTS
+from zsq.widths import Bits
 
 
 class Ternary(Quantizer):
