@@ -166,7 +166,7 @@ def open_run(
     except OSError as error:
         raise StorageError(f"cannot create {folder}: {error.strerror}") from None
     path = folder / RUN_FILE
-    if all(is_leftover(entry.name) for entry in os.scandir(folder)):
+    if all(is_leftover(entry.name) for entry in list(os.scandir(folder))):
         atomic_write_text(path, config_json(options) + "\n")
         return
     if not resume:

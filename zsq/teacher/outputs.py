@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import channels_last, maps_channels_last
 from zsq.core.seeding import torch_generator
 from zsq.tasks import TASKS, Task
 from zsq.tasks.nesting import Outputs, named_tensors, pick, plain, shapes
@@ -46,6 +47,24 @@ class InFloat32(TorchFunctionMode):
             return args[0].float()
         named = {key: _whole(value) for key, value in (kwargs or {}).items()}
         return func(*map(_whole, args), **named)
+
+
+class ByReshape(TorchFunctionMode):
+    """A `view` of images in another layout than the forward was written for copies them, as `reshape` does."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """`func`, but for `view` with a shape."""
+        named = dict(kwargs or {})
+        of_dtype = any(isinstance(value, torch.dtype) for value in (*args, *named.values()))
+        if func is Tensor.view and not of_dtype:
+            return args[0].reshape(*args[1:], *named.values())
+        return func(*args, **named)
 
 
 def _whole(value: Any) -> Any:
@@ -89,22 +108,32 @@ def settle(
     network.eval()
     keyword, several = _input_of(network, what)
     own = type(network)
-    if in_float or several:
-        network.__class__ = _front(own, keyword, in_float, None)
+    modes: tuple[type[TorchFunctionMode], ...] = (InFloat32,) if in_float else ()
+    if modes or several:
+        network.__class__ = _front(own, keyword, modes, None)
     found = _probe(network, spec, what)
     outputs = _picked(found, output, task, num_outputs, what)
-    if not isinstance(found, Tensor):
-        network.__class__ = _front(own, keyword, in_float, output)
+    by_reshape = not _takes_channels_last(network, spec)
+    modes = (*modes, ByReshape) if by_reshape else modes
+    if by_reshape or not isinstance(found, Tensor):
+        network.__class__ = _front(own, keyword, modes, output)
     _check_logits(network, spec, task, outputs, what)
     _check_each_alone(network, spec, outputs, what)
     return outputs
 
 
-def _front(own: type[nn.Module], keyword: str | None, in_float: bool, output: str | None) -> type[nn.Module]:
-    """A subclass of `own` with a forward of one input."""
+def _front(
+    own: type[nn.Module],
+    keyword: str | None,
+    modes: tuple[type[TorchFunctionMode], ...],
+    output: str | None,
+) -> type[nn.Module]:
+    """A subclass of `own` with a forward of one input, under `modes`."""
 
     def forward(self: nn.Module, images: Tensor) -> Outputs:
-        with InFloat32() if in_float else nullcontext():
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode())
             found = own.forward(self, **{keyword: images}) if keyword else own.forward(self, images)
         return plain(found if output is None else pick(found, output))
 
@@ -133,6 +162,23 @@ def _probe(network: nn.Module, spec: ImageSpec, what: str) -> Any:
     black = torch.zeros(1, *spec.shape, dtype=torch.uint8)
     shape = "x".join(str(length) for length in spec.shape)
     return _outputs_of(network, spec, black, f"{what} failed on a {shape} image", _FITTING)
+
+
+def _takes_channels_last(network: nn.Module, spec: ImageSpec) -> bool:
+    """Whether its forward can view what it computes in that layout, as methods and students do."""
+    norm = spec.pixels_to_norm(torch.zeros(2, *spec.shape, dtype=torch.uint8))
+    tensors = [*network.parameters(), *network.buffers()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        with torch.no_grad():
+            channels_last(network)(maps_channels_last(norm))
+    # The forward pass is the user's own code and may raise anything; what is no matter of layout is said later.
+    except Exception as error:
+        return "view size is not compatible" not in str(error)
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
+    return True
 
 
 def _outputs_of(network: nn.Module, spec: ImageSpec, pixels: Tensor, failed: str, expected: str) -> Any:
@@ -196,18 +242,22 @@ def _wanted(task: Task, num_outputs: int | None) -> str:
 def _advice(found: Any, task: Task, num_outputs: int | None) -> str:
     """Which `output`, size or task would fit what the network returns."""
     tensors = dict(named_tensors(plain(found)))
+    if isinstance(found, Tensor) and found.ndim == 1:
+        return "keep the axis of the images: flatten(1), or squeeze with an axis, in place of squeeze()"
     fitting = [name for name, tensor in tensors.items() if name and _fits(tensor, task, num_outputs)]
     logits = [name for name in fitting if _softmax_of(tensors[name]) is None]
     if fitting:
         fitting = logits if task.size_key == "num_classes" and logits else fitting
         return "the card's " + " or ".join(f'output = "{name}"' for name in fitting) + " would fit"
     sizes = {name: tensor.shape[1] for name, tensor in tensors.items() if task.suits(tensor)}
-    if sizes and task.size_key is not None:
+    # One number for each image is no class among several.
+    one = task.size_key == "num_classes" and set(sizes.values()) == {1}
+    if sizes and task.size_key is not None and not one:
         picks = [
             (f'output = "{name}" and ' if name else "") + f"{task.size_key} = {sizes[name]}" for name in sizes
         ]
         return "the card's " + " or ".join(picks) + " would fit"
-    others = [name for name, kind in TASKS.items() if kind().suits(plain(found))]
+    others = [name for name, kind in TASKS.items() if name != task.name and kind().suits(plain(found))]
     return "the card's task may be " + " or ".join(others) if others else ""
 
 

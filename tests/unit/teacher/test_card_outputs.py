@@ -12,11 +12,12 @@ from torch import nn
 
 from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.layout import channels_last, maps_channels_last
 from zsq.graph.capture import capture
 from zsq.tasks import TASKS
 from zsq.tasks.nesting import named_tensors
 from zsq.teacher import load_teacher
-from zsq.teacher.outputs import made_float, settle
+from zsq.teacher.outputs import ByReshape, made_float, settle
 
 SPEC = ImageSpec(size=(8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -314,3 +315,43 @@ def test_fields_of_other_tasks_are_refused(tmp_path, fields, channels, message):
 def test_a_card_of_masks_has_its_classes(tmp_path):
     teacher = card_teacher(tmp_path, 'task = "segment"\nnum_classes = 3')
     assert (teacher.task.name, teacher.num_outputs, teacher.num_classes) == ("segment", 3, None)
+
+
+class Viewed(nn.Module):
+    """Logits of maps that `view` flattens, which takes one layout alone."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4 * 8 * 8, 5)
+
+    def forward(self, x):
+        return self.head(F.relu(self.norm(self.conv(x))).view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_view_is_taken_of_images_in_any_layout(channels):
+    spec = ImageSpec(channels=channels, size=(8, 8), mean=(0.5,) * channels, std=(0.25,) * channels)
+    network = Viewed(channels).eval().requires_grad_(False)
+    given = torch.randn(4, channels, 8, 8)
+    wanted, layout = network(given), network.conv.weight.stride()
+    settle(network, spec, TASKS["classify"](), "the network", num_outputs=5)
+    assert network.conv.weight.stride() == layout and torch.equal(network(given), wanted)
+    turned = channels_last(copy.deepcopy(network))
+    torch.testing.assert_close(turned(maps_channels_last(given)), wanted)
+    graph = channels_last(capture(network, given))
+    torch.testing.assert_close(graph(maps_channels_last(given)), wanted)
+
+
+def test_a_view_as_another_type_stays_one():
+    with ByReshape():
+        assert torch.ones(2).view(torch.int32).dtype == torch.int32
+        assert torch.ones(2, 3).t().view(6).shape == torch.ones(2, 3).t().view(size=(6,)).shape == (6,)
+
+
+def test_what_a_network_of_one_number_or_without_an_axis_is_told():
+    with pytest.raises(MismatchError, match=r"expected .*; the card's task may be embed or other$"):
+        settled(Net(classes=1), num_outputs=2)
+    squeezed = nn.Sequential(Net(), nn.Flatten(0))
+    with pytest.raises(MismatchError, match=r"keep the axis of the images: flatten\(1\)"):
+        settled(squeezed)
