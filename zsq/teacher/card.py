@@ -74,9 +74,7 @@ class TeacherCard(Record):
             needs = f"no {others}" if wanted is None else f"{wanted} and no {others}"
             raise ValueError(f"task '{self.task}' needs {needs}")
         if wanted == "num_classes" and self.num_classes == 1:
-            raise ValueError(
-                f"num_classes is 2 or more for task '{self.task}'; one number is for task 'other'"
-            )
+            raise ValueError(f"num_classes is 2 or more for task '{self.task}'; one number: task 'other'")
         return self
 
     @model_validator(mode="after")

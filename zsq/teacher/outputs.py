@@ -50,7 +50,7 @@ class InFloat32(TorchFunctionMode):
 
 
 class ByReshape(TorchFunctionMode):
-    """A `view` of images in another layout than the forward was written for copies them, as `reshape` does."""
+    """`view` copies, as `reshape` does, where the layout is another than the forward was written for."""
 
     def __torch_function__(
         self,
@@ -172,7 +172,7 @@ def _takes_channels_last(network: nn.Module, spec: ImageSpec) -> bool:
     try:
         with torch.no_grad():
             channels_last(network)(maps_channels_last(norm))
-    # The forward pass is the user's own code and may raise anything; what is no matter of layout is said later.
+    # The forward pass is the user's own code and may raise anything; what has another cause is said later.
     except Exception as error:
         return "view size is not compatible" not in str(error)
     finally:
