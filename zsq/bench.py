@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -239,10 +240,18 @@ class Bench:
 
 @contextmanager
 def opened_bench(
-    protocol: Protocol, out: Path, command: str, resume: bool, reporter: Reporter
+    protocol: Protocol,
+    out: Path,
+    command: str,
+    resume: bool,
+    reporter: Reporter,
+    shards: Iterable[Tensor] = (),
 ) -> Iterator[Bench]:
     """Score the teacher, then make the folder or take it up again with the fits of an earlier call. Until the
     block ends no other command works in it.
+
+    Args:
+        shards: uint8 (N, C, H, W) images that are there already: fits on others are not taken up.
 
     Raises:
         ZsqError: a teacher that does not measure what it should, or evaluation images of another network.
@@ -251,9 +260,23 @@ def opened_bench(
     reference = score_teacher(protocol.teacher, protocol.eval, protocol.runtime)
     first = Processes.started().first
     if first:
-        open_run(out, {"command": command, **protocol.settings}, resume)
+        images = {
+            "evaluation_sha256": [protocol.eval.pixels, protocol.eval.labels],
+            "real_sha256": [each.pixels for each in protocol.real_sets],
+            "synthetic_sha256": shards,
+        }
+        digests = {name: tensors_sha256(tensors) for name, tensors in images.items()}
+        open_run(out, {"command": command, **protocol.settings, **digests}, resume)
     with held_folder(out) if first else nullcontext():
         yield Bench(protocol, out, reference, reporter)
+
+
+def tensors_sha256(tensors: Iterable[Tensor]) -> str:
+    """Of the bytes of all, one after the other."""
+    digest = sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def quantized_tensors(entries: Iterable[FitEntry]) -> dict[str, list[QuantizedTensor]]:

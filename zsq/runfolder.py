@@ -28,6 +28,8 @@ from zsq.shards.schema import shard_name
 # Where runs go that nobody gave a place.
 OUTPUTS = Path("outputs")
 RUN_FILE = "run.json"
+# What the first versions did not state of a comparison: where it is missing, it is not compared.
+DIGESTS = ("evaluation_sha256", "real_sha256", "synthetic_sha256")
 MAX_RUN_FILE_BYTES = 2**24
 
 
@@ -235,11 +237,18 @@ def _check_same(
     if before.get("command") != options.get("command"):
         found = f"{path.parent} holds a run of zsq {before.get('command')}"
         raise RunFolderError(found, f"one of zsq {options.get('command')}", "choose another --out")
-    different = [key for key in sorted(set(before) | set(options)) if before.get(key) != options.get(key)]
+    compared = set(before) | (set(options) - set(DIGESTS))
+    # Options first: other images may follow from one.
+    ordered = sorted(compared, key=lambda key: (key in DIGESTS, key))
+    different = [key for key in ordered if before.get(key) != options.get(key)]
     for key in different:
         if key in grows:
             continue
         old, new = before.get(key), options.get(key)
+        if key in DIGESTS:
+            what = key.removesuffix("_sha256")
+            found = f"--resume with other {what} images than those that {path.parent} was begun with"
+            raise RunFolderError(found, "the same images", "choose another --out")
         if isinstance(old, dict) and isinstance(new, dict):
             key = next(name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))
             old, new = old.get(key), new.get(key)

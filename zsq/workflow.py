@@ -332,7 +332,8 @@ def run_gap(
     check_compared(shown, protocol.real_sets)
     warn_of_scored(shown, protocol.eval)
     say_own_defaults(protocol, reporter)
-    with opened_bench(protocol, out, "gap", resume, reporter) as bench:
+    pixels = [each for _, each in shown]
+    with opened_bench(protocol, out, "gap", resume, reporter, pixels) as bench:
         bench.sets = sets
         bench.fit(num_sets, Budget(None))
         return bench.report()

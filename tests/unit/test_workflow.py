@@ -3,22 +3,26 @@
 import dataclasses
 import json
 import math
+import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 from commands import Spoken
 from small_recipe import NUM_FITS, RECIPE, load
 
+import zsq
 from zsq import bench
 from zsq.config import GenerateConfig
 from zsq.core.errors import RunFolderError, UsageError
 from zsq.core.jobs import in_jobs
 from zsq.report.build import html, markdown
-from zsq.runfolder import held_folder
+from zsq.runfolder import RUN_FILE, held_folder
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
 from zsq.shards.verify import verify_run
 from zsq.synthesis import synthesize
+from zsq.teacher.digits import load_digits_images
 from zsq.workflow import (
     recipe_protocol,
     run_recipe,
@@ -246,6 +250,49 @@ def test_resume_with_another_recipe_is_refused(tmp_path, finished):
     changed = load(tmp_path, RECIPE.replace("first_last = 8", "first_last = 4"))
     with pytest.raises(RunFolderError, match="--resume with students"):
         run_recipe(changed, finished[1], resume=True)
+
+
+def other_images(path, first):
+    pixels, labels = load_digits_images("train")
+    chosen = slice(first, first + 40)
+    np.savez(path, images=pixels[chosen].permute(0, 2, 3, 1).numpy(), labels=labels[chosen].numpy())
+
+
+@pytest.mark.parametrize(("key", "what"), [("real", "real"), ("eval", "evaluation")])
+def test_fits_on_other_images_of_the_same_name_are_not_taken_up(key, what, tmp_path, no_pages):
+    other_images(tmp_path / "mine.npz", 0)
+    split = {"real": "train", "eval": "val"}[key]
+    recipe = load(tmp_path, RECIPE.replace(f'{key} = "embedded:digits:{split}"', f'{key} = "mine.npz"'))
+    run_recipe(recipe, tmp_path / "run", budget_hours=0)
+    run_recipe(recipe, tmp_path / "run", resume=True, budget_hours=0)
+    other_images(tmp_path / "mine.npz", 40)
+    with pytest.raises(RunFolderError, match=f"--resume with other {what} images than those"):
+        run_recipe(recipe, tmp_path / "run", resume=True, budget_hours=0)
+
+
+def test_nor_on_other_shards(tmp_path, no_pages, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench.Bench, "fit", lambda *_: None)
+    sources = {"real": "embedded:digits:train", "eval": "embedded:digits:val"}
+
+    def gap(seed, **asked):
+        shutil.rmtree("set", ignore_errors=True)
+        zsq.generate("embedded:digits", "noise", count=4, seed=seed, out="set")
+        zsq.measure_gap("embedded:digits", "set", students="ptq", bits="W8A8", out="gap", **sources, **asked)
+
+    gap(0)
+    gap(0, resume=True)
+    with pytest.raises(RunFolderError, match="--resume with other synthetic images"):
+        gap(1, resume=True)
+
+
+def test_a_folder_of_the_first_versions_is_taken_up(tmp_path, no_pages):
+    recipe = load(tmp_path)
+    run_recipe(recipe, tmp_path / "run", budget_hours=0)
+    path = tmp_path / "run" / RUN_FILE
+    stored = {key: value for key, value in json.loads(path.read_text()).items() if "sha256" not in key}
+    path.write_text(json.dumps(stored))
+    run_recipe(recipe, tmp_path / "run", resume=True, budget_hours=0)
 
 
 def test_sets_by_source(finished):
