@@ -49,7 +49,7 @@ class Source:
 @dataclass(frozen=True)
 class Experiment:
     """A network, its real images, a student, its steps if it takes any, and the sources; `folded`: batch norm
-    is folded beforehand."""
+    is folded beforehand; `options`: what else of the student is not at its default."""
 
     load: Callable[[], Teacher]
     real: str
@@ -61,6 +61,7 @@ class Experiment:
     sets: int = 2
     count: int = 256
     held_out: int = HELD_OUT
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def dsg(passes: int) -> tuple[Source, ...]:
@@ -154,6 +155,7 @@ EXPERIMENTS = {
         200,
         dsg(100),
         held_out=500,
+        options={"batch_norm": "frozen"},
     ),
     "dsg-resnet20": Experiment(
         lambda: load_teacher(RESNET20, WEIGHTS), TRAIN, "genie-m", "W2A4", 100, dsg(50), sets=1
@@ -244,8 +246,8 @@ class Loaded:
     def agreement(self, trial: Trial) -> float:
         """In points, of one fit."""
         asked, teacher, runtime = self.asked, self.teacher, self.runtime
-        options = {} if asked.steps is None else {"iterations": asked.steps}
-        fitter = create(asked.student, teacher.spec, options, runtime)
+        steps = {} if asked.steps is None else {"iterations": asked.steps}
+        fitter = create(asked.student, teacher.spec, {**steps, **asked.options}, runtime)
         fitted = fitter.fit(
             teacher, self.images(trial), Bits.parse(asked.bits), first_last=FIRST_LAST, seed=trial.index
         )

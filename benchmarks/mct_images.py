@@ -69,6 +69,7 @@ def gap(out: Out = Path("outputs/mct-images"), seeds: int = 1) -> None:
         weights=WEIGHTS,
         seeds=seeds,
         first_last=8,
+        set={"lsq-kd.batch_norm": "frozen"},
         resume=True,
         runtime=RUNTIME,
         reporter=Reporter(),

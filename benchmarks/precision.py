@@ -152,8 +152,9 @@ def one_set(
         return
     pixels = synthetic(teacher, ways[way], number, COUNT, Silent())
     for (fitter, bits), key in keys.items():
-        # Twice the default: the rate that the kept fits were made at.
-        student = create_student("lsq-kd", teacher.spec, {"learning_rate": 1e-3}, ways[fitter])
+        # Rate and batch norm of the kept fits.
+        options = {"learning_rate": 1e-3, "batch_norm": "frozen"}
+        student = create_student("lsq-kd", teacher.spec, options, ways[fitter])
 
         def accuracy(student: Student = student, bits: str = bits) -> float:
             fitted = student.fit(teacher, pixels, Bits.parse(bits), first_last=8)

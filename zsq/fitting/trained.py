@@ -135,7 +135,7 @@ class TrainedStudent(Student):
             gradual = self._gradual(network, fit)
             if gradual is not None:
                 course = _then(course, gradual.after_step)
-            self._training.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+            self._training.run(course, fit)
             if gradual is not None:
                 fit = replace(fit, masks={**fit.masks, **gradual.masks})
         network.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from zsq.contract import StepLog
+from zsq.contract import Fit
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import maps_channels_last
 from zsq.core.options import Options, later
@@ -23,18 +23,23 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.augmentation import cutmix, mixup, random_gain, shift_and_flip
 from zsq.tasks.nesting import Outputs, mapped
+from zsq.widths import Bits
 
 LOG_EVERY = 20
 # With 256 images, what 160 steps of 128 images are.
 EPOCHS = 80
+# Weights of so many bits are so coarse that what enters a batch norm has other statistics than the teacher's.
+COARSE_BITS = 3
 
 Loss = Callable[[Any, Any], Tensor]
+Norms = Literal["frozen", "train"]
 
 
 class TrainingOptions(Options):
     """What every trained student has; a student states its own defaults.
 
-    `iterations` are optimiser steps; None is `EPOCHS` over the images.
+    `iterations` are optimiser steps; None is `EPOCHS` over the images. `batch_norm`: its statistics are the
+    teacher's (frozen) or follow the images (train); auto is train where weights have at most `COARSE_BITS`.
     """
 
     iterations: int | None = Field(160, ge=0)
@@ -49,7 +54,7 @@ class TrainingOptions(Options):
     # Of the schedule `step`: the learning rate falls tenfold after every so many steps.
     decay_every: int = Field(100, ge=1)
     clip_norm: float | None = Field(None, gt=0)
-    batch_norm: Literal["frozen", "train"] = "frozen"
+    batch_norm: Literal["auto", "frozen", "train"] = "frozen"
     shift: int = Field(3, ge=0)
     flip: bool = True
     # Further views, 0 for none: of `zsq.fitting.augmentation`, in this order.
@@ -65,6 +70,12 @@ class TrainingOptions(Options):
         if self.iterations is not None:
             return self.iterations
         return math.ceil(EPOCHS * num_images / self.batch)
+
+    def norms(self, bits: Bits) -> Norms:
+        """What batch norms do in a fit at `bits`."""
+        if self.batch_norm != "auto":
+            return self.batch_norm
+        return "train" if bits.weights <= COARSE_BITS else "frozen"
 
 
 @dataclass(frozen=True)
@@ -105,24 +116,23 @@ class Training:
         self.name, self.options, self.runtime, self.loss = name, options, runtime, loss
         self._twins: dict[Hashable, tuple[nn.Module, Callable[..., Any]]] = {}
 
-    def run(self, course: Course, spec: ImageSpec, pixels_NCHW: Tensor, seed: int, log: StepLog) -> None:
-        """Train for the options' steps and leave the network in eval mode, frozen.
+    def run(self, course: Course, fit: Fit) -> None:
+        """Train on the fit's images for the options' steps and leave the network in eval mode, frozen.
 
-        Args:
-            pixels_NCHW: uint8 images of the spec.
-            log: advances in images, with the loss.
+        The fit's log advances in images, with the loss.
         """
         options, network = self.options, course.network
         template, loss_of = self._twin(course.structure, course.taught or network, self._losses)
         target_template, target_of, target_tensors = self._target(course)
         for module in (template, network):
-            set_modes(module, options.batch_norm)
+            set_modes(module, options.norms(fit.bits))
         tensors = tensors_of(network)
         optimizer = make_optimizer(options, course.groups)
+        pixels_NCHW, spec = fit.pixels_NCHW, fit.teacher.spec
         num_steps = options.steps(len(pixels_NCHW))
         schedule = make_schedule(options, optimizer, num_steps)
-        batches = shuffled_batches(len(pixels_NCHW), options.batch, num_steps, seed, self.name)
-        views = torch_generator(seed, 0, f"{self.name} views")
+        batches = shuffled_batches(len(pixels_NCHW), options.batch, num_steps, fit.seed, self.name)
+        views = torch_generator(fit.seed, 0, f"{self.name} views")
         for step, batch in enumerate(batches, start=1):
             course.before_step(step)
             norm = self._view(spec, pixels_NCHW[batch], views)
@@ -139,7 +149,7 @@ class Training:
             with torch.no_grad():
                 course.after_step()
             if step % LOG_EVERY == 0 or step == len(batches):
-                log.advance(len(batch) * ((step - 1) % LOG_EVERY + 1), loss=loss.item())
+                fit.log.advance(len(batch) * ((step - 1) % LOG_EVERY + 1), loss=loss.item())
         network.eval().requires_grad_(False)
 
     def _view(self, spec: ImageSpec, pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
@@ -186,12 +196,12 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
-def set_modes(network: nn.Module, batch_norm: Literal["frozen", "train"]) -> None:
+def set_modes(network: nn.Module, norms: Norms) -> None:
     """Everything in eval mode and trainable; batch norms in train mode where they shall follow the images."""
     network.eval().requires_grad_(True)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train(batch_norm == "train")
+            module.train(norms == "train")
 
 
 def make_optimizer(options: TrainingOptions, groups: Sequence[dict[str, Any]]) -> Optimizer:

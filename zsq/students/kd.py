@@ -146,7 +146,7 @@ class KD(TrainedStudent):
         placement = place(network, fit.teacher.example(), FLOAT, fold=False)
         placed = channels_last(placement.network.to(self.runtime.device))
         course = replace(self.course(placement, fit), structure=(fit.teacher.network, FLOAT))
-        self._training.run(course, fit.teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+        self._training.run(course, fit)
         return placed
 
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:

@@ -27,6 +27,7 @@ class LSQKDOptions(TrainingOptions):
     a quarter.
     """
 
+    batch_norm: Literal["auto", "frozen", "train"] = "auto"
     # Of a step, in units of its own size, for Adam: its updates have the size of the learning rate whatever
     # the gradient, and 1e-3 is half a step of an 8-bit weight grid.
     step_learning_rate: float = Field(1e-2, gt=0)
@@ -51,7 +52,7 @@ class LSQKD(TrainedStudent):
             "over 90 epochs",
             "KL to the teacher at T = 4 alone, without labels",
             "of other tasks than classify, the task's own loss against the teacher",
-            "batch norm keeps the teacher's statistics; only its affine part trains",
+            "batch norm keeps the teacher's statistics where weights have 4 bits or more (batch_norm=auto)",
         ),
     )
     options_class: ClassVar[type[Options]] = LSQKDOptions

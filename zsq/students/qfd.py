@@ -146,7 +146,7 @@ class QFD(TrainedStudent):
         reader = self._reader(network, teacher)
         quantize_feature(network, reader, teacher.spec, fit.pixels_NCHW, self.options.feature_bits, search)
         course = self._course(network, teacher.network, teacher.network)
-        self._teaching.run(course, teacher.spec, fit.pixels_NCHW, fit.seed, fit.log)
+        self._teaching.run(course, fit)
         return with_feature(network, self._reader(network, teacher), quantized=True)
 
     def _course(self, network: nn.Module, target: nn.Module, structure: Any) -> Course:

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 from toys import image_spec
 
+from zsq.contract import Fit, Teacher
 from zsq.core.runtime import Runtime
 from zsq.fitting.training import Course, Training, TrainingOptions, shuffled_batches
+from zsq.widths import Bits
 
 SPEC = image_spec(1, (6, 6))
 
@@ -45,12 +47,17 @@ def cosine_loss(output_ND, target_ND):
     return F.mse_loss(F.normalize(output_ND), F.normalize(target_ND))
 
 
-def train(pixels, course=None, loss=cosine_loss, log=None, seed=0, **options):
+def asked(pixels, bits="W4A4", seed=0, log=None):
+    teacher = Teacher("toy", embedder(2), SPEC, 8, "0" * 64)
+    return Fit(teacher, pixels, Bits.parse(bits), None, seed, log or Log())
+
+
+def train(pixels, course=None, loss=cosine_loss, log=None, seed=0, bits="W4A4", **options):
     network, target = embedder(1), embedder(2).eval().requires_grad_(False)
     course = {"groups": [{"params": list(network.parameters())}], "structure": "toy", **(course or {})}
     options = TrainingOptions(**{"iterations": 40, "batch": 16, "learning_rate": 1e-2, **options})
     training = Training("toy", options, Runtime(), loss)
-    training.run(Course(network, target, **course), SPEC, pixels, seed, log or Log())
+    training.run(Course(network, target, **course), asked(pixels, bits, seed, log or Log()))
     return network
 
 
@@ -61,10 +68,19 @@ def test_an_embedding_network_follows_another(pixels):
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("mode", ["frozen", "train"])
-def test_statistics_move_only_in_train_mode(pixels, mode):
-    moved = not torch.equal(train(pixels, batch_norm=mode)[1].running_mean, embedder(1)[1].running_mean)
-    assert moved == (mode == "train")
+@pytest.mark.parametrize(
+    "mode, bits, moves",
+    [
+        ("frozen", "W2A4", False),
+        ("train", "W8A8", True),
+        ("auto", "W3A8", True),
+        ("auto", "W4A2", False),
+        ("auto", "W32A32", False),
+    ],
+)
+def test_statistics_move_in_train_mode_which_auto_is_where_weights_are_coarse(pixels, mode, bits, moves):
+    trained = train(pixels, batch_norm=mode, bits=bits)
+    assert moves == (not torch.equal(trained[1].running_mean, embedder(1)[1].running_mean))
 
 
 def test_a_twin_shows_more_than_the_network_returns(pixels):
@@ -88,7 +104,7 @@ def test_a_twin_shows_more_than_the_network_returns(pixels):
     groups = [{"params": list(network.parameters())}]
     training = Training("toy", TrainingOptions(iterations=3, batch=4), Runtime(), loss)
     course = Course(network, embedder(2), groups, "toy", taught=Twin(embedder(3)))
-    training.run(course, SPEC, pixels, 0, Log())
+    training.run(course, asked(pixels))
     assert seen == [(8, 144)] * 3
     assert not torch.equal(network[4].weight, embedder(1)[4].weight), "the network trains, not the twin"
     assert not torch.equal(network[4].weight, embedder(3)[4].weight)
@@ -112,7 +128,7 @@ def test_sgd_steps_are_those_of_the_closed_form(pixels):
     training = Training("toy", options, Runtime(), lambda output, target: 3 * network[1].weight.sum())
     # The loss sees the network itself: its template is replaced by its tensors, which are the same objects.
     groups = [{"params": list(network.parameters())}]
-    training.run(Course(network, embedder(2), groups, "toy"), SPEC, pixels, 0, Log())
+    training.run(Course(network, embedder(2), groups, "toy"), asked(pixels))
     expected, velocity = start, 0.0
     for step in range(4):
         gradient = np.full_like(expected, 3.0) * (6 / (3 * 6)) + 0.01 * expected
@@ -151,7 +167,7 @@ def views_of(pixels, **options):
     network = Shown()
     training = Training("toy", TrainingOptions(iterations=1, batch=16, **options), Runtime(), loss)
     course = Course(network, Shown().requires_grad_(False), [{"params": [network.factor]}], "toy")
-    training.run(course, SPEC, pixels, 0, Log())
+    training.run(course, asked(pixels))
     (pair,) = seen
     return pair
 

@@ -79,8 +79,9 @@ def test_the_global_generator_is_not_touched(digits, images):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_statistics_of_batch_norm_stay_and_its_affine_part_trains(digits, trained):
-    before, after = digits.network.state_dict(), trained.network.state_dict()
+def test_from_four_bits_statistics_of_batch_norm_stay_and_its_affine_part_trains(digits, images):
+    student = fit(digits, images, "W4A4", iterations=2, batch=16)
+    before, after = digits.network.state_dict(), student.network.state_dict()
     for name in before:
         if "running" in name or "num_batches" in name:
             assert torch.equal(before[name], after[name]), name
@@ -88,10 +89,12 @@ def test_statistics_of_batch_norm_stay_and_its_affine_part_trains(digits, traine
     assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
 
 
-def test_train_mode_batch_norm_is_an_option(digits, images):
-    student = fit(digits, images, "W4A4", iterations=2, batch=16, batch_norm="train")
-    assert not torch.equal(digits.network.bn1.running_mean, student.network.get_buffer("bn1.running_mean"))
-    assert not any(module.training for module in student.network.modules())
+def test_below_four_bits_statistics_of_batch_norm_follow_the_images(digits, images, trained):
+    mean = digits.network.bn1.running_mean
+    assert not torch.equal(mean, trained.network.get_buffer("bn1.running_mean"))
+    assert not any(module.training for module in trained.network.modules())
+    frozen = fit(digits, images, "W3A3", iterations=2, batch=16, batch_norm="frozen")
+    assert torch.equal(mean, frozen.network.get_buffer("bn1.running_mean"))
 
 
 def test_teacher_is_bit_identical_afterwards(digits, images):
