@@ -6,7 +6,6 @@ for the picture of the import graph. With `--check` nothing is written, and page
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -26,13 +25,14 @@ from rooms import mermaid
 from source_tables import moments_table, sources_table
 from student_tables import by_arm, gains_grid, losses_grid, students_grid
 from throughput_tables import cold_starts, fit_speed, speed, throughput
+from tuning_tables import tuning, tuning_norms, tuning_views
 
 from zsq.measure.confidence import Interval, welch_interval
 from zsq.measure.gap import Gap, Row, Run
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.build import sets_grid
 from zsq.report.data import ReportData
-from zsq.report.tables import DASH, Grid, entries, gap_grid, markdown_table, number
+from zsq.report.tables import Grid, entries, gap_grid, markdown_table, number
 from zsq.widths import Bits
 
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -188,50 +188,6 @@ def rounding() -> Grid:
     return Grid(("method", "BN distance", "as uint8", "same top-1 class"), lines, 1)
 
 
-def tuning() -> Grid:
-    """Agreement by learning rate; bold is the best of a line."""
-    rows = [row for row in Results("tuning").rows() if "learning_rate" in row]
-    rates = sorted({row["learning_rate"] for row in rows}, reverse=True)
-    means = {
-        (row["student"], row["bits"], row["source"], row["learning_rate"]): f"{row['mean']:.1f}"
-        for row in rows
-    }
-    lines = []
-    names = sorted(
-        {key[:3] for key in means},
-        key=lambda name: (name[0] == "kd", name[1] == "W2A4", name[2] == "dsg"),
-    )
-    for name in names:
-        cells = [means.get((*name, rate), DASH) for rate in rates]
-        best = max((cell for cell in cells if cell != DASH), key=float)
-        marked = [f"**{cell}**" if cell == best and cells.count(best) == 1 else cell for cell in cells]
-        lines.append((f"`{name[0]}`", *name[1:], *marked))
-    return Grid(("student", "bits", "images", *(_power(rate) for rate in rates)), tuple(lines), 3)
-
-
-def tuning_views() -> Grid:
-    """Mean agreement over fits by view; a column per view that was measured."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in Results("tuning").rows():
-        if "views" in row:
-            found.setdefault(row["source"], {}).setdefault(row["views"], []).append(row["agreement"])
-    views = tuple(dict.fromkeys(view for cells in found.values() for view in cells))
-    lines = tuple(
-        (source, str(min(map(len, cells.values()))), *(_mean(cells.get(view)) for view in views))
-        for source, cells in found.items()
-    )
-    return Grid(("images", "fits", *views), lines, 1)
-
-
-def _mean(values: Sequence[float] | None) -> str:
-    return f"{statistics.mean(values):.2f}" if values else DASH
-
-
-def _power(rate: float) -> str:
-    exponent = math.floor(math.log10(rate))
-    return f"{rate / 10**exponent:.3g}e{exponent}"
-
-
 def by_source(
     rows: Iterable[tuple[tuple[str, ...], str, float]], header: Sequence[str], sources: Sequence[str]
 ) -> Grid:
@@ -302,6 +258,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-headline-sets": partial(sets_of, "methods-headline"),
     "resnet20-2048": partial(gaps_of, "resnet20-2048", ("student", *ALL), 3),
     "resnet8-1024": partial(gaps_of, "resnet8-1024", ALL, 1),
+    "resnet8-norms": partial(gaps_of, "resnet8-norms", ("student", *ALL), 2),
     "methods-curve": curve,
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
@@ -334,6 +291,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
     "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),
     "tuning": tuning,
+    "tuning-norms": tuning_norms,
     "tuning-views": tuning_views,
     "consumers": consumers,
     "consumers-taken": taken_grid,

@@ -1,4 +1,4 @@
-"""Learning rates and views of trained students, measured on training images alone:
+"""Learning rates, batch norm and views of trained students, measured on training images alone:
 `python benchmarks/tuning.py [--budget-hours H]`.
 
 On the CIFAR-10 ResNet-20 of ZSQ_DATA: students of training images, or of as many synthetic ones, by their
@@ -36,9 +36,12 @@ RATES = {
     ("lsq-kd", "W2A4"): (1e-3, 5e-4),
     ("kd", "W4A4"): (1e-3, 5e-4),
 }
+# Of batch norm: bits -> learning rate, and passes of dgh for the images; one set.
+NORMS = {"W2A4": 1e-3, "W3A3": 1e-3, "W4A4": 5e-4}
+NORMS_PASSES = 100
 # Of views: images per set, and passes of dgh for them.
 VIEWS_COUNT, VIEWS_PASSES = 2048, 100
-VIEWS_OPTIONS = {"learning_rate": 1e-3, "iterations": 640}
+VIEWS_OPTIONS = {"learning_rate": 1e-3, "iterations": 640, "batch_norm": "frozen"}
 VIEWS: dict[str, dict[str, float]] = {
     "none": {},
     "mixup": {"mixup": 1.0},
@@ -55,7 +58,7 @@ def main(
     """Measure the trials that are missing."""
     budget = Budget(budget_hours)
     results = Results("tuning", "python benchmarks/tuning.py")
-    missing = [asked for asked in (*rate_trials(), *view_trials()) if not results.has(asked)]
+    missing = [asked for asked in (*rate_trials(), *norm_trials(), *view_trials()) if not results.has(asked)]
     if not missing:
         return
     teacher = load_resnet20()
@@ -84,7 +87,11 @@ class Bench:
         if "seed" in asked:
             images = self.images(asked["source"], asked["seed"], VIEWS_COUNT, VIEWS_PASSES)
             return {"agreement": self.agreement(asked, images, VIEWS_OPTIONS | VIEWS[asked["views"]])}
-        rate = {"learning_rate": asked["learning_rate"]}
+        if "batch_norm" in asked:
+            images = self.images(asked["source"], 0, COUNT, NORMS_PASSES, sets=1)
+            options = {"learning_rate": NORMS[asked["bits"]], "batch_norm": asked["batch_norm"]}
+            return {"agreement": self.agreement(asked | {"seed": 0}, images, options)}
+        rate = {"learning_rate": asked["learning_rate"], "batch_norm": "frozen"}
         sets = (self.images(asked["source"], index, COUNT, PASSES) for index in range(SETS))
         found = [self.agreement(asked | {"seed": seed}, images, rate) for seed, images in enumerate(sets)]
         return {"agreement": found, "mean": statistics.mean(found)}
@@ -96,15 +103,15 @@ class Bench:
         fitted = student.fit(self.teacher, images_NCHW, bits, first_last=FIRST_LAST, seed=seed)
         return agreement(logits_of(fitted, self.held_out, self.runtime), self.expected)
 
-    def images(self, source: str, index: int, count: int, passes: int) -> Tensor:
-        """Set `index` of `count` images; those of a method are kept in outputs/."""
+    def images(self, source: str, index: int, count: int, passes: int, sets: int = SETS) -> Tensor:
+        """Set `index` of `count` images; those of a method are kept in outputs/, `sets` in one folder."""
         chosen = slice(index * count, (index + 1) * count)
         if source == "real":
             return self.real[chosen]
         folder = synthetic(
             source,
-            Path("outputs") / f"tuning-{source}",
-            count=SETS * count,
+            Path("outputs") / f"tuning-{source}-{sets * count}",
+            count=sets * count,
             iterations=passes,
             threads=self.runtime.threads,
         )
@@ -118,6 +125,16 @@ def rate_trials() -> Sequence[dict[str, Any]]:
         for source in ("real", "dsg")
         for (name, bits), rates in RATES.items()
         for rate in rates
+    ]
+
+
+def norm_trials() -> Sequence[dict[str, Any]]:
+    """What batch norm does, in order."""
+    return [
+        {"student": "lsq-kd", "bits": bits, "source": source, "batch_norm": norms}
+        for bits in NORMS
+        for source in ("dgh", "real")
+        for norms in ("frozen", "train")
     ]
 
 
