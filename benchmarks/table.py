@@ -29,7 +29,7 @@ from zsq.workflow import run_recipe
 
 SHOWN = (
     "title", "teacher", "settings", "rows", "gaps", "bn_distance", "intra_class_distance", "cost",
-    "contrasts", "roc", "choices",
+    "contrasts", "roc", "choices", "leakage",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from common import DOCS, Results
 from deploy_tables import inspect_grid, runtimes_grid, taken_grid
+from leakage_tables import leakage_table
 from million import million_grid
 from network_tables import detector, super_resolution, transformers, zoo
 from one_command import calls_grid, defaults_grid
@@ -290,6 +291,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "students-gains": partial(gains_grid, "students-gains", {"lq-net": "lsq-kd", "dir-net": "binary"}),
     "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
     "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),
+    "leakage-quick": partial(leakage_table, "leakage-quick"),
     "tuning": tuning,
     "tuning-norms": tuning_norms,
     "tuning-views": tuning_views,

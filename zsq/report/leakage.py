@@ -51,12 +51,14 @@ def _cells(audit: Audit) -> list[str]:
 
 
 def _space_cells(space: Space) -> tuple[str, str]:
-    low, high = space.membership_ci95
     nearest = (space.synthetic_to_train[1], space.synthetic_to_holdout[1])
-    return (
-        ", ".join(f"{distance:.3g}" for distance in nearest),
-        f"{number(space.membership_auc, 1)} [{number(low, 1)}, {number(high, 1)}]",
-    )
+    return ", ".join(f"{distance:.3g}" for distance in nearest), membership(space)
+
+
+def membership(space: Space) -> str:
+    """In percent, with its interval."""
+    low, high = space.membership_ci95
+    return f"{number(space.membership_auc, 1)} [{number(low, 1)}, {number(high, 1)}]"
 
 
 @as_svg

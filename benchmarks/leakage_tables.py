@@ -1,0 +1,33 @@
+"""What sets reveal beside how useful they are, of a recipe with an audit."""
+
+from __future__ import annotations
+
+from common import Results
+
+from zsq.measure.audits import Space
+from zsq.report.leakage import SPACES, membership
+from zsq.report.tables import DASH, Grid, number, ordered_sources
+
+
+def leakage_table(name: str) -> Grid:
+    """One line per source: the first metric of each student, membership in both spaces, suspects."""
+    table = Results(name).read()
+    first = table["rows"][0]["metric"]
+    students = list(dict.fromkeys((row["student"], row["bits"]) for row in table["rows"]))
+    found = {
+        (row["source"], row["student"], row["bits"]): number(row["mean"])
+        for row in table["rows"]
+        if row["metric"] == first
+    }
+    audits = table["leakage"]
+    lines = tuple(
+        (
+            source,
+            *(found.get((source, *student), DASH) for student in students),
+            *(membership(Space(**audits[source]["spaces"][space])) for space in SPACES),
+            f"{len(audits[source]['named'])} of {audits[source]['num_synthetic']}",
+        )
+        for source in ordered_sources(audits)
+    )
+    header = ("source", *(f"`{student}` {bits}" for student, bits in students))
+    return Grid((*header, *(f"membership in {space}" for space in SPACES), "suspects"), lines, 1)
