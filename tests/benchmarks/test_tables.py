@@ -8,6 +8,8 @@ import pytest
 import tables
 from rooms import FOUNDATION, imports, reduced
 
+from zsq.report.tables import DASH
+
 # What `zsq audit` writes, one JSON per set, into the folder of the run; what `zsq inspect` prints, quoted.
 WITHOUT_JSON = {"faces.md": 1, "layers.md": 1}
 
@@ -61,7 +63,7 @@ def test_students_are_by_source_and_recipes_that_were_not_run_have_no_line(tmp_p
     assert grid.header == ("images", "student", "bits", "real", "noise")
     assert grid.lines == (
         ("1,000", "`kd`", "W8A8", "80.00", "20.00"),
-        ("1,000", "`kd`", "W4A4", "70.00", tables.DASH),
+        ("1,000", "`kd`", "W4A4", "70.00", DASH),
     )
     assert tables.by_arm({"two": ""}, None, ("real",)).lines == ()
     fit = {"student": "kd", "bits": "W8A8", "source": "noise"}
