@@ -195,8 +195,8 @@ def test_moments_of_every_common_input_pass(mean, std):
         ({"standard_std": (255.0,) * 3}, "by 255: std 1"),
         ({"mean": (-2.1, 0.0, 0.0)}, "mean -2.1 is too large"),
         ({"mean": (0.0, 0.0, 1e9)}, r"mean 1e\+09 is too large: mean and std are in units of pixels 0..1$"),
-        ({"mean": (float("nan"), 0.0, 0.0)}, "mean nan"),
-        ({"std": (0.2, 0.2, float("inf"))}, "std inf"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "finite number"),
+        ({"std": (0.2, 0.2, float("inf"))}, "finite number"),
     ],
 )
 def test_moments_that_no_input_has_are_refused_with_their_units(fields, message):

@@ -76,13 +76,14 @@ def test_texts_of_a_stranger_stay_texts(run):
 
 
 def test_figures_of_an_audit_stand_in_the_card_of_these_images_alone(run, tmp_path):
-    other = str(run)
-    run = zsq.generate("embedded:digits", "noise", count=8, out=tmp_path / "run")
-    found = zsq.audit("embedded:digits", run, other, other, run / "audit.json")
+    train = str(run)
+    holdout = zsq.generate("embedded:digits", "noise", count=8, seed=1, out=tmp_path / "holdout")
+    run = zsq.generate("embedded:digits", "noise", count=8, seed=2, out=tmp_path / "run")
+    found = zsq.audit("embedded:digits", run, train, str(holdout), run / "audit.json")
     text = (run / "README.md").read_text()
     assert f"- {len(found.named)} of 8 images may be copies" in text
     assert f"membership AUC in `pixels`: {found.spaces['pixels'].membership_auc:.1f} [" in text
-    zsq.generate("embedded:digits", "noise", count=9, out=run, resume=True)
+    zsq.generate("embedded:digits", "noise", count=9, seed=2, out=run, resume=True)
     verify_run(run)
     text = (run / "README.md").read_text()
     assert "9 images of `noise`" in text and "Not computed" in text
