@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common import Results
+from student_tables import of_first_metric
 
 from zsq.measure.audits import Space
 from zsq.report.leakage import SPACES, membership
@@ -12,13 +13,9 @@ from zsq.report.tables import DASH, Grid, number, ordered_sources
 def leakage_table(name: str) -> Grid:
     """One line per source: the first metric of each student, membership in both spaces, suspects."""
     table = Results(name).read()
-    first = table["rows"][0]["metric"]
-    students = list(dict.fromkeys((row["student"], row["bits"]) for row in table["rows"]))
-    found = {
-        (row["source"], row["student"], row["bits"]): number(row["mean"])
-        for row in table["rows"]
-        if row["metric"] == first
-    }
+    rows = of_first_metric(table, "rows")
+    students = list(dict.fromkeys((row["student"], row["bits"]) for row in rows))
+    found = {(row["source"], row["student"], row["bits"]): number(row["mean"]) for row in rows}
     audits = table["leakage"]
     lines = tuple(
         (

@@ -33,6 +33,7 @@ COARSE_BITS = 3
 
 Loss = Callable[[Any, Any], Tensor]
 Norms = Literal["frozen", "train"]
+NormsAsked = Literal["auto", "frozen", "train"]
 
 
 class TrainingOptions(Options):
@@ -54,7 +55,7 @@ class TrainingOptions(Options):
     # Of the schedule `step`: the learning rate falls tenfold after every so many steps.
     decay_every: int = Field(100, ge=1)
     clip_norm: float | None = Field(None, gt=0)
-    batch_norm: Literal["auto", "frozen", "train"] = "frozen"
+    batch_norm: NormsAsked = "frozen"
     shift: int = Field(3, ge=0)
     flip: bool = True
     # Further views, 0 for none: of `zsq.fitting.augmentation`, in this order.

@@ -14,7 +14,7 @@ from zsq.fitting.calibration import observe
 from zsq.fitting.learned_steps import StepStart, learned_activation, learned_weight, with_learned_steps
 from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import TrainedStudent
-from zsq.fitting.training import Course, TrainingOptions
+from zsq.fitting.training import Course, NormsAsked, TrainingOptions
 from zsq.placement.sites import Placement
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 
@@ -27,7 +27,7 @@ class LSQKDOptions(TrainingOptions):
     a quarter.
     """
 
-    batch_norm: Literal["auto", "frozen", "train"] = "auto"
+    batch_norm: NormsAsked = "auto"
     # Of a step, in units of its own size, for Adam: its updates have the size of the learning rate whatever
     # the gradient, and 1e-3 is half a step of an 8-bit weight grid.
     step_learning_rate: float = Field(1e-2, gt=0)
