@@ -18,7 +18,14 @@ from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.core.wording import quantity
 from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
-from zsq.images.shared import check_compared, check_different, check_known_membership, named, warn_of_scored
+from zsq.images.shared import (
+    check_compared,
+    check_different,
+    check_known_membership,
+    digests_of,
+    named,
+    warn_of_scored,
+)
 from zsq.images.sources import ImageSet, fitted_of, images_for, said
 from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.recipefile import Recipe, RecipeSource, RecipeStudent
@@ -308,7 +315,8 @@ def run_gap(
     sets = shard_sets_by_source([Path(folder) for folder in config.shards])
     datasets = [ShardDataset(folder) for folder in config.shards]
     count = config.count or min(len(dataset) for dataset in datasets)
-    shown = [(name, each.pixels()[:count]) for name, each in zip(config.shards, datasets, strict=True)]
+    pixels = [dataset.pixels()[:count] for dataset in datasets]
+    shown = list(zip(config.shards, map(digests_of, pixels), strict=True))
     check_different(shown)
     num_sets = max(len(folders) for folders in sets.values())
     runtime = Runtime.resolve(**config.runtime.model_dump())
@@ -332,7 +340,6 @@ def run_gap(
     check_compared(shown, protocol.real_sets)
     warn_of_scored(shown, protocol.eval)
     say_own_defaults(protocol, reporter)
-    pixels = [each for _, each in shown]
     with opened_bench(protocol, out, "gap", resume, reporter, pixels) as bench:
         bench.sets = sets
         bench.fit(num_sets, Budget(None))

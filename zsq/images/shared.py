@@ -12,23 +12,23 @@ from zsq.core.errors import MismatchError
 from zsq.core.wording import quantity
 from zsq.images.sources import ImageSet
 
-# A set's name in messages, and its uint8 (N, C, H, W) images.
-Named = tuple[str, Tensor]
+# A set's name in messages, and the digests of its images.
+Named = tuple[str, set[bytes]]
 
 
 def named(images: ImageSet) -> Named:
     """By its source."""
-    return images.source, images.pixels
+    return images.source, digests_of(images.pixels)
 
 
 def warn_of_scored(fitted: Iterable[Named], evaluation: ImageSet | None) -> None:
     """Warn where sets for fits hold evaluation images: once for each name."""
     if evaluation is None:
         return
-    scored = _digests(evaluation.pixels)
+    scored = digests_of(evaluation.pixels)
     counts: dict[str, int] = {}
-    for name, pixels in fitted:
-        counts[name] = counts.get(name, 0) + len(scored & _digests(pixels))
+    for name, own in fitted:
+        counts[name] = counts.get(name, 0) + len(scored & own)
     for name, count in counts.items():
         if count:
             _warn(
@@ -42,9 +42,8 @@ def check_compared(shard_sets: Iterable[Named], real: Iterable[ImageSet]) -> Non
     Raises:
         MismatchError: the real images hold all of a set.
     """
-    known = {digest for images in real for digest in _digests(images.pixels)}
-    for name, pixels in shard_sets:
-        own = _digests(pixels)
+    known = {digest for images in real for digest in digests_of(images.pixels)}
+    for name, own in shard_sets:
         if own <= known:
             found = f"the images of {name} are those of --real"
             raise MismatchError(found, "a set to compare with real images", "give others as --real")
@@ -62,8 +61,7 @@ def check_different(sets: Iterable[Named]) -> None:
         MismatchError: two sets hold the same images.
     """
     known: list[tuple[str, set[bytes]]] = []
-    for name, pixels in sets:
-        own = _digests(pixels)
+    for name, own in sets:
         for other, digests in known:
             if own == digests:
                 found = f"the sets {other} and {name} hold the same images"
@@ -83,7 +81,7 @@ def check_known_membership(train: ImageSet, holdout: ImageSet) -> None:
     Raises:
         MismatchError: one of both holds nothing but images of the other.
     """
-    seen, unseen = _digests(train.pixels), _digests(holdout.pixels)
+    seen, unseen = digests_of(train.pixels), digests_of(holdout.pixels)
     shared = seen & unseen
     if shared and shared in (seen, unseen):
         found = f"the training images {train.source} and the held-out images {holdout.source} are the same"
@@ -97,7 +95,7 @@ def check_known_membership(train: ImageSet, holdout: ImageSet) -> None:
 
 def warn_of_seen(synthetic: ImageSet, holdout: ImageSet) -> None:
     """Warn where a set that is audited holds held-out images."""
-    count = len(_digests(synthetic.pixels) & _digests(holdout.pixels))
+    count = len(digests_of(synthetic.pixels) & digests_of(holdout.pixels))
     if count:
         _warn(
             f"{synthetic.source} and the held-out images share {quantity(count, 'image')}: the audit finds "
@@ -105,7 +103,8 @@ def warn_of_seen(synthetic: ImageSet, holdout: ImageSet) -> None:
         )
 
 
-def _digests(pixels_NCHW: Tensor) -> set[bytes]:
+def digests_of(pixels_NCHW: Tensor) -> set[bytes]:
+    """One for each different image of uint8 (N, C, H, W)."""
     return {sha256(image.tobytes()).digest() for image in pixels_NCHW.numpy()}
 
 

@@ -191,7 +191,7 @@ def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qua
             f"{given.source} holds {quantity(len(given), 'image')}, fewer than --count {wanted}: "
             "all are taken"
         )
-    warn_of_scored([named(given)], prepared.evaluation)
+    warn_of_scored(map(named, [given]), prepared.evaluation)
     first, *others = [_quantized(each, given, reporter) for each in prepared.each()]
     return replace(first, others=tuple(others))
 
