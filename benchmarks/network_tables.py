@@ -81,10 +81,10 @@ def zoo() -> Grid:
     return Grid(("student", "library", "tried", *steps, "15 dB or more"), tuple(lines), 2)
 
 
-def transformers() -> Grid:
+def library_transformers() -> Grid:
     """What works with each network, and the peak of memory; a dash for what is not measured yet."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in Results("transformers").rows():
+    for row in Results("library-transformers").rows():
         found.setdefault(row["network"], {})[row["step"]] = row
     lines = []
     for network, steps in found.items():

@@ -20,7 +20,7 @@ from common import DOCS, Results
 from deploy_tables import inspect_grid, runtimes_grid, taken_grid
 from leakage_tables import leakage_table
 from million import million_grid
-from network_tables import detector, super_resolution, transformers, zoo
+from network_tables import detector, library_transformers, super_resolution, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
@@ -252,7 +252,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "super-resolution": super_resolution,
     "detector": detector,
     "zoo": zoo,
-    "transformers": transformers,
+    "library-transformers": library_transformers,
     "methods-screen": partial(gaps_of, "methods-screen", ALL[1:], 1),
     "methods-screen-sets": partial(sets_of, "methods-screen"),
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),

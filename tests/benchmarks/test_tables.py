@@ -10,6 +10,7 @@ from rooms import FOUNDATION, imports, reduced
 
 from zsq.report.tables import DASH
 
+RECIPES = common.DOCS.parent / "recipes"
 # What `zsq audit` writes, one JSON per set, into the folder of the run; what `zsq inspect` prints, quoted.
 WITHOUT_JSON = {"faces.md": 1, "layers.md": 1}
 
@@ -42,6 +43,13 @@ def test_every_table_is_shown_somewhere():
 def test_arrows_that_others_imply_are_left_out():
     graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}
     assert reduced(graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda recipe: recipe.stem)
+def test_results_under_the_name_of_a_recipe_are_its_own(recipe):
+    results = common.RESULTS / f"{recipe.stem}.json"
+    if results.exists():
+        assert "settings" in json.loads(results.read_text(encoding="utf-8")), "table.py cannot continue it"
 
 
 def test_every_room_is_explained():

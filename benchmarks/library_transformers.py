@@ -1,4 +1,4 @@
-"""What zsq does with transformers of other libraries: `python benchmarks/transformers.py run [--only NAMES]`.
+"""Transformers of other libraries: `python benchmarks/library_transformers.py run [--only NAMES]`.
 
 Networks of torchvision and timm with random weights, at their own image size. Each step runs in a process of
 its own, whose peak memory is kept:
@@ -9,7 +9,7 @@ its own, whose peak memory is kept:
 - a method's name: `IMAGES` images in `STEPS` iterations, through shards and manifest.
 - `ptq` at W8A8, `repq` at W4A4: fitted on as many images. `why` says in one line what was refused.
 
-Finished rows are kept in `benchmarks/results/transformers.json` and are not measured again.
+Finished rows are kept in `benchmarks/results/library-transformers.json` and are not measured again.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ def run(
 ) -> None:
     """Measure what is missing."""
     budget = Budget(budget_hours)
-    results = Results("transformers", "OMP_NUM_THREADS=1 python benchmarks/transformers.py run", timed=False)
+    command = "OMP_NUM_THREADS=1 python benchmarks/library_transformers.py run"
+    results = Results("library-transformers", command, timed=False)
     wanted = [(name, step) for name in (only.split(",") if only else NETWORKS) for step in STEPS_OF_ALL]
     missing = [(n, s) for n, s in wanted if not results.has({"network": n, "step": s})]
-    with Reporter().job("transformers", len(missing)) as log:
+    with Reporter().job("library-transformers", len(missing)) as log:
         for name, step in missing:
             if budget.spent():
                 break
