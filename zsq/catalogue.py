@@ -106,7 +106,7 @@ def suited_students(
 ) -> list[Suited]:
     """Every student, fitted on `count` images at `FITTED_AT` by its defaults; as `suited_methods`."""
     from zsq.engine.estimate import fit_passes, job_seconds
-    from zsq.graph import capture
+    from zsq.placement.sites import check_placeable
     from zsq.students import STUDENTS, create
 
     runtime = Runtime.resolve(**config.model_dump())
@@ -116,7 +116,7 @@ def suited_students(
         student = create(name, teacher.spec, {}, runtime)
         try:
             student.check(Fit(teacher, black, bits, None, 0, Silent()))
-            capture(teacher.network, teacher.example())
+            check_placeable(teacher.network, teacher.example())
         except ZsqError as error:
             found.append(Suited(name, None, str(error)))
             continue

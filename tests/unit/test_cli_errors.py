@@ -362,3 +362,20 @@ def test_wrong_gap(change, found, made, tmp_path, capsys):
     outcome = call(capsys, "gap", *DIGITS, *sources, *student, *change)
     assert outcome.status == USAGE
     assert found in outcome.complaint()
+
+
+@pytest.mark.parametrize("given", [(), ("--images", "embedded:digits"), ("--layers", 2)])
+def test_a_path_that_is_not_there_is_said_whatever_else_is_asked(given, capsys):
+    outcome = call(capsys, "inspect", "studnet", *given)
+    assert outcome.status == USAGE
+    assert outcome.complaint().startswith("studnet does not exist; expected a run folder, or")
+    assert "a saved student" in outcome.complaint()
+
+
+@pytest.mark.parametrize("option", ["--onnx", "--pt2"])
+def test_a_file_of_another_option_is_no_place_for_a_student(option, made, capsys):
+    """It would be a folder of that name."""
+    name = f"student.{option[2:]}"
+    outcome = call(capsys, *FIT, made / "digits", "--out", name)
+    assert outcome.status == USAGE
+    assert f"expected a folder, or NAME.safetensors; {option} {name} writes" in outcome.complaint()

@@ -15,7 +15,7 @@ from zsq.config import (
     InspectConfig,
     validated,
 )
-from zsq.core.errors import MismatchError
+from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
@@ -41,10 +41,21 @@ def inspect(folder: str | Path) -> list[str]:
     """
     from zsq.report.shardfacts import shard_lines
     from zsq.saved.summary import is_student, student_lines
+    from zsq.shards.manifest import holds_shards
 
     if is_student(folder):
         return student_lines(folder)
+    if not holds_shards(folder):
+        raise ImagesError(
+            f"{folder} {_what_is_not(Path(folder))}", "a run folder, or a folder with a saved student"
+        )
     return shard_lines(folder)
+
+
+def _what_is_not(path: Path) -> str:
+    if path.is_dir():
+        return "holds no shards and no student"
+    return "is a file" if path.exists() else "does not exist"
 
 
 def inspect_teacher(

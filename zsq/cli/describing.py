@@ -96,7 +96,8 @@ def inspect(
     else:
         wanted = "it with --teacher, or with a student and --images"
         teachers = ("weights", "images", "fit", "class_names", "offline")
-        refuse_typed(context, (*teachers, *of_layers), f"with {folder}", wanted)
+        if _is_student(folder) or _is_run(folder):
+            refuse_typed(context, (*teachers, *of_layers), f"with {folder}", wanted)
         lines = api.inspect(folder)
     for line in lines:
         typer.echo(line)
@@ -106,3 +107,9 @@ def _is_student(path: str) -> bool:
     from zsq.saved.summary import is_student
 
     return is_student(path)
+
+
+def _is_run(path: str) -> bool:
+    from zsq.shards.manifest import holds_shards
+
+    return holds_shards(path)

@@ -146,6 +146,11 @@ class Student(ABC):
         self.options = options
         self.runtime = runtime
 
+    @property
+    def quantizes_teacher(self) -> bool:
+        """Whether the network that it quantizes is the teacher's."""
+        return True
+
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """Images passed forward and back through the whole network, about; 0 where nothing is trained."""
         return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)

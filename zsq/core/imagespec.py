@@ -38,6 +38,7 @@ LARGEST_MEAN, LARGEST_STD = 2.0, 4.0
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 
+MAX_CHANNELS = 64
 MAX_LENGTH = 2**24  # of a signal: six minutes of audio at 44.1 kHz
 LEVELS = 255
 
@@ -77,7 +78,7 @@ class ImageSpec(Record):
     0..1 there.
     """
 
-    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
     size: Sides
     input_size: Sides | None = None
     range: tuple[float, float] | None = None

@@ -40,6 +40,18 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
     ]
 
 
+def count_norms(network: nn.Module, spec: ImageSpec) -> int:
+    """How many batch norms methods match: layers, and calls of functions where it can be captured."""
+    if calls_batch_norm(network, spec):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                network = private_copy(network, spec)
+            except UntraceableError:
+                return 0
+    return len(batch_norms(network))
+
+
 def stores_any(network: nn.Module, spec: ImageSpec) -> bool:
     """Whether the network normalises by running statistics anywhere."""
     return bool(batch_norms(network)) or calls_batch_norm(network, spec)

@@ -89,7 +89,8 @@ class ExportRecord(Record):
             for what, key in (("lowest", "low"), ("highest", "high"), ("mean", "mean"))
         )
         mean, std = self.image.unit_moments
-        moments = f"mean {_numbers(mean)} and std {_numbers(std)} of rgb values in 0..1"
+        values = "rgb values" if self.image.channels == 3 else "values"
+        moments = f"mean {_numbers(mean)} and std {_numbers(std)} of {values} in 0..1"
         if self.range == "norm":
             rest = f"normalised already with {moments}: the tool must not normalise again"
         else:
@@ -162,7 +163,8 @@ def applied(spec: ImageSpec, layout: Layout, range: Range) -> tuple[str, ...]:
     )
     if range == "norm":
         mean, std = spec.unit_moments
-        said.append(f"mean {list(mean)} and std {list(std)}, given in the order rgb")
+        given = ", given in the order rgb" if spec.channels == 3 else ""
+        said.append(f"mean {list(mean)} and std {list(std)}{given}")
     if spec.step_line is not None:
         said.append(spec.step_line)
     size = f"not resized: {'x'.join(map(str, spec.size))} as stored"

@@ -347,13 +347,14 @@ def _check_facts(record: ExportRecord, manifest: Manifest, dataset: ShardDataset
 def _compare(
     pixels: np.ndarray, labels: np.ndarray, content: ShardContent, first_image: int, export: Path
 ) -> None:
-    wrong = np.flatnonzero((pixels != content.pixels).any(axis=(1, 2, 3)))
+    wrong = np.flatnonzero((pixels != content.pixels).reshape(len(pixels), -1).any(axis=1))
     if wrong.size:
         index = int(wrong[0])
         where = tuple(int(axis[0]) for axis in np.nonzero(pixels[index] != content.pixels[index]))
         found, expected = int(pixels[index][where]), int(content.pixels[index][where])
+        axes = "channel, position" if len(where) == 2 else "channel, row, column"
         raise ExportError(
-            f"{export}: image {first_image + index} has {found} at channel, row, column {where}",
+            f"{export}: image {first_image + index} has {found} at {axes} {where}",
             f"{expected} as in the run",
         )
     wrong = np.flatnonzero(labels != content.labels)

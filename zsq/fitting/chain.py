@@ -95,6 +95,11 @@ class Chain(Student):
         for before, after in itertools.pairwise(self.students):
             check_follows(after, before.name, {before.form})
 
+    @property
+    def quantizes_teacher(self) -> bool:
+        """As the first."""
+        return self.students[0].quantizes_teacher
+
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """Those of all."""
         return sum(student.images_trained(teacher, num_images, bits) for student in self.students)

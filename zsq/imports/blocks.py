@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, OptionError
 from zsq.core.files import input_path
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import MAX_CHANNELS, ImageSpec
 from zsq.core.wording import quantity
 from zsq.exports.export_json import RECORD_NAME
 from zsq.exports.exporting import open_export
@@ -110,7 +110,7 @@ def _export(folder: Path) -> Source:
 
 
 def _arrays(source: str, found: Arrays, moments: Moments | None, layout: str | None) -> Source:
-    values, layout = found.images, layout or found.layout
+    values, stated, layout = found.images, layout is not None, layout or found.layout
     if values.ndim == 3:
         what = f"{source} holds an array of shape {tuple(values.shape)}"
         raise ImagesError(what, "images, 4 axes: signals go to quantize and gap as they are, without import")
@@ -118,10 +118,12 @@ def _arrays(source: str, found: Arrays, moments: Moments | None, layout: str | N
         raise OptionError(f"--layout {layout}", "nchw or nhwc")
     values = values if layout == "nchw" else values.permute(0, 3, 1, 2)
     count, channels, height, width = values.shape
-    if channels not in CHANNELS:
+    if channels > MAX_CHANNELS or (channels not in CHANNELS and not stated):
         other = "nhwc" if layout == "nchw" else "nchw"
         what = f"{source} holds {quantity(channels, 'channel')} in the layout {layout}"
-        raise ImagesError(what, "1 or 3", f"if it is the other one, pass --layout {other}")
+        here = f"; if they are channels, --layout {layout}" if channels <= MAX_CHANNELS and not stated else ""
+        expected = f"1 or 3, or with --layout at most {MAX_CHANNELS}"
+        raise ImagesError(what, expected, f"if it is the other one, pass --layout {other}{here}")
     if values.dtype == torch.uint8:
         _refuse(moments, None, f"{source} holds uint8, which is 0..255")
         spec, clamped = Moments((0.0,), (1.0,)).spec(channels, (height, width)), 0.0

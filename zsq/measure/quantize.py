@@ -17,6 +17,7 @@ from zsq.fitting.choosing import shares_on
 from zsq.images.shared import named, warn_of_scored
 from zsq.images.sources import ImageSet, images_for, said
 from zsq.measure.evaluate import Reference, score_student, score_teacher
+from zsq.placement.sites import check_placeable
 from zsq.saved.choices import choice_lines
 from zsq.saved.cost import Cost, student_cost
 from zsq.students import check_bits, create, own_defaults_line
@@ -144,6 +145,8 @@ class Preparation:
             if widths.count(bits) > 1:
                 raise OptionError(f"--bits {bits} twice", "each once")
             check_bits(student, bits.with_rows(config.widths), config.first_last, teacher.spec)
+        if student.quantizes_teacher:
+            check_placeable(teacher.network, teacher.example())
         places.check(teacher, student, config)
         evaluation, reference = None, None
         if config.eval is not None:

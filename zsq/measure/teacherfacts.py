@@ -11,7 +11,7 @@ from zsq.contract import Teacher
 from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.core.wording import quantity
-from zsq.engine.statistics import batch_norms
+from zsq.engine.norms import count_norms
 from zsq.images.sources import ImageSet
 from zsq.measure.evaluate import logits_of, score_teacher
 from zsq.tasks.metrics import with_unit, words
@@ -89,9 +89,8 @@ def teacher_facts(teacher: Teacher, runtime: Runtime, images: ImageSet | None = 
     noise = torch.randint(
         256, (NOISE_IMAGES, *teacher.spec.shape), generator=torch_generator(0, 0, "noise to look at")
     )
-    facts = TeacherFacts(
-        teacher, parameters, len(batch_norms(network)), _answers(teacher, noise.to(torch.uint8), runtime)
-    )
+    norms = count_norms(network, teacher.spec)
+    facts = TeacherFacts(teacher, parameters, norms, _answers(teacher, noise.to(torch.uint8), runtime))
     if images is None:
         return facts
     reference = score_teacher(replace(teacher, expected_accuracy=None), images, runtime)

@@ -135,6 +135,15 @@ def placement_of(fitted: FittedStudent) -> Placement:
     return Placement(network, tuple(sites))
 
 
+def check_placeable(network: nn.Module, example: Tensor) -> None:
+    """Refuse a network that no quantizers can be placed in, before images are made for it.
+
+    Raises:
+        UntraceableError: as `zsq.graph.capture`; or an operation with weights that is not known.
+    """
+    _refuse_unknown(capture(network, example))
+
+
 def _refuse_unknown(module: fx.GraphModule) -> None:
     """An operation that nothing is known of may do anything with a weight that it is given."""
     for node in module.graph.nodes:

@@ -51,6 +51,8 @@ from zsq.saved.stored_grids import is_stored, restore, weight_integers
 from zsq.tasks.nesting import Outputs, named_tensors, plain, shapes
 
 TENSORS, RECORD = ".safetensors", ".json"
+# Endings of what other options write: a folder of such a name would be taken for it.
+EXPORTED = {".onnx": "--onnx", ".pt2": "--pt2"}
 DEFAULT_STEM = "student"
 MAX_TENSOR_BYTES = 16 * 2**30
 MAX_RECORD_BYTES = 64 * 2**20
@@ -71,6 +73,12 @@ def check_destination(path: str | Path) -> None:
     """
     _, record = student_files(path)
     check_apart(record)
+    option = EXPORTED.get(Path(path).suffix)
+    if option is not None:
+        remedy = f"{option} {path} writes such a file"
+        raise OptionError(
+            f"--out {path}, which ends in {Path(path).suffix}", f"a folder, or NAME{TENSORS}", remedy
+        )
     if record.exists():
         raise OptionError(f"a student is at {record} already", "a new --out", "remove it or choose another")
     if record.parent.exists() and not record.parent.is_dir():

@@ -84,6 +84,11 @@ class KD(TrainedStudent):
         if options.network is not None:
             self.refused_passes = dict.fromkeys(PASSES, "it is for the teacher's network, not for another")
 
+    @property
+    def quantizes_teacher(self) -> bool:
+        """Not where another network is trained."""
+        return self.options.network is None
+
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """Of both courses, where there are two."""
         courses = 2 if self._has_float_course(bits) else 1

@@ -8,7 +8,7 @@ from toys import image_spec, make_teacher
 from user_networks import FunctionalNorm, Normed
 
 from zsq.core.errors import NoBatchNormError, UntraceableError
-from zsq.engine.norms import batch_norms, calls_batch_norm, private_copy, stores_any
+from zsq.engine.norms import batch_norms, calls_batch_norm, count_norms, private_copy, stores_any
 from zsq.engine.statistics import TappedTeacher, mean_gap_and_var
 
 
@@ -107,3 +107,18 @@ def test_functions_with_the_batchs_own_statistics_are_none():
 def test_the_copy_is_channels_last_where_that_is():
     network = private_copy(Normed(norm="frozen").eval(), image_spec())
     assert network.features[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Both(FunctionalNorm):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.BatchNorm1d(8), self.head)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [(Normed, 2), (lambda: Normed(norm="group"), 0), (FunctionalNorm, 1), (Both, 2), (Uncapturable, 0)],
+)
+def test_all_batch_norms_that_methods_match_are_counted(network, expected):
+    teacher = make_teacher(lambda *_: network())
+    assert count_norms(teacher.network, teacher.spec) == expected

@@ -160,3 +160,27 @@ def test_a_record_of_huge_images_takes_no_memory(to, run, tmp_path, monkeypatch)
     path.write_text(json.dumps(values))
     with pytest.raises(ImagesError, match="GiB of what is free"):
         zsq.import_images(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.mark.parametrize("to", ARRAYS)
+def test_exports_of_signals_are_compared(to, tmp_path):
+    spec = ImageSpec(channels=2, size=(40,), range=(-3, 3), mean=(0, 0), std=(1, 1))
+    run = make_run(tmp_path / "run", spec=spec)
+    zsq.export(run, to, tmp_path / "out")
+    assert zsq.verify_export(run, tmp_path / "out").num_images == 7
+
+
+def test_one_changed_value_of_a_signal_is_found(tmp_path):
+    run = make_run(tmp_path / "run", spec=ImageSpec(channels=2, size=(40,), mean=(0, 0), std=(1, 1)))
+    zsq.export(run, "npy", tmp_path / "out")
+    change_pixel(tmp_path / "out" / "images.npy")
+    with pytest.raises(ExportError, match=r"image 1 has \d+ at channel, position \(0, 20\); expected \d+"):
+        zsq.verify_export(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_only_images_in_colour_have_an_order_of_colours(channels, tmp_path):
+    spec = ImageSpec(channels=channels, size=(6, 8), mean=(0.5,) * channels, std=(0.25,) * channels)
+    run = make_run(tmp_path / "run", spec=spec)
+    record = zsq.export(run, "npy", tmp_path / "out", range="norm")
+    assert "rgb" not in record.values_line + "".join(record.applied)

@@ -209,3 +209,21 @@ def test_npz_members_of_another_byte_order_are_read(tmp_path):
     zsq.import_images(tmp_path / "a.npz", tmp_path / "out", mean=[0.0], std=[1.0])
     made = zsq.ShardDataset(tmp_path / "out")
     assert made.pixels().flatten().tolist() == list(range(128)) and made.labels().tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_any_number_of_channels_is_taken_where_the_layout_is_stated(layout, tmp_path):
+    """Bands of a satellite; without a word, 12 of them may as well be rows."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 6, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels if layout == "nchw" else np.moveaxis(pixels, 1, -1))
+    if layout == "nhwc":
+        with pytest.raises(ImagesError, match=r"12 channels.*; if they are channels, --layout nhwc"):
+            zsq.import_images(tmp_path / "a.npz", tmp_path / "out")
+    _, found = imported(tmp_path / "a.npz", tmp_path, layout=layout)
+    np.testing.assert_array_equal(found.pixels().numpy(), pixels)
+
+
+def test_more_channels_than_a_teacher_may_have_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 65, 4, 4), np.uint8))
+    with pytest.raises(ImagesError, match=r"65 channels.*at most 64"):
+        zsq.import_images(tmp_path / "a.npy", tmp_path / "out", layout="nchw")

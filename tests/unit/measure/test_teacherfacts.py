@@ -53,10 +53,11 @@ def test_the_command_says_what_suits_and_how_long_it_takes(capsys):
 
 
 def test_wrong_calls_are_one_line(capsys, tmp_path):
+    run = zsq.generate("embedded:digits", "noise", count=2, out=tmp_path / "run")
     for arguments, word in (
         ((), "neither PATH nor --teacher"),
         ((tmp_path, "--teacher", "embedded:digits"), "one of them"),
-        ((tmp_path, "--images", "x"), "with --teacher, or with a student and --images"),
+        ((run, "--images", "x"), "with --teacher, or with a student and --images"),
         (("--teacher", "embedded:digits", "--images", "nowhere"), "nowhere does not exist"),
     ):
         said = call(capsys, "inspect", *arguments)

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import Spoken, call
-from toys import make_teacher
+from torch import nn
+from toys import conv_bn, make_teacher
 
 import zsq
+from zsq.catalogue import suited_students
 from zsq.config import RuntimeConfig
 from zsq.core.errors import MismatchError, OptionError, UntraceableError
 from zsq.request import defaults
@@ -130,6 +133,40 @@ def test_a_student_that_cannot_be_saved_is_fitted_all_the_same(monkeypatch):
     assert result.files == ()
     with pytest.raises(UntraceableError):
         quantize(out="mine")
+
+
+class Recurrent(nn.Module):
+    """Nothing is known of what its LSTM does with its weights."""
+
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.features, self.recurrent = conv_bn(channels, 8, 4), nn.LSTM(8, outputs, batch_first=True)
+
+    def forward(self, x):
+        return self.recurrent(self.features(x).flatten(2).transpose(1, 2))[0][:, -1]
+
+
+class Branches(Recurrent):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("network", "complaint"),
+    [(Recurrent, "no quantizer for lstm"), (Branches, "cannot be captured at .*if x.mean")],
+)
+@pytest.mark.parametrize("out", [None, "mine"])
+def test_a_network_that_takes_no_quantizers_is_refused_before_images_are_made(
+    network, complaint, out, tmp_path, monkeypatch
+):
+    teacher = make_teacher(network)
+    monkeypatch.setattr("zsq.request.fulfil.load_teacher", lambda *_, **__: teacher)
+    with pytest.raises(UntraceableError, match=complaint):
+        quantize(out=out)
+    assert not list(tmp_path.iterdir())
+    found = suited_students(teacher, 8, RUNTIME, 1e-3)
+    assert all(each.seconds is None for each in found)
+    assert any(re.search(complaint, each.refusal) for each in found)
 
 
 @pytest.mark.parametrize(
