@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,3 +24,12 @@ def torch_generator(seed: int, index: int, purpose: str) -> torch.Generator:
 def numpy_generator(seed: int, index: int, purpose: str) -> np.random.Generator:
     """Numpy counterpart of `torch_generator`, from the same stream."""
     return np.random.default_rng(seed_sequence(seed, index, purpose))
+
+
+@contextmanager
+def global_rng_of(generator: torch.Generator) -> Iterator[None]:
+    """For what draws from torch's global generator, such as new layers: on the CPU it goes on from where
+    `generator` is, which does not move, and has its own state again in the end."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.set_state(generator.get_state())
+        yield

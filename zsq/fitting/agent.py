@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsq.core.seeding import global_rng_of
+
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
 BATCH = 64
@@ -31,8 +33,7 @@ class Agent:
     def __init__(self, num_features: int, length: int, generator: torch.Generator) -> None:
         """Fresh networks."""
         self._generator = generator
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.set_state(generator.get_state())
+        with global_rng_of(generator):
             self._actor = nn.Sequential(_network(num_features), nn.Sigmoid())
             self._critic = _network(num_features + 1)
         self._slow_actor, self._slow_critic = copy.deepcopy(self._actor), copy.deepcopy(self._critic)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from zsq.core.seeding import global_rng_of
 from zsq.graph.vocabulary import is_layer
 from zsq.placement.sites import Placement, Site, last_layers
 from zsq.quantizers.layers import quantizable
@@ -181,8 +182,7 @@ def _controller(
     channels, *sides = _shape(tap)[1:]
     pooled = [min(POOLED, side) for side in sides]
     sizes = (channels * math.prod(pooled), HIDDEN), (HIDDEN, layers * widths)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.set_state(generator.get_state())
+    with global_rng_of(generator):
         linears = [nn.Linear(*size) for size in sizes]
     for name, linear in zip(CONTROLLER, linears, strict=True):
         network.add_module(name, quantizable(linear))

@@ -7,7 +7,6 @@ import warnings
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from zsq.core.errors import OptionError
 from zsq.core.layout import channels_last
 from zsq.core.options import Options, later
 from zsq.core.runtime import Runtime
-from zsq.core.seeding import torch_generator
+from zsq.core.seeding import global_rng_of, torch_generator
 from zsq.engine.estimate import forward_gflops, network_gflops
 from zsq.fitting.another import in_place_of
 from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
@@ -43,7 +42,6 @@ class KDOptions(TrainingOptions):
     """
 
     network: str | None = later(None)
-
     temperature: float = Field(4.0, gt=0)
     share: float = Field(1.0, ge=0, le=1)
     start: Literal["teacher", "random"] = "teacher"
@@ -177,8 +175,7 @@ class KD(TrainedStudent):
 def _fresh(network: nn.Module, seed: int) -> nn.Module:
     """A copy in which every layer has the parameters and statistics that a new layer starts with."""
     copied = copy.deepcopy(network).cpu()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.set_state(torch_generator(seed, 0, "kd start").get_state())
+    with global_rng_of(torch_generator(seed, 0, "kd start")):
         for module in copied.modules():
             reset: Any = getattr(module, "reset_parameters", None)
             if reset is not None:

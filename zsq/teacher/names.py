@@ -13,6 +13,7 @@ from zsq.core.errors import OptionError, UnknownNameError, UsageError
 from zsq.core.files import input_path
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import device_of
+from zsq.core.seeding import global_rng_of
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
 
@@ -112,8 +113,7 @@ def load_network(name: str, generator: torch.Generator, fresh: bool) -> tuple[nn
     source, _, rest = name.partition(":")
     if source != "file" and (source != "cifar10" or rest not in _cifar_names()):
         raise OptionError(f"network '{name}'", f"file:CARD, or cifar10:{'|'.join(_cifar_names())}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.set_state(generator.get_state())
+    with global_rng_of(generator):
         if source == "file":
             from zsq.teacher.card import load_card_network
 

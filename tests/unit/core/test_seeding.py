@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zsq.core.seeding import numpy_generator, seed_sequence, torch_generator
+from zsq.core.seeding import global_rng_of, numpy_generator, seed_sequence, torch_generator
 
 KEYS = list(itertools.product([0, 1, 2**63 - 1], [0, 1, 999], ["images", "labels", "student"]))
 
@@ -57,3 +57,11 @@ def test_global_state_is_left_alone():
     numpy_generator(1, 2, "x").random(3)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])
+
+
+def test_what_draws_from_the_global_generator_draws_from_a_given_one():
+    before, own = torch.get_rng_state(), torch_generator(3, 0, "layers")
+    for _ in range(2):
+        with global_rng_of(own):
+            assert torch.equal(torch.rand(4), torch.rand(4, generator=torch_generator(3, 0, "layers")))
+    assert torch.equal(torch.get_rng_state(), before)
