@@ -116,10 +116,6 @@ class Fit:
     start: FittedStudent | None = None
     masks: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def or_first_last(self, default: int | None) -> Fit:
-        """With `default` bits for the first and last layer where none are asked for."""
-        return self if self.first_last is not None else dataclasses.replace(self, first_last=default)
-
 
 class Student(ABC):
     """Fits a quantized copy of a teacher on images, whatever their source.
@@ -151,6 +147,10 @@ class Student(ABC):
         """Whether the network that it quantizes is the teacher's."""
         return True
 
+    def first_last_bits(self, asked: int | None) -> int | None:
+        """Bits of the first and last layer: those asked for, else of the option `first_last`, if there is."""
+        return getattr(self.options, "first_last", None) if asked is None else asked
+
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """Images passed forward and back through the whole network, about; 0 where nothing is trained."""
         return getattr(self.options, "iterations", 0) * getattr(self.options, "batch", 0)
@@ -181,7 +181,7 @@ class Student(ABC):
         Raises:
             OptionError: of weights, activations, the first and last layer, or of a row.
         """
-        check_least(self.name, self.least_bits, bits, first_last)
+        check_least(self.name, self.least_bits, bits, self.first_last_bits(first_last))
 
     @abstractmethod
     def run(self, fit: Fit) -> FittedStudent:
@@ -233,6 +233,7 @@ class Student(ABC):
         """
         if start is not None and first_last is None:
             first_last = start.first_last
+        first_last = self.first_last_bits(first_last)
         asked = Fit(teacher, pixels_NCHW, bits, first_last, seed, log or Silent(), origin, start)
         self.check(asked)
         fitted = self.run(asked)

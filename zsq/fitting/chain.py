@@ -100,6 +100,10 @@ class Chain(Student):
         """As the first."""
         return self.students[0].quantizes_teacher
 
+    def first_last_bits(self, asked: int | None) -> int | None:
+        """Those of the first student, which the others keep."""
+        return self.students[0].first_last_bits(asked)
+
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """Those of all."""
         return sum(student.images_trained(teacher, num_images, bits) for student in self.students)

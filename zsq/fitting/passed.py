@@ -39,6 +39,10 @@ class Passed(Student):
         self.student, self.passes = student, tuple(passes)
         self._prepared: tuple[nn.Module, Prepared] | None = None
 
+    def first_last_bits(self, asked: int | None) -> int | None:
+        """The student's."""
+        return self.student.first_last_bits(asked)
+
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """The same number as for the student alone."""
         return self.student.images_trained(teacher, num_images, bits)

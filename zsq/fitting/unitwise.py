@@ -122,12 +122,8 @@ class UnitwiseStudent(Student):
         self._engine = Engine(runtime, options.batch)
 
     @abstractmethod
-    def phases(self) -> tuple[Phase, ...]:
-        """What is learned, in which order."""
-
-    def phases_at(self, bits: Bits) -> tuple[Phase, ...]:
-        """`phases` with the learning rates of a student of these widths."""
-        return self.phases()
+    def phases(self, bits: Bits) -> tuple[Phase, ...]:
+        """What is learned at these widths, in which order."""
 
     def single_phase(
         self, name: str, groups: tuple[ParameterGroup, ...], inputs: Inputs, keep: float = 1.0
@@ -162,14 +158,12 @@ class UnitwiseStudent(Student):
 
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
         """See `Student.images_trained`: one iteration of every unit is one of the whole network."""
-        learning = (phase for phase in self.phases() if bits.quantize(*phase.kinds))
+        learning = (phase for phase in self.phases(bits) if bits.quantize(*phase.kinds))
         return sum(phase.iterations for phase in learning) * self.options.batch
 
     def run(self, fit: Fit) -> FittedStudent:
-        """With the option's `first_last` where none is asked for."""
+        """Put first grids, then reconstruct one unit after the other, in each phase."""
         teacher, device = fit.teacher, self.runtime.device
-        fit = fit.or_first_last(self.options.first_last)
-        self.check_bits(fit.bits, fit.first_last)
         placement = self._placed(fit)
         network = channels_last(placement.network.to(device))
         network.requires_grad_(False)
@@ -190,7 +184,7 @@ class UnitwiseStudent(Student):
             masks={name: mask.to(device) for name, mask in fit.masks.items()},
         )
         self._put_quantizers(state, state.between_units())
-        for phase in self.phases_at(fit.bits):
+        for phase in self.phases(fit.bits):
             learned = [self._learns(phase, unit, index) for index, unit in enumerate(state.units)]
             state.log = Share(fit.log, sum(learned))
             # The phase before has changed the student.

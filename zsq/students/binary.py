@@ -10,18 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from zsq.contract import Facts, Fit, FittedStudent
+from zsq.contract import Facts, Fit
 from zsq.core.errors import MismatchError
 from zsq.core.options import Options
 from zsq.fitting.calibration import norm_batches, observe
 from zsq.fitting.learned_steps import learned_activation, learned_weight, with_learned_steps
-from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.graph import capture
 from zsq.passes.correction import adapt_batch_norms
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.signs import BinaryWeight, Rule
 from zsq.widths import MOST_BITS, Bits, WidthOrFloat
 
@@ -66,10 +64,6 @@ class Binary(TrainedStudent):
     least_bits = Bits(1, 1)
     takes_tasks = True
 
-    def run(self, fit: Fit) -> FittedStudent:
-        """With the option's `first_last` where none is asked for."""
-        return super().run(fit.or_first_last(self.options.first_last))
-
     def binary_weight(self, weight: Tensor) -> BinaryWeight:
         """What stands at a weight of one bit before the first step."""
         return BinaryWeight(weight, self.options.rule)
@@ -98,23 +92,13 @@ class Binary(TrainedStudent):
 
     def course(self, placement: Placement, fit: Fit) -> Course:
         """As every student, with a learning rate for each scale and step, and signs that grow sharper."""
-        network, options = placement.network, self.options
-        signs = [module for module in network.modules() if isinstance(module, BinaryWeight)]
-        steps: list[Tensor] = [
-            module.step for module in network.modules() if isinstance(module, FakeQuantizer)
-        ]
-        steps += [module.scale for module in signs if module.rule != "ir"]
+        options = self.options
+        signs = [module for module in placement.network.modules() if isinstance(module, BinaryWeight)]
+        scales = [module.scale for module in signs if module.rule != "ir"]
         num_steps = max(options.steps(len(fit.pixels_NCHW)), 1)
-        course = replace(
-            super().course(placement, fit),
-            structure=(fit.teacher.network, fit.bits, placement.table()),
-            before_step=partial(_sharpen, signs, options, num_steps),
-        )
-        return with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
-
-    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """`zsq.fitting.losses.distillation`."""
-        return distillation(student_NK, teacher_NK, self.options.temperature)
+        sharpen = partial(_sharpen, signs, options, num_steps)
+        course = replace(super().course(placement, fit), before_step=sharpen)
+        return with_learned_steps(course, placement, options.step_learning_rate, options.optimizer, scales)
 
     @torch.no_grad()
     def settle(self, placement: Placement) -> None:

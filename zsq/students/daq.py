@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from zsq.contract import Facts, Fit, FittedStudent
+from zsq.contract import Facts, Fit
 from zsq.core.options import Options
-from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import TrainingOptions
 from zsq.placement.policies import channels_last_sites, rectified_sites
@@ -61,10 +59,6 @@ class DAQ(TrainedStudent):
     least_bits = Bits(1, 1)
     takes_tasks = True
 
-    def run(self, fit: Fit) -> FittedStudent:
-        """With the option's `first_last` where none is asked for."""
-        return super().run(fit.or_first_last(self.options.first_last))
-
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:
         """Grids that follow their tensors; the images are not looked at."""
         rectified, channels_last = rectified_sites(placement), channels_last_sites(placement)
@@ -74,10 +68,6 @@ class DAQ(TrainedStudent):
             axis = -1 if site in channels_last else 1
             grid = activation_grid(site.bits, axis, self.options.scale_bits, site in rectified)
             placement.put(site, grid)
-
-    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """`zsq.fitting.losses.distillation`."""
-        return distillation(student_NK, teacher_NK, self.options.temperature)
 
     def settle(self, placement: Placement) -> None:
         """Weights keep the step that they have now."""

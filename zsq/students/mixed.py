@@ -176,7 +176,7 @@ class Mixed(Student):
 
     def check_bits(self, bits: Bits, first_last: int | None) -> None:
         """As the inner student does."""
-        self.inner.check_bits(bits, first_last)
+        self.inner.check_bits(bits, self.first_last_bits(first_last))
 
     def check(self, fit: Fit) -> None:
         """Refuse a budget that the least bits exceed, and a teacher whose outputs have no loss, too.
@@ -203,7 +203,6 @@ class Mixed(Student):
         Raises:
             OptionError: also for a budget that the least bits exceed, or costs that the table does not say.
         """
-        fit = fit.or_first_last(self.options.first_last)
         policy = {} if self.options.search == "uniform" else self._policy(fit)
         fitted = self.inner.run(replace(fit, bits=fit.bits.with_rows(fit.bits.rows | policy)))
         own = self.result(fit, fitted.network, fitted.tensors)

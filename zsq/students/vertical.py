@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from zsq.contract import Facts, Fit, FittedStudent
 from zsq.core.errors import OptionError
@@ -18,11 +17,9 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.calibration import observe
 from zsq.fitting.learned_steps import learned_activation, learned_weight, with_learned_steps
-from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement, Site, placement_of
-from zsq.quantizers.grids import FakeQuantizer
 from zsq.quantizers.nested import Ladder, LearnedNested, LearnedSteps
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
 
@@ -82,13 +79,11 @@ class Vertical(TrainedStudent):
 
     def training_key(self, bits: Bits, first_last: int | None) -> Hashable:
         """Of what is placed, whatever prefix is read off it."""
-        if first_last is None:
-            first_last = self.options.first_last
+        first_last = self.first_last_bits(first_last)
         return _marked(bits, first_last), first_last
 
     def run(self, fit: Fit) -> FittedStudent:
         """Train, unless the last fit has done so, and read the asked widths off the result."""
-        fit = fit.or_first_last(self.options.first_last)
         pixels = fit.pixels_NCHW.cpu().contiguous()
         images = hashlib.sha256(pixels.numpy().data).digest()
         marked = replace(fit, bits=_marked(fit.bits, fit.first_last))
@@ -120,16 +115,11 @@ class Vertical(TrainedStudent):
 
     def course(self, placement: Placement, fit: Fit) -> Course:
         """As every student, with a learning rate for scales and steps, and a width for each step."""
-        network, options = placement.network, self.options
-        ladders = [part for part in network.modules() if isinstance(part, Ladder)]
-        steps: list[Tensor] = [part.step for part in network.modules() if isinstance(part, FakeQuantizer)]
-        steps += [ladder.factor for ladder in ladders]
-        course = replace(
-            super().course(placement, fit),
-            structure=(fit.teacher.network, fit.bits, placement.table()),
-            before_step=self._draws(ladders, fit),
-        )
-        return with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
+        options = self.options
+        ladders = [part for part in placement.network.modules() if isinstance(part, Ladder)]
+        factors = [ladder.factor for ladder in ladders]
+        course = replace(super().course(placement, fit), before_step=self._draws(ladders, fit))
+        return with_learned_steps(course, placement, options.step_learning_rate, options.optimizer, factors)
 
     def _draws(self, ladders: list[Ladder], fit: Fit) -> Callable[[int], None]:
         least = self.options.least
@@ -144,10 +134,6 @@ class Vertical(TrainedStudent):
                 ladder.choose(drawn[step - 1] if step % 2 else MOST_BITS - least)
 
         return choose
-
-    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """`zsq.fitting.losses.distillation`."""
-        return distillation(student_NK, teacher_NK, self.options.temperature)
 
 
 def _marked(bits: Bits, first_last: int | None) -> Bits:

@@ -183,6 +183,18 @@ def test_first_and_last_layer(name, first_last):
     assert fitted.first_last == first_last
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, cls in STUDENTS.items() if "first_last" in cls.options_class.model_fields]
+)
+def test_the_option_first_last_is_checked_like_the_argument(name):
+    student = create(name, image_spec(), {"first_last": 1}, Runtime())
+    if student.least_bits == Bits(1, 1):
+        student.check_bits(Bits(4, 4), None)
+    else:
+        with pytest.raises(OptionError, match="first and last layer of 1 bit"):
+            student.check_bits(Bits(4, 4), None)
+
+
 class ControlFlow(nn.Module):
     """Goes on as the values of its images have it."""
 
