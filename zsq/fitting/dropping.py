@@ -6,6 +6,7 @@ from pydantic import Field
 
 from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
+from zsq.widths import Bits
 
 # From QDrop's paper and public code, of all that do as it does.
 DEVIATIONS = (
@@ -48,6 +49,6 @@ class DroppingStudent(UnitwiseStudent):
             ParameterGroup("activation step", options.activation_learning_rate, cosine=True),
         )
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self, bits: Bits) -> tuple[Phase, ...]:
         """One phase, which trains everything."""
         return self.single_phase("joint", self.groups(), "mixed", self.options.keep)

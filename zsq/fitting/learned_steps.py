@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zsq.fitting.training import Course
+from zsq.placement.sites import Placement
 from zsq.quantizers.grids import FakeQuantizer, integer_range, keep_positive
 from zsq.quantizers.observers import Histogram
 from zsq.quantizers.ranges import lp_symmetric
@@ -52,20 +54,19 @@ def _learned(step: Tensor, grid: tuple[int, int], kind: Kind) -> FakeQuantizer:
     return FakeQuantizer(step, torch.zeros_like(step), *grid, kind, learned=True)
 
 
-def with_learned_steps(course: Course, steps: list[Tensor], rate: float, optimizer: str) -> Course:
-    """`course` in which `steps` stay positive, and with Adam learn at `rate` times their own size. SGD has
-    one rate for all, since its updates have the size of the gradient."""
-    course = replace(course, after_step=partial(keep_positive, steps))
+def with_learned_steps(
+    course: Course, placement: Placement, rate: float, optimizer: str, more: Sequence[Tensor] = ()
+) -> Course:
+    """`course` in which the steps of all grids, and `more` scales, stay positive, and with Adam learn at
+    `rate` times their own size, which its updates have. SGD has one rate for all, since its updates have the
+    size of the gradient."""
+    grids = (part for part in course.network.modules() if isinstance(part, FakeQuantizer))
+    steps = [*(grid.step for grid in grids), *more]
+    # Which tensors have values below zero differs between sets of images.
+    structure = (course.structure, placement.table())
+    course = replace(course, structure=structure, after_step=partial(keep_positive, steps))
     if optimizer == "sgd":
         return course
-    return replace(course, groups=_groups_with_steps(course.network, steps, rate))
-
-
-def _groups_with_steps(network: nn.Module, steps: list[Tensor], rate: float) -> list[dict[str, Any]]:
-    """The optimiser's groups: each step learns at `rate` times its own size, which Adam's updates have."""
-    others = [p for p in network.parameters() if all(p is not step for step in steps)]
-    rates = [rate * step.mean().item() for step in steps]
-    return [
-        {"params": others},
-        *({"params": [step], "lr": each} for step, each in zip(steps, rates, strict=True)),
-    ]
+    others = [p for p in course.network.parameters() if all(p is not step for step in steps)]
+    rates = ({"params": [step], "lr": rate * step.mean().item()} for step in steps)
+    return replace(course, groups=[{"params": others}, *rates])

@@ -16,6 +16,7 @@ from zsq.core.layout import channels_last
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import check_classifier
 from zsq.fitting.gradual import Gradual
+from zsq.fitting.losses import distillation
 from zsq.fitting.starts import as_chain, check_start
 from zsq.fitting.training import Course, Training
 from zsq.passes.pruning import prunable
@@ -97,9 +98,10 @@ class TrainedStudent(Student):
         """The network that becomes the student, where it does not start from another."""
         return fit.teacher.network
 
-    @abstractmethod
     def loss(self, student: Any, teacher: Any) -> Tensor:
-        """The loss, from what both networks give on a batch."""
+        """The loss, from what both networks give on a batch: of logits `distillation`, at the option
+        `temperature`."""
+        return distillation(student, teacher, self.options.temperature)
 
     @abstractmethod
     def put_quantizers(self, placement: Placement, fit: Fit) -> None:

@@ -10,7 +10,7 @@ from zsq.contract import Facts
 from zsq.core.options import Options
 from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
-from zsq.widths import WidthOrFloat
+from zsq.widths import Bits, WidthOrFloat
 
 
 class AdaRoundOptions(UnitwiseOptions):
@@ -36,7 +36,7 @@ class AdaRound(UnitwiseStudent):
     options_class: ClassVar[type[Options]] = AdaRoundOptions
     granularity = "layer"
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self, bits: Bits) -> tuple[Phase, ...]:
         """One phase, which trains the rounding."""
         groups = (ParameterGroup("rounding", self.options.rounding_rate),)
         return self.single_phase("rounding", groups, "quantized")

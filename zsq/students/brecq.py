@@ -13,7 +13,7 @@ from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
 from zsq.placement.units import Unit
-from zsq.widths import MOST_BITS, GridWidth
+from zsq.widths import MOST_BITS, Bits, GridWidth
 
 
 class BRECQOptions(UnitwiseOptions):
@@ -58,7 +58,7 @@ class BRECQ(UnitwiseStudent):
     options_class: ClassVar[type[Options]] = BRECQOptions
     options: BRECQOptions
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self, bits: Bits) -> tuple[Phase, ...]:
         """First the weights, with activations in float; then activation steps, on inputs from the float
         network."""
         options = self.options

@@ -25,7 +25,6 @@ from zsq.fitting.choosing import (
     with_cost,
 )
 from zsq.fitting.learned_steps import learned_activation, learned_weight, with_learned_steps
-from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.choices import (
@@ -41,7 +40,6 @@ from zsq.placement.choices import (
 )
 from zsq.placement.macs import Counting
 from zsq.placement.sites import Placement
-from zsq.quantizers.grids import FakeQuantizer
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits
 
 COSTS = "width_costs"
@@ -169,11 +167,7 @@ class DQNet(TrainedStudent):
     def course(self, placement: Placement, fit: Fit) -> Course:
         """As every student, with a learning rate for each step and for the controller, and noise."""
         network, options = placement.network, self.options
-        steps: list[Tensor] = [part.step for part in network.modules() if isinstance(part, FakeQuantizer)]
-        course = replace(
-            super().course(placement, fit),
-            structure=(fit.teacher.network, fit.bits, placement.table()),
-        )
+        course = super().course(placement, fit)
         if self._dynamic is not None:
             chooser = next(part for part in network.modules() if isinstance(part, Chooser))
             generator = torch_generator(fit.seed, 0, "dqnet noise")
@@ -182,7 +176,7 @@ class DQNet(TrainedStudent):
                 taught=with_cost(network, COSTS),
                 before_step=lambda step: chooser.draw(generator),
             )
-        course = with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
+        course = with_learned_steps(course, placement, options.step_learning_rate, options.optimizer)
         if options.optimizer == "sgd" or self._dynamic is None:
             return course
         return replace(course, groups=self._with_controller(network, course.groups))
@@ -202,10 +196,6 @@ class DQNet(TrainedStudent):
         outputs, cost_N = student
         over = (cost_N.mean() - 1).clamp(min=0)
         return super().total_loss(outputs, teacher) + self.options.cost_weight * over
-
-    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """`zsq.fitting.losses.distillation`."""
-        return distillation(student_NK, teacher_NK, self.options.temperature)
 
     @torch.no_grad()
     def _finish(self, network: fx.GraphModule, dynamic: Dynamic, fit: Fit) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -70,26 +69,12 @@ class GenieM(UnitwiseStudent):
         step = lp_symmetric(values[None], *grid, counts).squeeze(0)
         return FakeQuantizer(step, step.new_zeros(()), *grid, "activation", learned=True)
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self, bits: Bits) -> tuple[Phase, ...]:
         """One phase, which trains everything."""
         options = self.options
         groups = (
             ParameterGroup("rounding", options.rounding_rate),
-            ParameterGroup("weight step", options.step_learning_rate, cosine=True),
+            ParameterGroup("weight step", options.step_rate(bits.weights), cosine=True),
             ParameterGroup("activation step", options.activation_learning_rate, cosine=True),
         )
         return self.single_phase("joint", groups, "mixed", options.keep)
-
-    def phases_at(self, bits: Bits) -> tuple[Phase, ...]:
-        """With the rate of weight steps at these widths."""
-        rate = self.options.step_rate(bits.weights)
-        return tuple(
-            replace(
-                phase,
-                groups=tuple(
-                    replace(group, learning_rate=rate) if group.role == "weight step" else group
-                    for group in phase.groups
-                ),
-            )
-            for phase in self.phases()
-        )

@@ -6,12 +6,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from zsq.contract import Facts, Fit
 from zsq.core.options import Options
 from zsq.fitting.calibration import observe
-from zsq.fitting.losses import distillation
 from zsq.fitting.trained import TrainedStudent
 from zsq.fitting.training import Course, TrainingOptions
 from zsq.placement.sites import Placement
@@ -65,12 +63,8 @@ class LQNet(TrainedStudent):
 
     def course(self, placement: Placement, fit: Fit) -> Course:
         """As every student; which tensors have values below zero differs between sets of images."""
-        structure = (fit.teacher.network, fit.bits, placement.table())
-        return replace(super().course(placement, fit), structure=structure)
-
-    def loss(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """`zsq.fitting.losses.distillation`."""
-        return distillation(student_NK, teacher_NK, self.options.temperature)
+        course = super().course(placement, fit)
+        return replace(course, structure=(course.structure, placement.table()))
 
     def settle(self, placement: Placement) -> None:
         """Every basis stays as it is now."""

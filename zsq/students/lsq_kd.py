@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -85,8 +84,5 @@ class LSQKD(TrainedStudent):
 
     def course(self, placement: Placement, fit: Fit) -> Course:
         """As every student, with a learning rate for each step."""
-        options, modules = self.options, placement.network.modules()
-        steps: list[Tensor] = [module.step for module in modules if isinstance(module, FakeQuantizer)]
-        structure = (fit.teacher.network, fit.bits, placement.table())
-        course = replace(super().course(placement, fit), structure=structure)
-        return with_learned_steps(course, steps, options.step_learning_rate, options.optimizer)
+        course, options = super().course(placement, fit), self.options
+        return with_learned_steps(course, placement, options.step_learning_rate, options.optimizer)

@@ -106,9 +106,9 @@ class PDQuant(DroppingStudent):
         corrected = self.options.correction_iterations * num_images if trained else 0
         return trained * (PREDICTION_STEP if self.options.prediction_weight else 1.0) + corrected
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self, bits: Bits) -> tuple[Phase, ...]:
         """That of QDrop, with the term of the prediction."""
-        (phase,) = super().phases()
+        (phase,) = super().phases(bits)
         weight = self.options.prediction_weight
         losses: tuple[UnitLoss, ...] = (prediction_loss(weight, self._prediction),) if weight else ()
         return (replace(phase, losses=(*phase.losses, *losses)),)
@@ -130,10 +130,8 @@ class PDQuant(DroppingStudent):
         observers = {site: Observer(site.name) for site in sites}
         for site, observer in observers.items():
             state.placement.put(site, observer)
-        part, images = (
-            up_to(state.network, [unit.output]),
-            replace(state.images, pixels_NCHW=state.images.pixels_NCHW[:RANGE_IMAGES]),
-        )
+        part = up_to(state.network, [unit.output])
+        images = replace(state.images, pixels_NCHW=state.images.pixels_NCHW[:RANGE_IMAGES])
         for _, norm in images.batches():
             part(norm)
         return {site: observer.histogram() for site, observer in observers.items()}

@@ -271,8 +271,8 @@ def test_genie_m_without_its_additions_is_qdrop(teacher, pixels):
         clips_each_end = True
         activation_quantizer = QDrop.activation_quantizer
 
-        def phases(self):
-            (phase,) = super().phases()
+        def phases(self, bits):
+            (phase,) = super().phases(bits)
             groups = tuple(group for group in phase.groups if group.role != "weight step")
             return (reconstruction.replace(phase, groups=groups),)
 

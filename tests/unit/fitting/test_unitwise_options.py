@@ -68,14 +68,14 @@ def test_rounding_learns_faster_in_fewer_iterations():
     for name, published in zip(STUDENTS, (10_000, 20_000, 20_000, 20_000), strict=True):
         for iterations, factor in ((published, 1), (2 * published, 1), (published // 10, 10)):
             student = create(name, spec, {"iterations": iterations}, Runtime())
-            group = next(group for group in student.phases()[0].groups if group.role == "rounding")
+            group = next(group for group in student.phases(Bits(4, 4))[0].groups if group.role == "rounding")
             assert (group.learning_rate, group.cosine) == (pytest.approx(1e-3 * factor), False)
 
 
 def test_steps_of_finer_grids_learn_more_slowly():
     def rates(bits, **options):
         student = create("genie-m", image_spec(size=(32, 32)), options, Runtime())
-        (phase,) = student.phases_at(bits)
+        (phase,) = student.phases(bits)
         return {group.role: group.learning_rate for group in phase.groups}
 
     low, *rest = [rates(Bits(bits, 8)) for bits in (4, 2, 3)]
