@@ -14,6 +14,7 @@ from zsq.config import (
     validated,
 )
 from zsq.core.effort import Effort
+from zsq.core.processes import failing_together
 from zsq.core.progress import Reporter
 from zsq.core.seal import watched
 from zsq.core.wording import quantity
@@ -23,6 +24,7 @@ from zsq.synthesis import synthesize
 from zsq.teacher import load_teacher
 
 
+@failing_together()
 def generate(
     teacher: str | Path,
     method: str | None = None,

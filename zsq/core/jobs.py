@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
@@ -118,7 +117,6 @@ def take_part() -> None:
     told: IO[bytes] = sys.stdin.buffer
     sys.path[:] = pickle.load(told)
     rank, jobs, port = pickle.load(told)
-    warnings.simplefilter("ignore")  # the first process says the same
     processes = _member(connected(HOST, port, keeps=False), rank, jobs)
     try:
         with joined(processes), processes.job():

@@ -10,8 +10,9 @@ import itertools
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -144,9 +145,11 @@ class Processes:
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """Tell the others where the block fails, so that they end too."""
+        """Tell the others where the block fails, so that they end too. All see the same to warn of, and the
+        first alone says it."""
         try:
-            yield
+            with nullcontext() if self.first else warnings.catch_warnings(action="ignore"):
+                yield
         except ProcessesError:
             raise
         except BaseException as error:

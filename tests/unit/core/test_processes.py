@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_one_that_fails_ends_the_others():
     for act in (first.wait, first.check, lambda: list(first.taken(ITEMS)), lambda: second.agreed(None)):
         with pytest.raises(ProcessesError, match=line):
             act()
+
+
+def test_the_first_of_a_job_alone_warns(recwarn):
+    for rank in range(2):
+        with Processes(rank, 2, 2, True, HashStore()).job():
+            warnings.warn(f"of rank {rank}", stacklevel=1)
+    warnings.warn("behind the job", stacklevel=1)
+    assert [str(each.message) for each in recwarn] == ["of rank 0", "behind the job"]
 
 
 def test_alone_nothing_is_waited_for():
