@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from zsq.contract import Facts, Teacher
 from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError, UntraceableError
@@ -23,9 +22,9 @@ NEEDS: Mapping[str, Callable[[Teacher, str], object]] = {
 }
 Refusal = (NoBatchNormError, NoAttentionError, MismatchError, UntraceableError)
 
-# Named first for a teacher that has both, such as LeViT and MobileViT: `pyramid` was ahead of all others on
-# the one network that was measured (docs/transformers.md).
-FIRST_WITH_BOTH: Literal["needs_batch_norm", "needs_attention"] = "needs_batch_norm"
+# Who needs one of these is named before all others. Batch norm comes first: of teachers that have both, such
+# as LeViT and MobileViT, `pyramid` was ahead on the one that was measured (docs/transformers.md).
+NAMED_FIRST = ("needs_batch_norm", "needs_attention")
 
 
 def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Facts]) -> None:
@@ -59,13 +58,7 @@ def suited(teacher: Teacher, others: Mapping[str, Facts]) -> list[str]:
 
 def ordered(names: Sequence[str], others: Mapping[str, Facts]) -> list[str]:
     """First those that read what a teacher stores of its images: batch norm statistics or attention."""
-    second = "needs_attention" if FIRST_WITH_BOTH == "needs_batch_norm" else "needs_batch_norm"
-    ranks = {name: _rank(others[name], (FIRST_WITH_BOTH, second)) for name in names}
-    return sorted(names, key=ranks.__getitem__)
-
-
-def _rank(facts: Facts, needs: tuple[str, ...]) -> int:
-    return next((rank for rank, need in enumerate(needs) if getattr(facts, need)), len(needs))
+    return sorted(names, key=lambda name: [not getattr(others[name], need) for need in NAMED_FIRST])
 
 
 def refusals(teacher: Teacher, others: Mapping[str, Facts]) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ from torch import nn
 from toys import as_detector, make_teacher, with_attention, without_bn
 
 from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError
-from zsq.engine.suitability import FIRST_WITH_BOTH, suited, suits
+from zsq.engine.suitability import suited, suits
 from zsq.generators import METHODS, require
 
 
@@ -68,7 +68,6 @@ def test_methods_that_read_attention_are_named_first_where_there_is_no_batch_nor
 def test_of_a_teacher_with_both_one_family_is_named_first():
     facts = {name: cls.facts for name, cls in METHODS.items()}
     names = suited(with_attention(make_teacher()), facts)
-    assert FIRST_WITH_BOTH == "needs_batch_norm"
     assert names.index("dgh") < names.index("psaq") < names.index("noise")
 
 
