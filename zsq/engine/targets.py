@@ -33,16 +33,19 @@ def shuffled_labels(group: Group, num_classes: int) -> Tensor:
 
 def with_confidence(targets_NK: Tensor, low: float, generator: torch.Generator) -> Tensor:
     """One-hot rows whose 1 becomes t ~ U(low, 1); the other classes share the rest."""
-    kept_N1 = low + (1 - low) * torch.rand(len(targets_NK), 1, generator=generator)
-    return targets_NK * kept_N1 + (1 - targets_NK) * (1 - kept_N1) / max(1, targets_NK.shape[1] - 1)
+    return _shared(targets_NK, low + (1 - low) * torch.rand(len(targets_NK), generator=generator))
 
 
 def softened(targets_NK: Tensor, low: float, generator: torch.Generator) -> Tensor:
     """One-hot rows whose 1 becomes t ~ U(low, 1) at even odds; the other classes share the rest."""
-    count, num_classes = targets_NK.shape
-    drawn = low + (1 - low) * torch.rand(count, generator=generator)
-    kept = torch.where(torch.rand(count, generator=generator) < 0.5, drawn, 1.0)[:, None]
-    return targets_NK * kept + (1 - targets_NK) * (1 - kept) / max(1, num_classes - 1)
+    drawn_N = low + (1 - low) * torch.rand(len(targets_NK), generator=generator)
+    is_soft_N = torch.rand(len(targets_NK), generator=generator) < 0.5
+    return _shared(targets_NK, torch.where(is_soft_N, drawn_N, 1.0))
+
+
+def _shared(targets_NK: Tensor, kept_N: Tensor) -> Tensor:
+    kept_N1 = kept_N[:, None]
+    return targets_NK * kept_N1 + (1 - targets_NK) * (1 - kept_N1) / max(1, targets_NK.shape[1] - 1)
 
 
 def class_count(teacher: Teacher, owner: str) -> int:
