@@ -32,7 +32,7 @@ Quantize = Callable[[nn.Module, ImageSpec, Images, Bits], Predict]
 
 def example(spec: ImageSpec) -> Tensor:
     """Two empty inputs: with one, exporters would fix the batch."""
-    return torch.zeros(2, spec.channels, *(spec.input_size or spec.size))
+    return torch.zeros(2, spec.channels, *spec.network_size)
 
 
 def onnx_file(network: nn.Module, spec: ImageSpec, folder: str) -> str:

@@ -123,7 +123,7 @@ def suited(teacher: Teacher) -> dict[str, str | None]:
 def default_effort(spec: ImageSpec) -> Effort:
     """`standard` for networks that take 64 px or more, where published lengths take hours; else
     `published`."""
-    return "standard" if max(spec.input_size or spec.size) >= EFFORT_SIZE else "published"
+    return "standard" if max(spec.network_size) >= EFFORT_SIZE else "published"
 
 
 def effort_iterations(cls: type[Generator], spec: ImageSpec, effort: Effort) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,7 @@ from zsq.engine.memories import ClassCentroids, FreshNoise, class_alignment
 from zsq.engine.objectives import TeacherPass, Term
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count
-from zsq.engine.views import ResizedCrop
-
-Share = Annotated[float, Field(gt=0, le=1)]
+from zsq.engine.views import CropScale, random_crops
 
 NOISE = (0.5, 1.0)  # standard deviations of the noise on a class's mean and std, as in paper and code
 
@@ -39,7 +37,7 @@ class ClusterQOptions(AmortisedOptions):
     warmup: int = scales_with_iterations(2_000, ge=0)
     over: Literal["mean", "sum"] = "mean"
     centroids: Literal["classes", "code"] = "classes"
-    crop_scale: tuple[Share, Share] = (0.8, 1.0)
+    crop_scale: CropScale = (0.8, 1.0)
     crop_probability: float = Field(0.5, ge=0, le=1)
 
     @classmethod
@@ -74,10 +72,7 @@ class ClusterQ(AmortisedMethod):
         """GDFQ's terms, clusters and diversity; centroids and noise change between steps."""
         o, device = self.options, self.runtime.device
         tapped = TappedTeacher(self.teacher, self.name)
-        crops = (
-            ResizedCrop(o.crop_scale, flip=not self.teacher.spec.is_signal, probability=o.crop_probability),
-        )
-        stages = [Stage(o.iterations, crops if o.crop_probability else ())]
+        stages = [Stage(o.iterations, random_crops(self.teacher.spec, o.crop_scale, o.crop_probability))]
         widths = layer_widths(tapped)
         deep = first_deep_layer(len(widths))
         if o.centroids == "code":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -23,14 +23,12 @@ from zsq.engine.objectives import (
     total_variation_l2,
 )
 from zsq.engine.parameterise import Pixels
-from zsq.engine.schedules import Cosine, Schedule
+from zsq.engine.schedules import Betas, Cosine, Schedule
 from zsq.engine.sizes import takes_halves
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import balanced_labels, class_count
 from zsq.engine.views import Flip, Halve, Roll, View
 from zsq.plan import Group
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DeepInversionOptions(Options):
@@ -39,7 +37,7 @@ class DeepInversionOptions(Options):
     iterations: int = Field(2000, ge=1)
     low_resolution_iterations: int = scales_with_iterations(0, ge=0)
     learning_rate: float = Field(0.1, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     cosine: bool = False
     warmup: int = scales_with_iterations(0, ge=0)
     bn_weight: float = Field(10.0, ge=0)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.effort import Curve
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, WithInput
 from zsq.engine.objectives import Term, output_range, set_gap
@@ -36,8 +36,7 @@ class DGHOptions(PlateauOptions):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The margin in proportion for images below 224 px: 5 at 32 px. Signals are not flipped."""
-        shortest = min((side for side in spec.size if side > 1), default=1)
-        return {"margin": min(32, round(shortest / 7)), "flip": not spec.is_signal}
+        return {"margin": min(32, round(shortest_side(spec.size) / 7)), "flip": not spec.is_signal}
 
 
 class DGH(Generator):

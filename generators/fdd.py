@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.core.options import scales_with_iterations
 from zsq.engine.attention import AttentionTeacher
 from zsq.engine.invert import Inversion, Stage
@@ -37,8 +37,7 @@ class FDDOptions(EntropyOptions):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The shift is .15 of the image. Signals are not flipped."""
-        shortest = min((side for side in spec.size if side > 1), default=1)
-        return {"jitter": int(0.15 * shortest), "flip": not spec.is_signal}
+        return {"jitter": int(0.15 * shortest_side(spec.size)), "flip": not spec.is_signal}
 
 
 def lengths(iterations: int) -> list[tuple[int, int]]:

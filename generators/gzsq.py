@@ -67,13 +67,8 @@ class GZSQ(InversionMethod):
     def inversion(self, batch: int) -> Inversion:
         """The paper's objective on pixels."""
         o = self.options
-        pixels = Pixels(
-            self.teacher.spec,
-            batch,
-            self.runtime.device,
-            o.learning_rate,
-            schedule=o.schedule,
-        )
+        device = self.runtime.device
+        pixels = Pixels(self.teacher.spec, batch, device, o.learning_rate, schedule=o.schedule)
         terms = [
             Term("features", 1.0, lambda forward: mean_zscore(forward.layers)),
             Term("input", o.input_weight, lambda forward: mean_zscore([input_sums(forward.viewed_NCHW)])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -20,10 +20,8 @@ from zsq.engine.parameterise import Pixels
 from zsq.engine.schedules import Iterations, Patience, PlateauOptions, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count, softened, uniform_labels
-from zsq.engine.views import ResizedCrop
+from zsq.engine.views import CropScale, random_crops
 from zsq.plan import Group
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class IntraQOptions(PlateauOptions):
@@ -41,7 +39,7 @@ class IntraQOptions(PlateauOptions):
     epsilon: float = Field(0.95, gt=0.5, le=1)
     lower: float = Field(0.05, ge=0, le=2)
     upper: float = Field(0.8, ge=0, le=2)
-    crop_scale: tuple[Share, Share] = (0.5, 1.0)
+    crop_scale: CropScale = (0.5, 1.0)
     crop_probability: float = Field(0.5, ge=0, le=1)
 
     @classmethod
@@ -106,13 +104,8 @@ class IntraQ(InversionMethod):
     def inversion(self, batch: int) -> Inversion:
         """The paper's objective on pixels."""
         o = self.options
-        pixels = Pixels(
-            self.teacher.spec,
-            batch,
-            self.runtime.device,
-            o.learning_rate,
-            schedule=o.schedule,
-        )
+        device = self.runtime.device
+        pixels = Pixels(self.teacher.spec, batch, device, o.learning_rate, schedule=o.schedule)
         alignment = Alignment("batch", moment="var", over_layers="mean")
         unbounded = o.lower == 0 and o.upper == 2
         terms = [
@@ -124,8 +117,5 @@ class IntraQ(InversionMethod):
             ),
             Term("inception", o.inception_weight, soft_inception),
         ]
-        views = (
-            ResizedCrop(o.crop_scale, flip=not self.teacher.spec.is_signal, probability=o.crop_probability),
-        )
-        stages = [Stage(o.iterations, views if o.crop_probability else ())]
-        return Inversion(self.tapped, pixels, terms, stages, self.runtime, self.features)
+        stage = Stage(o.iterations, random_crops(self.teacher.spec, o.crop_scale, o.crop_probability))
+        return Inversion(self.tapped, pixels, terms, [stage], self.runtime, self.features)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.core.options import Options
 from zsq.engine.attention import AttentionTeacher
 from zsq.engine.heads import head_distance
@@ -41,8 +41,7 @@ class MimiQOptions(Options):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The shift in proportion to the image: 2 at 32 px."""
-        shortest = min((side for side in spec.size if side > 1), default=1)
-        return {"jitter": round(16 * shortest / 224)}
+        return {"jitter": round(16 * shortest_side(spec.size) / 224)}
 
 
 class MimiQ(InversionMethod):

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
 from zsq.core.effort import Curve
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.core.options import Options
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, WithInput
 from zsq.engine.objectives import Term, confidence_shortfall, relative_set_gap, set_gap
 from zsq.engine.pyramid import Pyramid
-from zsq.engine.schedules import Cosine, Iterations, Rate
+from zsq.engine.schedules import Betas, Cosine, Iterations, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import shuffled_labels, with_confidence
 from zsq.engine.views import Blur, Clip, Flip, RandomCrop, View, centres, with_margin
 from zsq.plan import Group
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PyramidOptions(Options):
@@ -36,7 +33,7 @@ class PyramidOptions(Options):
 
     iterations: Iterations = 100
     learning_rate: Rate = 0.1
-    betas: tuple[Beta, Beta] = (0.8, 0.95)
+    betas: Betas = (0.8, 0.95)
     levels: int | None = Field(None, ge=1)
     relative: bool = True
     std_weight: float = Field(1.0, ge=0)
@@ -92,8 +89,7 @@ class PyramidMethod(Generator):
 
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
-        margin = round(o.margin_share * min((side for side in spec.size if side > 1), default=0))
-        wide = with_margin(spec, margin)
+        wide = with_margin(spec, round(o.margin_share * shortest_side(spec.size)))
         gap = relative_set_gap if o.relative else partial(set_gap, Alignment("set"))
         terms = [Term("mean", 1.0, gap(0)), Term("std", o.std_weight, gap(1))]
         if self.teacher.num_classes is not None:

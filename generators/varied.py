@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from zsq.contract import Facts, Generator, StepLog, SyntheticBatch
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.core.options import Options
 from zsq.engine.invert import warn_of_idle_terms
 from zsq.engine.joint import JointInversion, WithInput
 from zsq.engine.objectives import Term, set_gap
 from zsq.engine.parameterise import Pixels
-from zsq.engine.schedules import Cosine, Iterations, Rate
+from zsq.engine.schedules import Betas, Cosine, Iterations, Rate
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.textures import EXPONENTS, LEAVES, TEXTURE, dead_leaves, lit
 from zsq.engine.views import Clip, Flip, RandomCrop, centres, with_margin
 from zsq.plan import Group
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class VariedOptions(Options):
@@ -34,7 +31,7 @@ class VariedOptions(Options):
 
     iterations: Iterations = 100
     learning_rate: Rate = 0.05
-    betas: tuple[Beta, Beta] = (0.8, 0.95)
+    betas: Betas = (0.8, 0.95)
     std_weight: float = Field(10.0, ge=0)
     light: float = Field(0.3, ge=0, lt=1)
     contrast: float = Field(0.35, ge=0, le=2)
@@ -77,8 +74,7 @@ class Varied(Generator):
 
     def _inversion(self) -> JointInversion:
         o, spec, device = self.options, self.teacher.spec, self.runtime.device
-        margin = round(o.margin_share * min((side for side in spec.size if side > 1), default=0))
-        wide = with_margin(spec, margin)
+        wide = with_margin(spec, round(o.margin_share * shortest_side(spec.size)))
         alignment = Alignment("set")
         terms = [
             Term("mean", 1.0, set_gap(alignment, 0)),

@@ -72,7 +72,7 @@ class CalibrationImages(Dataset[tuple[Tensor, int]]):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """(C, H, W), or (C, L), of the network's input."""
-        return (self.spec.channels, *(self.spec.input_size or self.spec.size))
+        return (self.spec.channels, *self.spec.network_size)
 
 
 class Batches(Sequence[Tensor]):

@@ -70,6 +70,11 @@ def check_moments(mean: Sequence[float], std: Sequence[float]) -> None:
                 raise ValueError(units + (hint if abs(value) <= 255 * largest else ""))
 
 
+def shortest_side(size: Sequence[int]) -> int:
+    """Of (height, width) or (length,), not counting sides of one pixel; 1 where there is no other."""
+    return min((side for side in size if side > 1), default=1)
+
+
 class ImageSpec(Record):
     """Immutable description of a teacher's images; `size` and `input_size` are (height, width), of signals
     (length,).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,12 +22,10 @@ from zsq.engine.invert import Inversion, Stage, warn_of_idle_terms
 from zsq.engine.latent import allocated
 from zsq.engine.objectives import Term, bn_alignment, cross_entropy
 from zsq.engine.parameterise import ParameterGroup, Parameterisation
-from zsq.engine.schedules import exponential
+from zsq.engine.schedules import Betas, exponential
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.engine.targets import class_count
 from zsq.plan import Group
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AmortisedOptions(Options):
@@ -39,7 +37,7 @@ class AmortisedOptions(Options):
     iterations: int = Field(80_000, ge=1)
     training_batch: int = follows_batch(200, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[Beta, Beta] = (0.5, 0.999)
+    betas: Betas = (0.5, 0.999)
     decay: float = Field(0.1, gt=0, le=1)
     decay_every: int = scales_with_iterations(20_000, ge=1)
     ce_weight: float = Field(1.0, ge=0)

@@ -157,7 +157,7 @@ class AttentionTeacher(nn.Module):
         _tap(self.network, returned, found, ("weights", "outputs"))
         two = blank(self.network, self.spec).expand(2, *self.spec.shape)
         _, taps = self.network(self.spec.standard_to_norm(two))
-        size = self.spec.input_size or self.spec.size
+        size = self.spec.network_size
         blocks = [_block(each, tap, len(two), size) for each, tap in zip(found, taps, strict=True)]
         kept = [index for index, block in enumerate(blocks) if block.queries.places > 1]
         self._attentions = [found[index] for index in kept]

@@ -57,7 +57,7 @@ class WithInput:
         self.names = ["input", *tapped.names]
 
     def __call__(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
-        """PerImage and statistics."""
+        """As `Tapped`."""
         outputs, layers = self.tapped(standard_NCHW)
         return outputs, [input_sums(standard_NCHW), *layers]
 

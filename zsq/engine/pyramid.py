@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.engine.parameterise import ParameterGroup, Parameterisation
 from zsq.engine.schedules import MakeSchedule, Schedule
 
@@ -20,8 +20,7 @@ def pyramid_sides(size: Sequence[int], most: int | None = None) -> list[tuple[in
     """Sides of the maps for images of this `size`, (height, width) or (length,), the finest first: each half
     of the one before, rounded up, while the shortest side keeps `COARSEST` pixels, and `most` maps at most.
     A side of one pixel stays."""
-    shortest = min((side for side in size if side > 1), default=1)
-    levels = max(1, int(math.log2(max(1, shortest / COARSEST))) + 1)
+    levels = max(1, int(math.log2(max(1, shortest_side(size) / COARSEST))) + 1)
     return [tuple(-(-side // 2**level) for side in size) for level in range(min(levels, most or levels))]
 
 

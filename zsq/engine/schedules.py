@@ -16,6 +16,9 @@ Iterations = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Patience = Annotated[int, scales_with_iterations(ge=0)]
 Factor = Annotated[float, Field(gt=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# Of Adam.
+Betas = tuple[Beta, Beta]
 
 
 class Schedule:

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from zsq.core.imagespec import ImageSpec
+from zsq.core.imagespec import ImageSpec, shortest_side
 from zsq.core.options import Options, scales_with_iterations
 from zsq.engine.heads import VariationTarget, gaussian_entropy, kernel_entropy, patch_entropy
 from zsq.engine.invert import InversionMethod, Stage
 from zsq.engine.objectives import TeacherPass, Term, cross_entropy
 from zsq.engine.parameterise import Pixels
-from zsq.engine.schedules import Cosine, Iterations, Rate
+from zsq.engine.schedules import Betas, Cosine, Iterations, Rate
 from zsq.engine.targets import class_count, uniform_labels
 from zsq.engine.views import Flip, Roll, View
 from zsq.plan import Group
@@ -25,9 +25,6 @@ DEVIATIONS = (
     "the shifts along both axes are drawn separately",
     "the total variation aimed at follows batch and image size",
 )
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class VariedOptions(Options):
@@ -39,7 +36,7 @@ class VariedOptions(Options):
 
     iterations: Iterations = 1000
     learning_rate: Rate = 0.2
-    betas: tuple[Beta, Beta] = (0.5, 0.9)
+    betas: Betas = (0.5, 0.9)
     warmup: int = scales_with_iterations(100, ge=0)
     ce_weight: float = Field(1.0, ge=0)
     tv_weight: float = Field(0.05, ge=0)
@@ -50,8 +47,7 @@ class VariedOptions(Options):
     @classmethod
     def published(cls, spec: ImageSpec) -> dict[str, Any]:
         """The shift in proportion to the image: 4 at 32 px. Signals are not flipped."""
-        shortest = min((side for side in spec.size if side > 1), default=1)
-        return {"jitter": round(30 * shortest / 224), "flip": not spec.is_signal}
+        return {"jitter": round(30 * shortest_side(spec.size) / 224), "flip": not spec.is_signal}
 
 
 class EntropyOptions(VariedOptions):

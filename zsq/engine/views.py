@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import kornia
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from zsq.core.imagespec import ImageSpec
+
+Share = Annotated[float, Field(gt=0, le=1)]
+# Smallest and largest share of an image's area.
+CropScale = tuple[Share, Share]
 
 
 class View(Protocol):
@@ -180,6 +185,11 @@ class ResizedCrop:
         if min(height, width) == 1:
             return _resampled(_as_maps(images_NCHW), draw).view_as(images_NCHW)
         return kornia.geometry.transform.crop_and_resize(images_NCHW, draw, (height, width))
+
+
+def random_crops(spec: ImageSpec, scale: CropScale, probability: float) -> tuple[View, ...]:
+    """`ResizedCrop`, mirrored but for signals; no view where the probability is 0."""
+    return (ResizedCrop(scale, not spec.is_signal, probability),) if probability else ()
 
 
 def _resampled(strips_NCHW: Tensor, corners_N42: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def estimated(teacher: Teacher, rules: Rules, owner: str) -> tuple[nn.Module, di
 @torch.no_grad()
 def _moments(network: fx.GraphModule, spec: ImageSpec, rules: Rules) -> dict[str, Moments]:
     # Where the teacher resizes, each pixel that the network takes counts as N(0, 1) in standard space.
-    seen = spec.model_copy(update={"size": spec.input_size or spec.size, "input_size": None})
+    seen = spec.model_copy(update={"size": spec.network_size, "input_size": None})
     zeros = torch.zeros(1, *seen.shape, dtype=torch.float64)
     mean = seen.standard_to_norm(zeros)
     walk = MomentWalk(network, rules)

@@ -64,7 +64,7 @@ class UnitwiseOptions(Options):
     @classmethod
     def ours(cls, spec: ImageSpec) -> dict[str, Any]:
         """A tenth of the published iterations for networks that take small images."""
-        small = max(spec.input_size or spec.size) <= SMALL_IMAGE
+        small = max(spec.network_size) <= SMALL_IMAGE
         return {"iterations": SMALL_INPUT_ITERATIONS} if small else {}
 
 

@@ -94,7 +94,7 @@ TABLE = (
 
 def longest_side(teacher: Teacher) -> int:
     """Of the images that the network takes, in pixels."""
-    return max(teacher.spec.input_size or teacher.spec.size)
+    return max(teacher.spec.network_size)
 
 
 def choose(teacher: Teacher, bits: Bits = USUAL_BITS) -> Defaults:

@@ -143,7 +143,7 @@ class TeacherCard(Record):
             return Detect(**named, num_classes=count, labels=labels).settled(outputs)
         if self.task != "image":
             return kind(**given)
-        height, width = (self.image.input_size or self.image.size)[-2:]
+        height, width = self.image.network_size[-2:]
         scale = outputs.shape[2] // height if outputs.shape[2] * width == outputs.shape[3] * height else 1
         if scale > 1:
             own = {"border": scale} | ({"psnr_on": "y"} if outputs.shape[1] == 3 else {})
