@@ -16,7 +16,7 @@ from zsq.engine.attention import AttentionTeacher
 from zsq.engine.invert import Inversion, Stage
 from zsq.engine.memories import on_images
 from zsq.engine.objectives import TeacherPass, Term, cross_entropy
-from zsq.engine.varied import DEVIATIONS, EntropyOptions, Varied
+from zsq.engine.variation import DEVIATIONS, EntropyOptions, VariationMethod
 from zsq.engine.views import BandFilter, Clip
 
 # Of each stage: outer radius of the low pass, then outer and inner radius of the band.
@@ -54,7 +54,7 @@ def low_to_band(forward: TeacherPass) -> Tensor:
     return F.kl_div(band.log_softmax(1), wanted, reduction="batchmean", log_target=True)
 
 
-class FDD(Varied):
+class FDD(VariationMethod):
     """Pixels; in each stage low frequencies, then a band of them, as PSAQ-ViT; both should be seen alike."""
 
     name = "fdd"
@@ -92,7 +92,7 @@ class FDD(Varied):
         ]
         return Inversion(
             tapped,
-            self.varied_pixels(batch),
+            self.pixels(batch),
             [*low, kl],
             self._stages(tuple(low), tuple(band)),
             self.runtime,

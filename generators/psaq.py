@@ -6,10 +6,10 @@ from zsq.contract import Facts
 from zsq.engine.attention import AttentionTeacher
 from zsq.engine.invert import Inversion
 from zsq.engine.objectives import Term
-from zsq.engine.varied import DEVIATIONS, EntropyOptions, Varied
+from zsq.engine.variation import DEVIATIONS, EntropyOptions, VariationMethod
 
 
-class PSAQ(Varied):
+class PSAQ(VariationMethod):
     """Pixels; entropy of the similarities of patches, class targets, a total variation to reach."""
 
     name = "psaq"
@@ -34,7 +34,7 @@ class PSAQ(Varied):
         terms = self.terms(variation, Term("pse", o.entropy_weight, o.patch_entropy()))
         return Inversion(
             tapped,
-            self.varied_pixels(batch),
+            self.pixels(batch),
             terms,
             self.phases(),
             self.runtime,

@@ -18,14 +18,14 @@ from zsq.engine.invert import Inversion, Stage
 from zsq.engine.memories import on_images
 from zsq.engine.objectives import TeacherPass, Term
 from zsq.engine.targets import class_count
-from zsq.engine.varied import DEVIATIONS, Varied, VariedOptions
+from zsq.engine.variation import DEVIATIONS, VariationMethod, VariationOptions
 from zsq.engine.views import PatchZoom
 from zsq.plan import Group
 
 QUARTERS = 4
 
 
-class SARDFQOptions(VariedOptions):
+class SARDFQOptions(VariationOptions):
     """What is published, and PSAQ-ViT's where nothing is; `prior_weight` is ours, of the published range 1 to
     100,000 that is searched for each network; docs/research-log.md says what was tried.
 
@@ -79,7 +79,7 @@ class Patches:
         return F.cross_entropy(forward.logits_NK, targets)
 
 
-class SARDFQ(Varied):
+class SARDFQ(VariationMethod):
     """Pixels; attention close to random maps, patches that show other classes, soft targets, TV."""
 
     name = "sardfq"
@@ -140,7 +140,7 @@ class SARDFQ(Varied):
         ]
         return Inversion(
             tapped,
-            self.varied_pixels(batch),
+            self.pixels(batch),
             terms,
             [Stage(o.iterations, (PatchZoom(patches.quarters), *self.moved(o.jitter)), passes=2)],
             self.runtime,

@@ -27,7 +27,7 @@ DEVIATIONS = (
 )
 
 
-class VariedOptions(Options):
+class VariationOptions(Options):
     """Constants of PSAQ-ViT's public code but for its entropy, published for 224 px.
 
     variation: range of the total variation that 32 images should have. jitter: largest shift of the second
@@ -50,7 +50,7 @@ class VariedOptions(Options):
         return {"jitter": round(30 * shortest_side(spec.size) / 224), "flip": not spec.is_signal}
 
 
-class EntropyOptions(VariedOptions):
+class EntropyOptions(VariationOptions):
     """`entropy`: of the kernel density as published, or of a Gaussian of the same variance, which has a
     gradient everywhere (MaskAQ, arXiv 2606.04373)."""
 
@@ -66,8 +66,8 @@ class EntropyOptions(VariedOptions):
         return patch_entropy(partial(kernel_entropy, bandwidth=self.bandwidth, points=self.points))
 
 
-class Varied(InversionMethod):
-    """A method whose options are `VariedOptions`."""
+class VariationMethod(InversionMethod):
+    """A method whose options are `VariationOptions`."""
 
     @classmethod
     def default_batch(cls, spec: ImageSpec) -> int:
@@ -78,7 +78,7 @@ class Varied(InversionMethod):
         """Random classes."""
         return uniform_labels(group, class_count(self.teacher, self.name))
 
-    def varied_pixels(self, batch: int) -> Pixels:
+    def pixels(self, batch: int) -> Pixels:
         """Adam with a cosine for each phase."""
         o, spec = self.options, self.teacher.spec
         schedule = partial(Cosine, warmup=o.warmup)
