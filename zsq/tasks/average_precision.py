@@ -72,12 +72,6 @@ def average_precision(matches: Mapping[int, Matches], weights_RN: np.ndarray | N
         return np.where(known, per_class, 0).sum(0) / known.sum(0)
 
 
-def draw_weights(num_images: int, draws: int, seed: int) -> np.ndarray:
-    """How often each image is in each of `draws` bootstrap samples of the images, (R, N)."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=draws)
-
-
 def _arrays(image: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     arrays = {name: rows.detach().cpu().numpy() for name, rows in image.items()}
     return (

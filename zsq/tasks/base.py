@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from zsq.core.boxes import Target
 from zsq.tasks.nesting import Outputs
 from zsq.tasks.sqnr import SignalToNoise
+
+BOOTSTRAP_DRAWS = 1000
 
 
 class Truth(Protocol):
@@ -35,7 +38,7 @@ class Scores:
     """What one network measures: shares in points, ratios in dB.
 
     Attributes:
-        metrics: name -> value, the task's lead first; what cannot be measured is left out.
+        metrics: name -> value, first the one that tables show first; what cannot be measured is left out.
         replicates: each metric in every bootstrap draw, where the task makes some. The draws are the same for
             all students that are scored on the same images.
         roc: of embeddings, TAR at each of `zsq.tasks.verification.ROC_FARS`.
@@ -84,8 +87,7 @@ class Task(ABC):
     Attributes:
         name: in cards, records and on the command line.
         wants: the network's output in words, for messages.
-        lead: the metric that tables show first; `quality` is the one that a teacher alone has on labelled
-            images, None where there is none.
+        quality: the metric that a teacher alone has on labelled images, None where there is none.
         size_key: the card's field that says how many channels the output has, None where it need not.
         counted: what the channels of the output are.
         has_classes: outputs are logits of one class per image.
@@ -96,7 +98,6 @@ class Task(ABC):
 
     name: ClassVar[str]
     wants: ClassVar[str]
-    lead: ClassVar[str]
     quality: ClassVar[str | None] = None
     size_key: ClassVar[str | None] = None
     counted: ClassVar[str] = "channels"
@@ -129,3 +130,9 @@ class Task(ABC):
     def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Distance of a batch of a student's outputs from its teacher's, a scalar to minimise."""
         raise NotImplementedError(f"task {self.name} has no loss")
+
+
+def draw_weights(num_images: int, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each image is in each of `draws` bootstrap samples of the images, (R, N)."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=draws)

@@ -30,7 +30,6 @@ class Classify(Labelled):
 
     name: ClassVar[str] = "classify"
     wants: ClassVar[str] = "(N, K) logits"
-    lead: ClassVar[str] = "accuracy"
     size_key: ClassVar[str | None] = "num_classes"
     counted: ClassVar[str] = "classes"
     has_classes: ClassVar[bool] = True

@@ -17,8 +17,8 @@ from torch import Tensor
 from zsq.core.boxes import Target
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.wording import quantity
-from zsq.tasks.average_precision import average_precision, draw_weights, match
-from zsq.tasks.base import Meter, Scores, Task, Truth
+from zsq.tasks.average_precision import average_precision, match
+from zsq.tasks.base import Meter, Scores, Task, Truth, draw_weights
 from zsq.tasks.nesting import Outputs, named_tensors
 
 Decode = Callable[[Outputs], Sequence[Any]]
@@ -29,7 +29,6 @@ DetectorLoss = Callable[[Outputs, list[Target]], Any]
 PSEUDO_TRUTH = {"agreement_ap": 0.5, "agreement_ap25": 0.25}
 MIN_SCORE = 0.001
 MAX_BOXES = 100  # of an image
-BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 1000, 0
 # Names that fill a list of classes where there is none; torchvision's lists of COCO have both.
 NO_CLASSES = frozenset({"N/A", "__background__"})
 
@@ -61,13 +60,8 @@ class Detect(Task):
     labels: tuple[int, ...] | None = None
 
     @property
-    def lead(self) -> str:  # type: ignore[override]
-        """Agreement needs boxes."""
-        return "sqnr" if self.decode is None else "agreement_ap"
-
-    @property
     def quality(self) -> str | None:  # type: ignore[override]
-        """So does precision."""
+        """Precision needs boxes."""
         return None if self.decode is None else "map"
 
     def suits(self, outputs: Outputs) -> bool:
@@ -208,7 +202,7 @@ def _precisions(found: list[Target], truth: list[Target]) -> tuple[dict[str, flo
     a true box."""
     matches = match(found, truth)
     row = 100 * average_precision(matches)[0]
-    weights = draw_weights(len(found), BOOTSTRAP_DRAWS, BOOTSTRAP_SEED)
+    weights = draw_weights(len(found))
     draws = 100 * average_precision(matches, weights).mean(1)
     values = {"map": row.mean(), "map50": row[0], "map75": row[5]}
     return {name: float(value) for name, value in values.items()}, draws[~np.isnan(draws)].round(4).tolist()

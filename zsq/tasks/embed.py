@@ -19,7 +19,6 @@ class Embed(Labelled):
 
     name: ClassVar[str] = "embed"
     wants: ClassVar[str] = "(N, D) embeddings"
-    lead: ClassVar[str] = "cosine"
     size_key: ClassVar[str | None] = "embedding_size"
     counted: ClassVar[str] = "numbers of an embedding"
     labels_are: ClassVar[str] = "identities"

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.wording import quantity
-from zsq.tasks.average_precision import draw_weights
-from zsq.tasks.base import Meter, Scores, Task, Truth
+from zsq.tasks.base import Meter, Scores, Task, Truth, draw_weights
 
-BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 1000, 0
 # Of 8-bit images; equal ones have no error at all.
 LARGEST_PSNR = 100.0
 # ITU-R BT.601, of R, G and B 0..255: luma 16..235, rounded as papers do that convert 8-bit images.
@@ -34,7 +32,6 @@ class Image(Task):
 
     name: ClassVar[str] = "image"
     wants: ClassVar[str] = "(N, C, H, W) images"
-    lead: ClassVar[str] = "psnr"
     quality: ClassVar[str | None] = "psnr"
     trains: ClassVar[bool] = True
 
@@ -120,7 +117,7 @@ class _Fidelity(Meter):
         """Means over images, and over those of every bootstrap draw."""
         values = {name: torch.cat(parts).numpy() for name, parts in self.values.items()}
         count = len(next(iter(values.values())))
-        shares_RN = draw_weights(count, BOOTSTRAP_DRAWS, BOOTSTRAP_SEED) / count
+        shares_RN = draw_weights(count) / count
         return Scores(
             {name: float(values_N.mean()) for name, values_N in values.items()},
             {name: (shares_RN @ values_N).round(4).tolist() for name, values_N in values.items()},

@@ -15,7 +15,6 @@ class Other(Task):
 
     name: ClassVar[str] = "other"
     wants: ClassVar[str] = "tensors"
-    lead: ClassVar[str] = "sqnr"
     needs_truth: ClassVar[bool] = False
 
     def suits(self, outputs: Outputs) -> bool:

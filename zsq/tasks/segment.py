@@ -23,7 +23,6 @@ class Segment(Task):
 
     name: ClassVar[str] = "segment"
     wants: ClassVar[str] = "(N, K, H, W) logits"
-    lead: ClassVar[str] = "miou"
     size_key: ClassVar[str | None] = "num_classes"
     counted: ClassVar[str] = "classes"
     quality: ClassVar[str | None] = "miou"

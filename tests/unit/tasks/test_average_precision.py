@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zsq.tasks import average_precision as average_precisions
-from zsq.tasks.average_precision import THRESHOLDS, average_precision, draw_weights, match
+from zsq.tasks.average_precision import THRESHOLDS, average_precision, match
+from zsq.tasks.base import draw_weights
 
 
 def image(*rows, **more):

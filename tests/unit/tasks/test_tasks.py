@@ -46,7 +46,6 @@ def test_every_task_has_the_ratio_and_equal_outputs_have_no_noise(task):
     assert same["sqnr"] == same["sqnr_centred"] == 150.0
     found = scored(TASKS[task](), outputs + 0.1, outputs)
     assert found["sqnr"] == pytest.approx(10 * math.log10(outputs.square().mean() / 0.01), abs=1e-3)
-    assert TASKS[task]().lead in {*same, "accuracy", "psnr", "miou"}
 
 
 def test_centred_ratio_takes_no_signal_from_what_all_images_share():

@@ -87,7 +87,7 @@ def load(tmp_path):
 
 def test_each_function_is_optional(load):
     plain = load("").task
-    assert plain == Detect() and plain.lead == "sqnr"
+    assert plain == Detect()
     assert load("num_classes = 3").task == Detect(num_classes=3, labels=(0, 1, 2))
     decoding = load('decode = "my_detector:decode"').task
     assert decoding.decode is not None and decoding.dense is None and decoding.num_classes is None
