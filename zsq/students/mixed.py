@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from zsq.contract import Facts, Fit, FittedStudent, Student, Teacher
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
@@ -17,12 +17,10 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.fitting.cost_table import read_costs
 from zsq.fitting.haq import Search, features_of
-from zsq.fitting.losses import distillation
 from zsq.fitting.mixing import Budget, Costs, Rounded, drawn, greedy, harm_of, parts_of
 from zsq.fitting.starts import named_options
 from zsq.fitting.trained import FORWARD_STEP
 from zsq.placement.sites import Placement, place
-from zsq.tasks import Task
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
 
 # Students that cannot be inside, and why.
@@ -193,7 +191,7 @@ class Mixed(Student):
             found = f"least={self.options.least} at {fit.bits.uniform} with student mixed"
             raise OptionError(found, f"least={min(asked)} or less: nothing narrower than the budget is left")
         task = fit.teacher.task
-        if self.options.search in ("greedy", "haq") and not (task.has_classes or task.trains):
+        if self.options.search in ("greedy", "haq") and not task.trains:
             found = f"search={self.options.search} for teacher {fit.teacher.name} of task '{task.name}'"
             raise MismatchError(found, "a task with a loss", "use search=uniform")
 
@@ -229,7 +227,7 @@ class Mixed(Student):
             policy = drawn(costs, choices, start, limit, torch_generator(fit.seed, 0, "mixed policy"))
         else:
             pixels = fit.pixels_NCHW[: options.images]
-            rounded = Rounded(placement, teacher.spec, pixels, device, _divergence(teacher.task))
+            rounded = Rounded(placement, teacher.spec, pixels, device, teacher.task.loss)
             if options.search == "greedy":
                 policy = greedy(costs, harm_of(rounded, choices), start, limit)
             else:
@@ -253,12 +251,3 @@ class Mixed(Student):
             and widths[0][site.name] == widths[1][site.name]
             and site.name not in fit.bits.rows
         ]
-
-
-def _divergence(task: Task) -> Any:
-    """KL of classes from the teacher's, the task's loss of others."""
-
-    def of_classes(student: Tensor, teacher: Tensor) -> Tensor:
-        return distillation(student, teacher, 1.0)
-
-    return of_classes if task.has_classes else task.loss
