@@ -8,7 +8,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from zsq.graph.vocabulary import name_of
 from zsq.placement.sites import Placement
-from zsq.placement.units import is_addition
+from zsq.placement.units import is_addition, shape_of
 
 # They keep the order of all values of a tensor.
 RESHAPES = frozenset(("reshape", "view", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone"))
@@ -58,12 +58,12 @@ def _in_order(network: fx.GraphModule, node: fx.Node) -> bool:
     if name_of(network, node) in RESHAPES:
         return _in_order(network, node.all_input_nodes[0])
     return is_addition(network, node) and any(
-        _shape(source) == _shape(node) and _in_order(network, source) for source in node.all_input_nodes
+        shape_of(source) == shape_of(node) and _in_order(network, source) for source in node.all_input_nodes
     )
 
 
 def _insert_views(graph: fx.Graph, node: fx.Node) -> None:
-    rows, *others = _shape(node)
+    rows, *others = shape_of(node)
     reshape = torch.ops.aten.reshape.default
     with graph.inserting_after(node):
         by_image = graph.call_function(reshape, (node, [-1, rows, *others]))
@@ -73,7 +73,3 @@ def _insert_views(graph: fx.Graph, node: fx.Node) -> None:
     by_image.meta = node.meta | {"shape": (None, rows, *others), "images_first": True}
     del by_image.meta["tensor_meta"]
     node.replace_all_uses_with(by_row, delete_user_cb=lambda user: user is not by_image)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))

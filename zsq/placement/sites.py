@@ -111,11 +111,10 @@ def place(
     if fold:
         fold_batch_norms(module)
     layers = [node for node in module.graph.nodes if is_layer(module, node)]
-    after, before = _reached(layers, forward=True), _reached(layers, forward=False)
-    ends = {node for node in layers if node not in after or node not in before}
+    ends, last, behind = end_layers(module), set(last_layers(module)), _reached(layers, forward=True)
     sites = [
         *_weight_sites(module, layers, ends, widths),
-        *_activation_sites(module, after, {node for node in layers if node not in before}, widths),
+        *_activation_sites(module, behind, last, widths),
     ]
     if slopes:
         prelus = [node for node in module.graph.nodes if calls_module(module, node, nn.PReLU)]
@@ -200,12 +199,12 @@ def _weight_sites(
 
 
 def _activation_sites(
-    module: fx.GraphModule, after: set[fx.Node], last: set[fx.Node], widths: Widths
+    module: fx.GraphModule, behind: set[fx.Node], last: set[fx.Node], widths: Widths
 ) -> Iterator[Site]:
-    """Sites of what layers and products read behind a first layer: `after` are the nodes that follow one."""
+    """Sites of what layers and products read behind a first layer: `behind` are the nodes that follow one."""
     readers: dict[fx.Node, list[Read]] = {}
     for node in module.graph.nodes:
-        if node in after:
+        if node in behind:
             for argument in multiplied(module, node):
                 readers.setdefault(source_of(module, argument), []).append((node, argument))
     taken: Counter[str] = Counter()

@@ -108,9 +108,9 @@ class _Partition:
             output=output.name,
             layers=tuple(dict.fromkeys(layers)),
             sites=tuple(self.sites[p] for p in dict.fromkeys(paths) if p in self.sites and p not in taken),
-            input_shape=self._shape(entry)[1:],
-            output_shape=self._shape(output)[1:],
-            by_image=all(by_image(end) and bool(self._shape(end)) for end in (entry, output)),
+            input_shape=shape_of(entry)[1:],
+            output_shape=shape_of(output)[1:],
+            by_image=all(by_image(end) and bool(shape_of(end)) for end in (entry, output)),
         )
 
     def _with_ends(self, region: set[fx.Node]) -> set[fx.Node]:
@@ -157,7 +157,7 @@ class _Partition:
         unary = self._sources(user) == [node]
         if not unary or self._is_layer(user) or self._is_quantizer(user) or self._reads_lengths(user):
             return None
-        return user if self._shape(user) == self._shape(node) else None
+        return user if shape_of(user) == shape_of(node) else None
 
     def _blocks(self) -> list[set[fx.Node]]:
         """Largest regions between a fork and a join, but none that strings several residual blocks."""
@@ -228,10 +228,10 @@ class _Partition:
     def _is_quantizer(self, node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in self.sites
 
-    @staticmethod
-    def _shape(node: fx.Node) -> tuple[int, ...]:
-        # What is not a tensor, such as the pieces of a split, has no shape of its own.
-        return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Of a node, once shapes are propagated; () of what is no tensor, such as the pieces of a split."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 def by_image(node: fx.Node) -> bool:
