@@ -28,7 +28,7 @@ from zsq.measure.choices import choices_by_student
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import Reference, score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
-from zsq.measure.protocol import NOISE, REAL, Protocol, RunRecord, fit_key
+from zsq.measure.protocol import NOISE, REAL, Protocol, RunRecord, by_student, fit_key, student_at_bits
 from zsq.measure.setfacts import attention_figures, bn_distances, intra_class_distances
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
@@ -281,7 +281,7 @@ def tensors_sha256(tensors: Iterable[Tensor]) -> str:
 
 def quantized_tensors(entries: Iterable[FitEntry]) -> dict[str, list[QuantizedTensor]]:
     """Student and bits -> its table of quantized tensors."""
-    return {_student(entry): entry.tensors for entry in entries if entry.tensors}
+    return {student_at_bits(entry.record): entry.tensors for entry in entries if entry.tensors}
 
 
 def layers_that_hurt(entries: Iterable[FitEntry]) -> dict[str, dict[str, StudentNoise]]:
@@ -289,24 +289,15 @@ def layers_that_hurt(entries: Iterable[FitEntry]) -> dict[str, dict[str, Student
     found: dict[str, dict[str, StudentNoise]] = {}
     for entry in entries:
         if entry.layers is not None:
-            found.setdefault(_student(entry), {})[entry.record["source"]] = entry.layers
+            found.setdefault(student_at_bits(entry.record), {})[entry.record["source"]] = entry.layers
     return found
-
-
-def _student(entry: FitEntry) -> str:
-    return f"{entry.record['student']} {entry.record['bits']}"
 
 
 def roc_curves(records: Iterable[RunRecord]) -> dict[str, dict[str, list[float]]]:
     """Student and bits -> source -> TAR in points at `ROC_FARS`, mean over fits; empty for classifiers."""
-    found: dict[str, dict[str, list[list[float]]]] = {}
-    for record in records:
-        if "roc" in record:
-            of_student = found.setdefault(f"{record['student']} {record['bits']}", {})
-            of_student.setdefault(record["source"], []).append(record["roc"])
     return {
         student: {source: np.mean(curves, axis=0).tolist() for source, curves in sources.items()}
-        for student, sources in found.items()
+        for student, sources in by_student(records, "roc").items()
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zsq.contract import FittedStudent
 from zsq.fitting.choosing import shares_on
-from zsq.measure.protocol import Choices, RunRecord
+from zsq.measure.protocol import Choices, RunRecord, by_student
 from zsq.saved.choices import entropies
 from zsq.saved.cost import student_cost
 
@@ -26,14 +26,9 @@ def choices_on(fitted: FittedStudent, pixels_NCHW: Tensor) -> Choices | None:
 
 def choices_by_student(records: Iterable[RunRecord]) -> dict[str, dict[str, Choices]]:
     """Student and bits -> source -> its choices, means over fits."""
-    found: dict[str, dict[str, list[Choices]]] = {}
-    for record in records:
-        if "choices" in record:
-            of_student = found.setdefault(f"{record['student']} {record['bits']}", {})
-            of_student.setdefault(record["source"], []).append(record["choices"])
     return {
         student: {source: _mean(several) for source, several in sources.items()}
-        for student, sources in found.items()
+        for student, sources in by_student(records, "choices").items()
     }
 
 

@@ -241,6 +241,21 @@ class Protocol:
         return [record for record in records if fit_key(record) in wanted]
 
 
+def student_at_bits(record: RunRecord) -> str:
+    """`ptq W4A4`: as tables call the student, and its widths."""
+    return f"{record['student']} {record['bits']}"
+
+
+def by_student(records: Iterable[RunRecord], key: str) -> dict[str, dict[str, list[Any]]]:
+    """Student and bits -> source -> `key` of each fit, of records that have it."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for record in records:
+        if key in record:
+            of_student = found.setdefault(student_at_bits(record), {})
+            of_student.setdefault(record["source"], []).append(record[key])  # type: ignore[literal-required]
+    return found
+
+
 def fit_key(record: RunRecord) -> str:
     """What names a fit, as text; equal for two records of the same fit.
 
