@@ -5,8 +5,8 @@ from __future__ import annotations
 from common import Results
 from student_tables import of_first_metric
 
-from zsq.measure.audits import Space
-from zsq.report.leakage import SPACES, membership
+from zsq.measure.audits import SPACES, Space
+from zsq.report.leakage import membership
 from zsq.report.tables import DASH, Grid, number, ordered_sources
 
 

@@ -39,6 +39,7 @@ SAME = 1e-3  # distances below are of equal images, in the arithmetic of squared
 NUM_PLANTED = 5
 ALTERATION = 4.0  # grey levels of noise on the second round of planted copies
 DRAWS = 1000
+SPACES = ("pixels", "features")
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,6 @@ def planted(synthetic: Tensor, train: Tensor, number: int) -> Tensor:
         raise MismatchError(f"{number} planted copies", f"at most {most}, the size of the set")
     chosen = numpy_generator(0, 0, "audit planted").permutation(len(train))[:number]
     return torch.cat([train[torch.from_numpy(chosen)], synthetic[number:]])
-
-
-SPACES = ("pixels", "features")
 
 
 class _Embedder:

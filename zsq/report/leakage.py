@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zsq.measure.audits import Audit, Space
+from zsq.measure.audits import SPACES, Audit, Space
 from zsq.report.plots import panels_of
 from zsq.report.svg import GREY, as_svg, blank, looks
-from zsq.report.tables import Entry, Grid, number, ordered_sources
+from zsq.report.tables import Entry, Grid, interval, number, ordered_sources
 from zsq.tasks.metrics import words
 
 CHANCE = 50.0
-SPACES = ("pixels", "features")
 
 TEXT = (
     "Of the first set of each source, against images that the teacher was trained on and others that it was "
@@ -57,8 +56,7 @@ def _space_cells(space: Space) -> tuple[str, str]:
 
 def membership(space: Space) -> str:
     """In percent, with its interval."""
-    low, high = space.membership_ci95
-    return f"{number(space.membership_auc, 1)} [{number(low, 1)}, {number(high, 1)}]"
+    return f"{number(space.membership_auc, 1)} {interval(space.membership_ci95, 1)}"
 
 
 @as_svg
