@@ -27,12 +27,11 @@ from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.runfolder import file_out
 from zsq.saved.stored_graph import move_to
-from zsq.saved.stored_grids import no_onnx_form, weight_integers
+from zsq.saved.stored_grids import check_widths, no_onnx_form, weight_integers
 from zsq.students import STUDENTS
 from zsq.tasks.nesting import Outputs, named_tensors, plain
 from zsq.widths import Bits
 
-WIDTHS = (Bits(8, 8), Bits(4, 8))
 INPUT, OUTPUT = "images", "outputs"
 # The model's metadata under this name: the nesting of its outputs as JSON.
 NESTING = "zsq.outputs"
@@ -88,10 +87,7 @@ def check_exportable(student: str, bits: Bits, first_last: int | None) -> None:
     lacking = no_onnx_form(STUDENTS[last].form) if last in STUDENTS else None
     if lacking is not None:
         _refuse_grids(student, lacking)
-    if bits not in WIDTHS or first_last not in (None, 8):
-        ends = "" if first_last is None else f" --first-last {first_last}"
-        expected = f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any"
-        raise OptionError(f"--onnx of {bits}{ends}", expected, "ONNX holds 8-bit integers")
+    check_widths("--onnx", bits, first_last)
     for package in _EXTRA:
         if find_spec(package) is None:
             raise MissingExtraError(package, "onnxruntime")

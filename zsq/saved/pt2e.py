@@ -22,10 +22,9 @@ from zsq.core.files import atomic_write_bytes
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.runfolder import file_out
 from zsq.saved.stored_graph import move_to
-from zsq.saved.stored_grids import no_onnx_form
+from zsq.saved.stored_grids import check_widths, no_onnx_form
 from zsq.widths import Bits
 
-WIDTHS = (Bits(8, 8), Bits(4, 8))
 INT8 = (-128, 127, torch.int8)
 # Of weights: XNNPACK and LiteRT know no -128 there.
 NARROW = (-127, 127, torch.int8)
@@ -71,18 +70,12 @@ def check_exportable(name: str, student: Student, bits: Bits, first_last: int | 
     Raises:
         OptionError: other widths, grids that have no such form, or `ptq` without `symmetric_weights`.
     """
-    _check_widths(bits, first_last)
+    check_widths("--pt2", bits, first_last)
     lacking = no_onnx_form(student.form)
     if lacking is not None:
         _refuse_grids(name, lacking)
     if not getattr(student.options, "symmetric_weights", True):
         _refuse_weights(f"weights of student {name} have a zero point")
-
-
-def _check_widths(bits: Bits, first_last: int | None) -> None:
-    if bits not in WIDTHS or first_last not in (None, 8):
-        ends = "" if first_last is None else f" --first-last {first_last}"
-        raise OptionError(f"{bits}{ends}", f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any")
 
 
 def _refuse_grids(student: str, what: str) -> NoReturn:
@@ -111,7 +104,7 @@ def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
         >>> import torch
         >>> program = torch.export.export(zsq.pt2e_student(result.fitted), (torch.zeros(1, 1, 32, 32),))
     """
-    _check_widths(fitted.bits, fitted.first_last)
+    check_widths("--pt2", fitted.bits, fitted.first_last)
     # Where PyTorch keeps these operations; to import it is what registers them.
     import_module("torch.ao.quantization.fx._decomposed")
     assert isinstance(fitted.network, fx.GraphModule)

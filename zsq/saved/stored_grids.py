@@ -11,8 +11,12 @@ from torch import Tensor
 
 from zsq import quantizers
 from zsq.contract import Form
+from zsq.core.errors import OptionError
 from zsq.quantizers.grids import STORED, Quantizer
-from zsq.widths import Kind
+from zsq.widths import Bits, Kind
+
+# Of students that programs of 8-bit integers take.
+WIDTHS = (Bits(8, 8), Bits(4, 8))
 
 # Every grid's file puts its own class into `STORED`.
 for found in iter_modules(quantizers.__path__):
@@ -31,6 +35,18 @@ def no_onnx_form(form: Form) -> str | None:
     if not classes:
         return "several widths in one layer"
     return next((cls.no_onnx_form for cls in classes if cls.no_onnx_form is not None), None)
+
+
+def check_widths(option: str, bits: Bits, first_last: int | None) -> None:
+    """Check that a file of 8-bit integers, the one that `option` names, can hold these widths.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if bits not in WIDTHS or first_last not in (None, 8):
+        ends = "" if first_last is None else f" --first-last {first_last}"
+        expected = f"{' or '.join(map(str, WIDTHS))}, with --first-last 8 if any"
+        raise OptionError(f"{option} of {bits}{ends}", expected, "it holds 8-bit integers")
 
 
 def weight_integers(weight: Tensor, quantizer: Quantizer) -> Tensor:

@@ -95,7 +95,7 @@ def test_a_program_from_the_command_line_gives_the_students_outputs(digits, imag
     ("given", "message"),
     [
         (["--bits", "W8A8"], "weights of student ptq have a zero point"),
-        (["--bits", "W4A4"], "W4A4; expected W8A8 or W4A8"),
+        (["--bits", "W4A4"], "--pt2 of W4A4; expected W8A8 or W4A8"),
         (["--bits", "W8A8", "--bits", "W4A8"], "--pt2 with 2 --bits; expected one"),
         (["--bits", "W8A8", "--passes", "fold"], "weights of student ptq have a zero point"),
     ],
