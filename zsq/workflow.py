@@ -26,7 +26,7 @@ from zsq.images.shared import (
     named,
     warn_of_scored,
 )
-from zsq.images.sources import ImageSet, fitted_of, images_for, said
+from zsq.images.sources import ImageSet, images_for, photo_fits_of, said
 from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.recipefile import Recipe, RecipeSource, RecipeStudent
 from zsq.report.data import ReportData
@@ -125,7 +125,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         show_real=recipe.show_real,
         settings=recipe.model_dump(mode="json")
         | own_defaults_of(students, teacher.spec)
-        | fitted_of(real=real, eval=evaluation),
+        | photo_fits_of(real=real, eval=evaluation),
         owned=_owned(recipe, teacher),
     )
 
@@ -334,7 +334,9 @@ def run_gap(
         runtime=runtime,
         title=title,
         show_real=config.show_real,
-        settings=settings | own_defaults_of(students, teacher.spec) | fitted_of(real=real, eval=evaluation),
+        settings=settings
+        | own_defaults_of(students, teacher.spec)
+        | photo_fits_of(real=real, eval=evaluation),
     )
     say_images(protocol, reporter)
     check_compared(shown, protocol.real_sets)

@@ -20,7 +20,7 @@ from zsq.core.files import input_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.shared import check_known_membership, warn_of_seen
-from zsq.images.sources import fitted_of, images_for, said
+from zsq.images.sources import images_for, photo_fits_of, said
 from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
 
@@ -122,7 +122,7 @@ def audit(
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if target is not None:
         sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": str(train)}
-        sources |= {"holdout": str(holdout), **fitted_of(shards=own, train=seen, holdout=unseen)}
+        sources |= {"holdout": str(holdout), **photo_fits_of(shards=own, train=seen, holdout=unseen)}
         run = _run_of(shards)
         digest = {} if run is None else {"shards_sha256": read_manifest(run).shards_sha256}
         atomic_write_text(target, json.dumps({**sources, **digest, **audit_json(found)}, indent=1) + "\n")

@@ -49,7 +49,7 @@ class Annotated(NamedTuple):
     boxes: tuple[Target, ...] | None
     masks: Tensor | None
     notes: tuple[str, ...]
-    fitted: str | None
+    photo_fit: str | None
 
 
 class Tree(NamedTuple):
@@ -131,7 +131,7 @@ def read_annotated(tree: Tree, reading: Reading) -> Annotated:
         sizes[index] = (image.height, image.width)
         return image
 
-    pixels, fitted = decoded(names, open_photo, reading)
+    pixels, photo_fit = decoded(names, open_photo, reading)
     size, boxes = (pixels.shape[2], pixels.shape[3]), None
     if listed is not None:
         found = [fit_target(listed[i], photo, where) for i, photo in zip(chosen, sizes, strict=True)]
@@ -140,7 +140,7 @@ def read_annotated(tree: Tree, reading: Reading) -> Annotated:
             for each, pair in zip(found, ((s, size, reading.fit) for s in sizes), strict=True)
         )
     masks = _read_masks(tree, masks_of, sizes, size, reading.fit) if masks_of else None
-    return Annotated(pixels, boxes, masks, notes, fitted)
+    return Annotated(pixels, boxes, masks, notes, photo_fit)
 
 
 def _common_root(names: Sequence[str]) -> str:

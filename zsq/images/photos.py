@@ -104,7 +104,7 @@ class Photos(NamedTuple):
     pixels: Tensor
     labels: Tensor
     notes: tuple[str, ...]
-    fitted: str | None
+    photo_fit: str | None
 
 
 def read_folders(folder: Path, reading: Reading) -> Photos:
@@ -121,8 +121,8 @@ def read_folders(folder: Path, reading: Reading) -> Photos:
         data = read_regular(folder / names[index], MAX_FILE_BYTES)
         return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
 
-    pixels, fitted = decoded(names, file, reading)
-    return Photos(pixels, labels, notes, fitted)
+    pixels, photo_fit = decoded(names, file, reading)
+    return Photos(pixels, labels, notes, photo_fit)
 
 
 def read_archive(path: Path, reading: Reading) -> Photos:
@@ -143,8 +143,8 @@ def read_archive(path: Path, reading: Reading) -> Photos:
         members = {str(entry): info for entry, info in entries if is_image(entry)}
         classes = {PurePosixPath(name).parent.name for name in members}
         names, labels, notes = _chosen(str(path), list(members), classes, reading)
-        pixels, fitted = decoded(names, member, reading)
-        return Photos(pixels, labels, notes, fitted)
+        pixels, photo_fit = decoded(names, member, reading)
+        return Photos(pixels, labels, notes, photo_fit)
 
 
 def decoded(

@@ -63,7 +63,7 @@ class ImageSet:
     `targets` are what the network should make of each image, uint8 (N, C, H, W) or (N, H, W), None for none.
     `boxes` are the objects that each image shows, see `zsq.core.boxes`, None where they are not known.
     `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
-    `notes` are lines about how it was read that a user should see; `fitted` says how photos of other sizes
+    `notes` are lines about how it was read that a user should see; `photo_fit` says how photos of other sizes
     were fitted to the teacher, None where there were none.
     """
 
@@ -72,7 +72,7 @@ class ImageSet:
     source: str
     provenance: ShardProvenance | None = None
     notes: tuple[str, ...] = ()
-    fitted: str | None = None
+    photo_fit: str | None = None
     targets: Tensor | None = None
     boxes: tuple[Target, ...] | None = None
 
@@ -142,14 +142,14 @@ def said(*sets: ImageSet) -> list[str]:
     lines = [
         f"{images.source}: {note}"
         for images in sets
-        for note in (*images.notes, *([images.fitted] if images.fitted else []))
+        for note in (*images.notes, *([images.photo_fit] if images.photo_fit else []))
     ]
     return list(dict.fromkeys(lines))
 
 
-def fitted_of(**sets: ImageSet) -> dict[str, Any]:
+def photo_fits_of(**sets: ImageSet) -> dict[str, Any]:
     """How photos were fitted, as an entry of settings by the name of the set; empty where none were."""
-    found = {name: images.fitted for name, images in sets.items() if images.fitted}
+    found = {name: images.photo_fit for name, images in sets.items() if images.photo_fit}
     return {"fitted": found} if found else {}
 
 
@@ -235,7 +235,7 @@ def _loaded(source: str, reading: Reading) -> ImageSet:
 
 
 def _photos(path: Path, photos: Photos) -> ImageSet:
-    return ImageSet(photos.pixels, photos.labels, str(path), notes=photos.notes, fitted=photos.fitted)
+    return ImageSet(photos.pixels, photos.labels, str(path), notes=photos.notes, photo_fit=photos.photo_fit)
 
 
 def _annotated(path: Path, found: Annotated) -> ImageSet:
@@ -245,7 +245,7 @@ def _annotated(path: Path, found: Annotated) -> ImageSet:
         labels,
         str(path),
         notes=found.notes,
-        fitted=found.fitted,
+        photo_fit=found.photo_fit,
         targets=found.masks,
         boxes=found.boxes,
     )
@@ -341,8 +341,8 @@ def _torchvision(source: str, reading: Reading) -> ImageSet:
         return image
 
     names = [f"{source} item {index}" for index in chosen]
-    pixels, fitted = decoded(names, item, reading, num_threads=1)
-    return ImageSet(pixels, torch.from_numpy(labels), source, fitted=fitted)
+    pixels, photo_fit = decoded(names, item, reading, num_threads=1)
+    return ImageSet(pixels, torch.from_numpy(labels), source, photo_fit=photo_fit)
 
 
 def _torchvision_dataset(source: str) -> Any:

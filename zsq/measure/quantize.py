@@ -237,9 +237,9 @@ def _fitted(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Fitte
             log=log,
             origin=origin,
         )
-    if given.fitted is None or fitted.made is None:
+    if given.photo_fit is None or fitted.made is None:
         return fitted
-    return replace(fitted, made=replace(fitted.made, photo_fit=given.fitted))
+    return replace(fitted, made=replace(fitted.made, photo_fit=given.photo_fit))
 
 
 def _check_out(teacher: Teacher, out: Path | None) -> None:

@@ -73,9 +73,9 @@ def test_what_is_scaled_covers_the_image_and_keeps_proportions(photo, size):
 
 def test_it_is_said_once_and_kept(photos):
     found = images_for(teacher(PhotoFit(resize=28)), photos)
-    assert found.fitted == "5 of 6 photos fitted to 24x24 px: short side to 28 px, then the centre"
-    assert said(found, found) == [f"{photos}: {found.fitted}"]
-    assert found.subset([0]).fitted == found.fitted
+    assert found.photo_fit == "5 of 6 photos fitted to 24x24 px: short side to 28 px, then the centre"
+    assert said(found, found) == [f"{photos}: {found.photo_fit}"]
+    assert found.subset([0]).photo_fit == found.photo_fit
 
 
 def test_the_users_word_wins(photos):
@@ -83,7 +83,7 @@ def test_the_users_word_wins(photos):
     with pytest.raises(MismatchError, match=r"50x37 px.*24x24 as the teacher takes.*--fit crop"):
         images_for(own, photos, ImagesConfig(fit="refuse"))
     stretched = images_for(own, photos, ImagesConfig(fit="stretch"))
-    assert stretched.fitted.endswith("both sides scaled, which changes proportions")
+    assert stretched.photo_fit.endswith("both sides scaled, which changes proportions")
     crop = images_for(own, photos, ImagesConfig(fit="crop"))
     assert torch.equal(crop.pixels, images_for(own, photos).pixels)
 
