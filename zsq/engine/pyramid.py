@@ -72,6 +72,5 @@ class Pyramid(Parameterisation):
 
 
 def _enlarged(images: Tensor, sides: Sequence[int]) -> Tensor:
-    if images.dim() == 3:
-        return F.interpolate(images, size=list(sides), mode="linear", align_corners=False)
-    return F.interpolate(images, size=list(sides), mode="bilinear", align_corners=False)
+    mode = "linear" if images.dim() == 3 else "bilinear"
+    return F.interpolate(images, size=list(sides), mode=mode, align_corners=False)

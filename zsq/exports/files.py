@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from zsq.core.errors import ExportError
 from zsq.core.files import read_regular
 from zsq.core.wording import quantity
-from zsq.exports.export_json import SUMS_NAME, Each, ExportRecord, Layout, Range
+from zsq.exports.export_json import SUMS_NAME, Each, ExportRecord
 from zsq.exports.kinds import Reader, Writer, files_in, listed_files, png_bytes, png_pixels, readable
 from zsq.images.photos import MAX_FILE_BYTES
 
@@ -22,9 +21,6 @@ ENDINGS: dict[Each, str] = {"png": ".png", "npy": ".npy", "raw": ".raw"}
 class FilesWriter(Writer):
     """`images/<number>.png`, `.npy` or `.raw`; `list.txt` names them and `labels.txt` has a label for each, a
     line per image. A file in npy has the batch axis, of length 1; one in raw is values in C order alone."""
-
-    ranges: ClassVar[tuple[Range, ...]] = ("uint8", "unit", "norm")
-    default_layout: ClassVar[Layout] = "nchw"
 
     def __init__(self, folder: Path, record: ExportRecord) -> None:
         """Make the folder of the images."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zsq.quantizers.grids import SMALLEST_STEP, Quantizer, stored
-from zsq.widths import FLOAT_BITS, is_width
+from zsq.widths import FLOAT_BITS, Kind, is_width
 
 # Bits -> the step of the half-step grid of the least squared error for a normal distribution, in standard
 # deviations.
@@ -75,7 +75,7 @@ class HalfSteps(_Distribution):
         self.register_buffer("step", step.detach().clone().float())
 
     @classmethod
-    def restored(cls, kind: str, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
+    def restored(cls, kind: Kind, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
         """See `Quantizer.restored`."""
         step = tensors["step"]
         if bounds != (0, 2**bits - 1) or step.dim() or not bool(step > 0):
@@ -135,7 +135,7 @@ class _PerImage(_Distribution):
         self.register_buffer("scale_bits", torch.tensor(float(scale_bits)))
 
     @classmethod
-    def restored(cls, kind: str, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
+    def restored(cls, kind: Kind, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
         """See `Quantizer.restored`."""
         axis, scale_bits = tensors["axis"], tensors["scale_bits"]
         if axis.dim() or scale_bits.dim() or float(axis) not in (1.0, -1.0):

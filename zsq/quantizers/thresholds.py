@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zsq.quantizers.grids import SMALLEST_STEP, FakeQuantizer, Quantizer, Role, stored
+from zsq.widths import Kind
 
 # A border is where, between a level and the next, rounding up begins: 1/2 is rounding to nearest.
 LEAST_BORDER, MOST_BORDER = 0.05, 0.95
@@ -74,7 +75,7 @@ class Thresholds(_OneStep):
         return 0, self.thresholds.shape[1]
 
     @classmethod
-    def restored(cls, kind: str, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
+    def restored(cls, kind: Kind, bits: int, bounds: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
         """See `Quantizer.restored`."""
         names = ("step", "zero_point", "thresholds", "axis")
         step, zero_point, thresholds, axis = (tensors[name] for name in names)
