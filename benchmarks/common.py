@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -13,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 import zsq
-from zsq.bench import machine
 from zsq.config import RuntimeConfig
 from zsq.contract import Teacher
 from zsq.core.files import atomic_write_text
@@ -26,6 +27,7 @@ from zsq.generators import method_class
 from zsq.images.sources import ImageSet, images_for, load_images
 from zsq.measure.evaluate import Reference, all_scores
 from zsq.measure.protocol import REAL
+from zsq.shards.manifest import library_versions
 from zsq.students import create
 from zsq.tasks import Scores
 from zsq.teacher import load_teacher
@@ -42,6 +44,16 @@ TRAIN, TEST = str(CIFAR10 / "train20000.zip"), str(CIFAR10 / "test5000.zip")
 BudgetHours = Annotated[float | None, typer.Option(help="Begin nothing new after this time.")]
 Threads = Annotated[int | None, typer.Option(help="Threads.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes that share the fits.")]
+
+
+def machine() -> dict[str, str]:
+    """What measured times depend on: system, processor, libraries."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        **library_versions(),
+    }
 
 
 def load_resnet20() -> Teacher:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import RESULTS, BudgetHours, Jobs, Threads
+from common import RESULTS, BudgetHours, Jobs, Threads, machine
 
-from zsq.bench import machine
 from zsq.config import RuntimeConfig
 from zsq.core.files import atomic_write_text
 from zsq.core.jobs import in_jobs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -33,7 +31,6 @@ from zsq.measure.setfacts import attention_figures, bn_distances, intra_class_di
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runfolder import held_folder, open_run
-from zsq.shards.manifest import library_versions
 from zsq.shards.reader import ShardDataset
 from zsq.tasks.embed import Embed
 from zsq.tasks.metrics import against_teacher
@@ -315,13 +312,3 @@ def passes_per_image(images: ShardDataset) -> float | None:
     except ValidationError:
         return None
     return cls.teacher_passes(options, len(images)) / len(images)
-
-
-def machine() -> dict[str, str]:
-    """What measured times depend on: system, processor, libraries."""
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        **library_versions(),
-    }
