@@ -172,8 +172,6 @@ class Lifting:
         else:
             self.nodes[node] = self.nodes[source]
 
-    # Constants.
-
     def _is_constant(self, node: fx.Node) -> bool:
         return node.op == "call_function" and all(source in self.tensors for source in node.all_input_nodes)
 
@@ -195,7 +193,8 @@ class Lifting:
     def _tensor_node(self, node: fx.Node) -> fx.Node:
         """A constant in the graph, under its own name where it has one."""
         value = self.tensors[node]
-        name = self._free_name(self.names[node] + "_folded" * (node in self._folded), value)
+        ending = "_folded" if node in self._folded else ""
+        name = self._free_name(self.names[node] + ending, value)
         self.parts[name] = value
         made = self.graph.get_attr(name)
         made.meta["shape"] = tuple(value.shape)
@@ -206,8 +205,6 @@ class Lifting:
         while wanted in self.parts and self.parts[wanted] is not value:
             wanted, number = f"{name}_{number}", number + 1
         return wanted
-
-    # Modules.
 
     def _module(self, node: fx.Node) -> fx.Node | None:
         name = _ALIASES.get(packet(node), packet(node))
@@ -313,8 +310,6 @@ class Lifting:
                 "a weight for each",
                 f"give one its own: {name}.weight = nn.Parameter({name}.weight.detach().clone())",
             )
-
-    # Everything else.
 
     def _call(self, node: fx.Node) -> fx.Node:
         target: Any = node.target

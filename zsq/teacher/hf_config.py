@@ -51,8 +51,8 @@ def said(error: Exception) -> str:
     return textwrap.shorten(first_line(error), 200, placeholder=" ...")
 
 
-def check_is_classifier(config: dict[str, Any], name: str) -> None:
-    """Pass the configuration of a network of transformers' own.
+def check_is_of_transformers(config: dict[str, Any], name: str) -> None:
+    """Check that a configuration is that of a network of transformers' own.
 
     Raises:
         UsageError: timm's, or without `model_type`.

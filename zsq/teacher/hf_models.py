@@ -23,7 +23,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import MismatchError, MissingExtraError, UsageError
 from zsq.tasks.classify import Classify
 from zsq.teacher.heads import num_classes_in
-from zsq.teacher.hf_config import CONFIG_FILE, PREPROCESSOR_FILE, check_is_classifier, read_config, said
+from zsq.teacher.hf_config import CONFIG_FILE, PREPROCESSOR_FILE, check_is_of_transformers, read_config, said
 from zsq.teacher.hf_preprocessing import image_spec_and_fit
 from zsq.teacher.hub import WEIGHTS_FILE, check_safetensors, hub_folder
 from zsq.teacher.load import build_without_global_rng, load_weights, read_state_dict
@@ -51,7 +51,7 @@ def load_hf_teacher(name: str, weights: Path | None = None, offline: bool = Fals
     transformers = _transformers()
     folder = _folder(name, (CONFIG_FILE,) if weights is not None else (CONFIG_FILE, WEIGHTS_FILE), offline)
     described = read_config(folder / CONFIG_FILE, name)
-    check_is_classifier(described, name)
+    check_is_of_transformers(described, name)
     if weights is None:
         check_safetensors(folder, name)
     path = folder / WEIGHTS_FILE if weights is None else weights

@@ -5,6 +5,7 @@ Entries are compared with the network by names and shapes. No tensor is read, an
 
 from __future__ import annotations
 
+import itertools
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,7 +100,7 @@ def is_counter(name: Any) -> bool:
 
 def three_of(names: Iterable[Any]) -> str:
     """The first three, quoted and cut to length."""
-    return ", ".join([_short.repr(name) for _, name in zip(range(3), names, strict=False)])
+    return ", ".join(_short.repr(name) for name in itertools.islice(names, 3))
 
 
 def _chosen_entry(content: Mapping[Any, Any], keys: tuple[str, ...], path: Path) -> Mapping[Any, Any]:
