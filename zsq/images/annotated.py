@@ -8,7 +8,6 @@ made up between two others.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,20 +19,21 @@ from PIL import Image
 from torch import Tensor
 
 from zsq.core.boxes import Target, clipped, scaled
-from zsq.core.errors import ImagesError, MismatchError, first_line
+from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.files import read_regular
 from zsq.core.photofit import PhotoFit
 from zsq.images.coco import MAX_JSON_BYTES, fit_target, parse_annotations
 from zsq.images.photos import (
     IMAGE_FORMATS,
     MAX_FILE_BYTES,
-    UNREADABLE,
     Reading,
     check_memory,
     decoded,
     fitted_to,
     is_image,
     named,
+    opened_archive,
+    read_member,
     spread,
 )
 
@@ -86,22 +86,12 @@ def archive_tree(path: Path) -> Iterator[Tree]:
     Raises:
         ImagesError: no .zip.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
-        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .zip") from None
-    with archive:
+    with opened_archive(path) as archive:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
         root = _common_root(list(infos))
         names = frozenset(name.removeprefix(root) for name in infos if name.startswith(root))
 
-        def read(name: str, most: int) -> bytes:
-            info = infos[root + name]
-            if info.file_size > most:
-                raise ValueError(f"{info.file_size} bytes unpacked, at most {most} are taken")
-            return archive.read(info)
-
-        yield Tree(str(path), names, read)
+        yield Tree(str(path), names, lambda name, most: read_member(archive, infos[root + name], most))
 
 
 def read_annotated(tree: Tree, reading: Reading) -> Annotated:
@@ -136,8 +126,7 @@ def read_annotated(tree: Tree, reading: Reading) -> Annotated:
     if listed is not None:
         found = [fit_target(listed[i], photo, where) for i, photo in zip(chosen, sizes, strict=True)]
         boxes = tuple(
-            _moved(each, *pair)
-            for each, pair in zip(found, ((s, size, reading.fit) for s in sizes), strict=True)
+            _moved(each, photo, size, reading.fit) for each, photo in zip(found, sizes, strict=True)
         )
     masks = _read_masks(tree, masks_of, sizes, size, reading.fit) if masks_of else None
     return Annotated(pixels, boxes, masks, notes, photo_fit)

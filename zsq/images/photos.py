@@ -109,11 +109,7 @@ class Photos(NamedTuple):
 
 def read_folders(folder: Path, reading: Reading) -> Photos:
     """A folder of class folders."""
-    inside, flat = (
-        [path.as_posix() for path in paths if is_image(path)]
-        for paths in (sorted(child.relative_to(folder) for child in folder.glob(p)) for p in ("*/*", "*"))
-    )
-    names = inside or flat
+    names = _photos_at(folder, "*/*") or _photos_at(folder, "*")
     classes = [path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name))]
     names, labels, notes = _chosen(str(folder), names, classes, reading)
 
@@ -127,24 +123,42 @@ def read_folders(folder: Path, reading: Reading) -> Photos:
 
 def read_archive(path: Path, reading: Reading) -> Photos:
     """A .zip of class folders."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
-        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .zip") from None
 
     def member(index: int) -> Image.Image:
-        info = members[names[index]]
-        if info.file_size > MAX_FILE_BYTES:
-            raise ValueError(f"{info.file_size} bytes unpacked, more than a photo")
-        return Image.open(io.BytesIO(archive.read(info)), formats=IMAGE_FORMATS)
+        data = read_member(archive, members[names[index]], MAX_FILE_BYTES)
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
 
-    with archive:
+    with opened_archive(path) as archive:
         entries = ((PurePosixPath(info.filename), info) for info in archive.infolist())
         members = {str(entry): info for entry, info in entries if is_image(entry)}
         classes = {PurePosixPath(name).parent.name for name in members}
         names, labels, notes = _chosen(str(path), list(members), classes, reading)
         pixels, photo_fit = decoded(names, member, reading)
         return Photos(pixels, labels, notes, photo_fit)
+
+
+def opened_archive(path: Path) -> zipfile.ZipFile:
+    """A .zip to read.
+
+    Raises:
+        ImagesError: it is none, or damaged.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        raise ImagesError(f"{path} cannot be read ({first_line(error)})", "an intact .zip") from None
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most_bytes: int) -> bytes:
+    """The content of one file of a .zip.
+
+    Raises:
+        ValueError: larger than `most_bytes`.
+        OSError, RuntimeError, zipfile.BadZipFile, zlib.error, ...: damaged; see `UNREADABLE`.
+    """
+    if info.file_size > most_bytes:
+        raise ValueError(f"{info.file_size} bytes unpacked, at most {most_bytes} are taken")
+    return archive.read(info)
 
 
 def decoded(
@@ -255,21 +269,26 @@ def is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path)
 
 
+def _photos_at(folder: Path, pattern: str) -> list[str]:
+    paths = (path.relative_to(folder) for path in folder.glob(pattern))
+    return [path.as_posix() for path in paths if is_image(path)]
+
+
 def _chosen(
     source: str, names: Sequence[str], classes: Collection[str], reading: Reading
 ) -> tuple[list[str], Tensor, tuple[str, ...]]:
     """`limit` of the sorted names or the first of each class, their labels, and what to say of these."""
     folders = {PurePosixPath(name).parent for name in names}
-    if folders == {PurePosixPath()}:
-        names = [sorted(names)[index] for index in spread(len(names), reading.limit)]
-        return names, torch.full((len(names),), -1), ()
-    if len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders:
+    flat = folders == {PurePosixPath()}
+    if not flat and (len({folder.parent for folder in folders}) != 1 or PurePosixPath() in folders):
         raise ImagesError(
             f"{source} holds {'images outside of class folders' if folders else 'no images'}",
             f"images alone, or <class>/<image> side by side, where {UNLABELLED}/ is of no class",
         )
     names = sorted(names)
     names = [names[index] for index in spread(len(names), reading.limit)]
+    if flat:
+        return names, torch.full((len(names),), -1), ()
     label_of, notes = reading.class_names.labels(source, classes)
     labels = [label_of[PurePosixPath(name).parent.name] for name in names]
     if reading.one_per_class:
