@@ -155,9 +155,9 @@ def _product(call: Call) -> Passed:
 
 def _quotient(call: Call) -> Passed:
     a, b = call.args
-    if call.kwargs or isinstance(b, Moments):
-        return None if call.kwargs else _elementwise(call)
-    return _scaled(a, 1 / b)
+    if call.kwargs:
+        return None
+    return _elementwise(call) if isinstance(b, Moments) else _scaled(a, 1 / b)
 
 
 def _scaled(x: Moments, factor: Any) -> Moments:

@@ -26,6 +26,7 @@ from zsq.teacher.load import read_content
 TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
 SUFFIXES = (".npz", ".npy", *TENSOR_SUFFIXES)
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 EXPECTED = "one array of images, uint8 or floats, or `images` and perhaps `labels`"
 
 # Members of an .npz that are read: their types, and those in words.
@@ -166,9 +167,7 @@ def _tensors(path: Path) -> tuple[Tensor, Any]:
 
 
 def _label_array(path: Path, labels: Tensor) -> np.ndarray:
-    if labels.layout is not torch.strided or labels.dtype not in (
-        *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
-    ):
+    if labels.layout is not torch.strided or labels.dtype not in LABEL_DTYPES:
         raise ImagesError(f"{path} holds `labels` {labels.dtype} {tuple(labels.shape)}", "integers")
     _check_held(path, "labels", labels)
     return labels.numpy()
