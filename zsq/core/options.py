@@ -57,7 +57,7 @@ class Options(Record):
         # Not Any: pydantic 2.10 looks the name up in the module of each subclass.
         fields = dump(self)
         fields_of = type(self).model_fields
-        for name in self._marked("later"):
+        for name in self.marked("later"):
             if name in fields and getattr(self, name) == fields_of[name].default:
                 del fields[name]
         return fields
@@ -109,7 +109,7 @@ class Options(Record):
             if iterations is not None and published_iterations:
                 stretched = _stretched(options, iterations / published_iterations)
                 options = cls(**(stretched | {"iterations": iterations}))
-            batches = dict.fromkeys(cls._marked("batch"), batch) if batch is not None else {}
+            batches = dict.fromkeys(cls.marked("batch"), batch) if batch is not None else {}
             options = cls(**(options.model_dump() | batches | dict(overrides)))
         except ValidationError as error:
             raise OptionError(f"{owner}: {first_fault(error)}") from None
@@ -119,14 +119,15 @@ class Options(Record):
         return options
 
     @classmethod
-    def _marked(cls, mark: str) -> list[str]:
+    def marked(cls, mark: str) -> list[str]:
+        """The options that a field of this file marked so: `later`, `batch` or `scales`."""
         extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
         return [name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)]
 
 
 def _stretched(options: Options, ratio: float) -> dict[str, Any]:
     values = options.model_dump(exclude={"iterations"})
-    for name in options._marked("scales"):
+    for name in options.marked("scales"):
         if values[name]:
             values[name] = max(1, round(values[name] * ratio))
     return values

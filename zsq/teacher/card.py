@@ -279,7 +279,7 @@ class _UserCode:
         module_name, _, name = named.partition(":")
         try:
             if module_name not in self.modules:
-                self.modules[module_name] = _import_module(module_name, self.card.parent)
+                self.modules[module_name] = card_module(module_name, self.card.parent)
             found = getattr(self.modules[module_name], name)
         # Importing runs the user's own code.
         except Exception as error:
@@ -297,7 +297,7 @@ class _UserCode:
         )
 
 
-def _import_module(module_name: str, folder: Path) -> ModuleType:
+def card_module(module_name: str, folder: Path) -> ModuleType:
     """The module beside the card under a private name, so that cards cannot shadow installed packages."""
     file = (folder / f"{module_name}.py").resolve()
     with _on_path(folder.resolve()):

@@ -80,7 +80,7 @@ def test_it_says_who_made_it_and_how(teacher, pixels, chained):
     assert options["genie-m.iterations"] == 3 and options["lsq-kd.batch"] == 16
     for name in NAME.split(THEN):
         kind = STUDENTS[name].options_class
-        stated = kind.model_fields.keys() - kind._marked("later")
+        stated = kind.model_fields.keys() - kind.marked("later")
         assert {f"{name}.{key}" for key in stated} <= set(options)
     assert (chained.made.seed, chained.made.num_images, chained.made.passes) == (4, 32, ())
     again = create(NAME, teacher.spec, options, Runtime())

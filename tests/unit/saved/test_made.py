@@ -25,7 +25,7 @@ def test_a_student_says_how_it_was_made(digits, images, name):
     # Of `mixed` there are those of the student inside too.
     options = {key for key in made.options if "." not in key}
     kind = STUDENTS[name].options_class
-    assert options == kind.model_fields.keys() - {"own", *kind._marked("later")}
+    assert options == kind.model_fields.keys() - {"own", *kind.marked("later")}
     assert (made.seed, made.passes, made.num_images, made.origin) == (3, (), 16, None)
     assert made.images_sha256 == hashlib.sha256(images[:16].numpy().tobytes()).hexdigest()
     json.dumps(dict(made.options), allow_nan=False)

@@ -10,7 +10,7 @@ from torchvision.models import detection
 
 from zsq.tasks.detect import Detect
 from zsq.tasks.nesting import plain
-from zsq.teacher.card import TeacherCard, _import_module
+from zsq.teacher.card import TeacherCard, card_module
 
 PAGE = (REPOSITORY / "docs" / "detectors.md").read_text(encoding="utf-8")
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -29,7 +29,7 @@ def modules(tmp_path_factory):
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         (name,) = re.findall(r"^class (\w+)", block, re.MULTILINE)
         (folder / f"{name.lower()}.py").write_text(block)
-        found[name] = _import_module(name.lower(), folder)
+        found[name] = card_module(name.lower(), folder)
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 
 from zsq.core.imagespec import ImageSpec
 from zsq.teacher import load_teacher
-from zsq.teacher.card import TeacherCard, _import_module
+from zsq.teacher.card import TeacherCard, card_module
 
 PAGE = (Path(__file__).parents[3] / "docs" / "cards.md").read_text(encoding="utf-8")
 
@@ -38,7 +38,7 @@ def test_the_module_serves_a_card(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     name, fields = re.match(r"# (\w+)\.py; in the card: (.*)\n", code).groups()
     (tmp_path / f"{name}.py").write_text(code)
-    torch.save(_import_module(name, tmp_path).net().state_dict(), tmp_path / "weights.pt")
+    torch.save(card_module(name, tmp_path).net().state_dict(), tmp_path / "weights.pt")
     card = fields.replace(", ", "\n") + '\nweights = "weights.pt"\n'
     image = "[image]\nsize = [64, 64]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
     (tmp_path / "teacher.toml").write_text(card + image)
