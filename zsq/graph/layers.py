@@ -41,13 +41,12 @@ class OutputsFirst(nn.modules.conv._ConvTransposeNd):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As torch's own layer."""
         super().__init__(*args, **kwargs)
-        self.weight = nn.Parameter(outputs_first(self.weight, self.groups).detach(), requires_grad=False)
+        self.weight = nn.Parameter(ends_swapped(self.weight, self.groups).detach(), requires_grad=False)
 
     def with_weight(self, input: Tensor, weight: Tensor) -> Tensor:
         """(N, C, ...) -> (N, C', ...) with another weight."""
-        grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
         sides = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return type(self).function(input, grouped, self.bias, *sides)
+        return type(self).function(input, ends_swapped(weight, self.groups), self.bias, *sides)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, ...) -> (N, C', ...); the output's size follows from the layer alone."""
@@ -73,8 +72,9 @@ class TransposedConv3d(OutputsFirst, nn.ConvTranspose3d):
     function = staticmethod(F.conv_transpose3d)
 
 
-def outputs_first(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight (C, C' / groups, ...) as (C', C / groups, ...)."""
+def ends_swapped(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight (C, C' / groups, ...) as (C', C / groups, ...), and that one as torch
+    has it."""
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
@@ -161,7 +161,7 @@ def _convolution(name: str, given: dict[str, Any], rank: int) -> Made | None:
         arguments["output_padding"] = _ints(given.get("output_padding", 0), sides)
     layer = _CONVOLUTIONS[name](*ends, **arguments)
     if transposed:
-        weight = outputs_first(weight, groups)
+        weight = ends_swapped(weight, groups)
     return layer, {"weight": weight, "bias": given.get("bias")}
 
 
