@@ -24,7 +24,7 @@ from zsq.placement.sites import Placement, place, placement_of
 from zsq.placement.subgraphs import structure
 from zsq.quantizers.grids import Quantizer, holds_zero
 from zsq.quantizers.running import CurrentMinMax, RunningRange
-from zsq.tasks import Task
+from zsq.tasks import TASKS, Task
 from zsq.tasks.classify import Classify
 from zsq.widths import Bits
 
@@ -85,8 +85,13 @@ class TrainedStudent(Student):
         Raises:
             MismatchError: no classes, and no loss of its task that the student takes.
         """
-        if not (self.takes_tasks and teacher.task.trains):
+        task = teacher.task
+        if not self.takes_tasks:
             check_classifier(teacher)
+        elif not (task.has_classes or task.trains):
+            known = [name for name, kind in TASKS.items() if kind.has_classes or kind.trains]
+            found = f"teacher {teacher.name} has task '{task.name}', which has no loss to train with"
+            raise MismatchError(found, f"one of {', '.join(known)}", "use student ptq or genie-m")
 
     def total_loss(self, student: Any, teacher: Any) -> Tensor:
         """What the training lowers, from what both networks return: `loss`, or that of the task."""

@@ -17,7 +17,7 @@ from zsq.engine.executed import blank
 from zsq.passes import Fitted, prepare, sees_images
 from zsq.quantizers.grids import Quantizer
 from zsq.saved.stored_graph import move_to
-from zsq.tasks.nesting import plain
+from zsq.tasks.nesting import Outputs, named_tensors, plain, shapes
 from zsq.tasks.sqnr import SignalToNoise
 
 REFIT = "inspect a student that leaves layers as they are, such as ptq, fitted on the same images"
@@ -116,7 +116,11 @@ class Twin:
         """One image through both float networks, and each weight beside the teacher's."""
         same = SignalToNoise()
         image = torch.linspace(-1, 1, image.numel(), device=image.device).view(image.shape)
-        same.add(plain(self.network(image)), plain(floats(image)))
+        own, teachers = plain(self.network(image)), plain(floats(image))
+        if _sizes(own) != _sizes(teachers):
+            found = f"student {student} gives {shapes(own)}, and the teacher {shapes(teachers)}"
+            raise MismatchError(found, "the same outputs", "take the card that it was fitted with")
+        same.add(own, teachers)
         if same.metrics()["sqnr"] < SAME_DB:
             found = f"student {student} computes something else than its teacher also without quantizers"
             raise MismatchError(found, "the same layers in both", REFIT)
@@ -167,6 +171,10 @@ def _float_networks(fitted: FittedStudent, teacher: Teacher) -> tuple[nn.Module,
     assert isinstance(fitted.network, fx.GraphModule)
     prepared = prepare(passes, teacher.network, teacher.example())
     return prepared.network, Fitted(fitted.network, prepared, ()).reference()
+
+
+def _sizes(outputs: Outputs) -> list[torch.Size]:
+    return [tensor.shape for _, tensor in named_tensors(outputs)]
 
 
 def _over(student: fx.GraphModule, reference: fx.GraphModule, name: str) -> fx.GraphModule:

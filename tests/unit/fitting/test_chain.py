@@ -224,7 +224,7 @@ def test_teachers_are_refused_before_the_first_fit(teacher, pixels, monkeypatch)
 
     monkeypatch.setattr(UnitwiseStudent, "run", lambda *arguments: pytest.fail("fitted"))
     other = dataclasses.replace(teacher, task=Other(), expected_accuracy=None)
-    with pytest.raises(MismatchError, match="has no classes"):
+    with pytest.raises(MismatchError, match="has no loss"):
         fit(NAME, other, pixels)
 
 

@@ -155,3 +155,20 @@ def test_from_the_command_line_and_from_python(tmp_path, monkeypatch, capsys):
     assert "--count 8 with student" in refused.err
     with pytest.raises(MismatchError, match="which the student was fitted to"):
         zsq.inspect_student("student", train, teacher="embedded:digits-detector")
+
+
+class OneHead(TwoHeads):
+    def forward(self, x):
+        return self.boxes(self.second(self.first(x).relu()).relu())
+
+
+def test_a_teacher_with_more_outputs_is_refused(teacher, pixels):
+    """As a card with another `output` has, over the same weights."""
+    network = OneHead()
+    network.load_state_dict(teacher.network.state_dict())
+    one = dataclasses.replace(teacher, network=network)
+    student = fit("ptq", one, pixels, first_last=None)
+    found = r"student ptq gives a tensor \(1, 4, 8, 8\), and the teacher boxes \(1, 4, 8, 8\), scores"
+    with pytest.raises(MismatchError, match=found):
+        layer_noise(student, teacher, pixels, Runtime())
+    assert layer_noise(student, one, pixels, Runtime()).layers
