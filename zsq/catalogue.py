@@ -167,5 +167,9 @@ def _efforts(cls: type[Generator]) -> dict[str, Any]:
 
 def _facts(name: str, cls: Any) -> dict[str, Any]:
     facts = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(cls.facts).items()}
-    defaults = {key: field.default for key, field in cls.options_class.model_fields.items()}
+    defaults = {
+        key: field.default
+        for key, field in cls.options_class.model_fields.items()
+        if field.default_factory is None  # `own` of mixed holds the options of the student inside
+    }
     return {"name": name, **facts, "options": ", ".join(f"{k}={v}" for k, v in defaults.items())}

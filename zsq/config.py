@@ -48,7 +48,7 @@ class RuntimeConfig(Record):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise OptionError(f"runtime: {first_fault(error)}") from None
+            raise OptionError(f"runtime: {first_fault(error, type(self))}") from None
 
 
 class AuditRuntime(RuntimeConfig):
@@ -208,7 +208,7 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
     try:
         return model(**values)
     except ValidationError as error:
-        raise OptionError(f"{where}: {first_fault(error)}") from None
+        raise OptionError(f"{where}: {first_fault(error, model)}") from None
 
 
 def expand_variables(text: str, where: str) -> str:

@@ -379,3 +379,15 @@ def test_a_file_of_another_option_is_no_place_for_a_student(option, made, capsys
     outcome = call(capsys, *FIT, made / "digits", "--out", name)
     assert outcome.status == USAGE
     assert f"expected a folder, or NAME.safetensors; {option} {name} writes" in outcome.complaint()
+
+
+def test_a_folder_is_no_teacher(tmp_path, capsys):
+    (tmp_path / "mynet").mkdir()
+    outcome = call(capsys, *NOISE[:1], "--teacher", "mynet")
+    assert outcome.status == USAGE
+    assert outcome.complaint().startswith("teacher 'mynet' looks like a path; expected --teacher file:mynet")
+
+
+def test_lists_show_no_default_that_is_none(capsys):
+    for what in ("methods", "students"):
+        assert "Pydantic" not in call(capsys, "list", what).out

@@ -102,7 +102,7 @@ def test_forms_of_the_cpu(device, made):
     ("runtime", "message"),
     [
         ({"device": "nowhere"}, "--device nowhere; expected"),
-        ({"devise": "cpu"}, "runtime: devise: Extra inputs"),
+        ({"devise": "cpu"}, "runtime: devise: no such key; did you mean 'device'"),
         ({"threads": 0}, "runtime: threads: Input should be greater"),
         ("cpu", "runtime 'cpu'; expected a dict such as"),
     ],

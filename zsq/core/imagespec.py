@@ -43,7 +43,9 @@ MAX_LENGTH = 2**24  # of a signal: six minutes of audio at 44.1 kHz
 LEVELS = 255
 
 
-def _no_video(size: Any) -> Any:
+def _one_side_or_two(size: Any) -> Any:
+    if not isinstance(size, list | tuple):
+        raise ValueError(f"{size!r} is not [height, width] or, of a signal, [length]")
     if isinstance(size, list | tuple) and len(size) > 2:
         raise ValueError(
             f"{len(size)} sides: [height, width] or, of a signal, [length]; video is out of scope"
@@ -52,7 +54,7 @@ def _no_video(size: Any) -> Any:
 
 
 Side = Annotated[int, Field(gt=0, le=MAX_LENGTH)]
-Sides = Annotated[tuple[Side, ...], Field(min_length=1), BeforeValidator(_no_video)]
+Sides = Annotated[tuple[Side, ...], Field(min_length=1), BeforeValidator(_one_side_or_two)]
 
 
 def check_moments(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +19,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MOST_TOML_BYTES = 2**20
 MOST_CSV_BYTES = 2**20
 MOST_SHOWN = 60  # characters of a wrong value
+
+# What pydantic says in words of its own.
+_WORDS = {
+    "extra_forbidden": "no such key",
+    "tuple_type": "Input should be a list in brackets",
+    "list_type": "Input should be a list in brackets",
+}
 
 # Where the message says it all, or where the value is everything that was read.
 _WITHOUT_VALUE = frozenset({"missing", "extra_forbidden", "json_invalid", "value_error"})
@@ -68,15 +76,41 @@ def read_csv(path: Path, what: str, columns: Sequence[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line] for line in lines]
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, as `key: message, not VALUE`; without the key where it is the whole."""
+def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first thing that is wrong, as `key: message, not VALUE`; without the key where it is the whole.
+
+    Args:
+        model: what was not valid; of a key that it does not have, the nearest that it has is said.
+    """
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "extra_forbidden" and model is not None:
+        message += _nearest(first["loc"], model)
     value = first["input"]
     if first["type"] not in _WITHOUT_VALUE and isinstance(value, str | int | float | bool | None):
         message = f"{message}, not {_shown(value)}"
     return f"{key}: {message}" if key else message
+
+
+def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """`; did you mean 'size'?`, or nothing."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        inside = [] if field is None else _models(field.annotation)
+        if inside:
+            model = inside[0]
+        elif isinstance(part, str):
+            return ""
+    near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _shown(value: object) -> str:

@@ -11,16 +11,15 @@ import copy
 import io
 import logging
 import threading
-import traceback
 import warnings
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from zsq.core.errors import UntraceableError
+from zsq.core.userline import user_line
 from zsq.graph.norms import equal_batch_norms, with_batch_norms
 
 # torch.export takes a while to import, and many commands capture nothing.
@@ -152,16 +151,6 @@ def _refusal(error: Exception) -> UntraceableError:
     if _is_for_one_length(error):
         reason = "its code holds for one number of images alone"
     return UntraceableError(
-        f"the network cannot be captured{_place_of(error)}: {reason.strip()[:300]}",
+        f"the network cannot be captured{user_line(error)}: {reason.strip()[:300]}",
         "a graph without control flow on data, for any number of images",
     )
-
-
-def _place_of(error: BaseException) -> str:
-    """The user's own line that torch.export stopped at."""
-    frames = traceback.extract_tb(error.__traceback__)
-    library = Path(torch.__file__).parent
-    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(library)]
-    # The first frames are this file's calls of the exporter.
-    own = [frame for frame in own if frame.filename != __file__]
-    return f" at {Path(own[-1].filename).name}:{own[-1].lineno} `{own[-1].line}`" if own else ""

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from zsq.core.errors import UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Fit, PhotoFit, PositiveInt
 from zsq.core.records import Record, first_fault, read_toml
+from zsq.core.userline import user_line
 from zsq.core.wording import quantity
 from zsq.tasks import TASKS, Task, TaskName
 from zsq.tasks.detect import NO_CLASSES, Detect, object_labels
@@ -234,7 +236,7 @@ def read_card(path: Path) -> TeacherCard:
     try:
         return TeacherCard(**_expanded(fields, str(path)))
     except ValidationError as error:
-        raise UsageError(f"teacher card {path}: {first_fault(error)}") from None
+        raise UsageError(f"teacher card {path}: {first_fault(error, TeacherCard)}") from None
 
 
 def _expanded(value: Any, where: str) -> Any:
@@ -267,6 +269,11 @@ def _build(card: TeacherCard, path: Path, code: _UserCode) -> nn.Module:
     return network
 
 
+# Of the name under which a module beside a card is imported; messages say its own.
+_PREFIX = "_zsq_card_"
+_PRIVATE = re.compile(_PREFIX + "[0-9a-f]{12}_")
+
+
 class _UserCode:
     """What stands in modules beside a card, or in installed ones; each is imported once."""
 
@@ -291,7 +298,8 @@ class _UserCode:
     def failed(self, named: str, key: str, error: Exception, which: str = "") -> UsageError:
         """What to say where it cannot be had or used."""
         return UsageError(
-            f"{key} '{named}' of {self.card} failed with {type(error).__name__}: {error}",
+            f"{key} '{named}' of {self.card} failed with {type(error).__name__}{user_line(error)}: "
+            f"{_PRIVATE.sub('', str(error))}",
             f"module:callable {which}".strip(),
             "importing it runs its Python; the module stands beside the card or is importable",
         )
@@ -304,7 +312,7 @@ def card_module(module_name: str, folder: Path) -> ModuleType:
         if not file.is_file():
             return importlib.import_module(module_name)
         digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-        spec = importlib.util.spec_from_file_location(f"_zsq_card_{digest}_{file.stem}", file)
+        spec = importlib.util.spec_from_file_location(f"{_PREFIX}{digest}_{file.stem}", file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module

@@ -77,7 +77,7 @@ def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
         from zsq.teacher.hf_models import load_hf_teacher
 
         return load_hf_teacher(name, weights, offline)
-    if _looks_like_path(name):
+    if _looks_like_path(name) or (not colon and Path(name).is_dir()):
         raise UsageError(
             f"teacher '{name}' looks like a path",
             f"--teacher file:{name} for a teacher card, or an architecture's name with --weights {name}",

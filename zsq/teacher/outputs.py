@@ -20,6 +20,7 @@ from zsq.core.errors import MismatchError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import channels_last, maps_channels_last
 from zsq.core.seeding import torch_generator
+from zsq.core.userline import user_line
 from zsq.tasks import TASKS, Task
 from zsq.tasks.nesting import Outputs, named_tensors, pick, plain, shapes
 
@@ -187,7 +188,8 @@ def _outputs_of(network: nn.Module, spec: ImageSpec, pixels: Tensor, failed: str
             return network(spec.pixels_to_norm(pixels))
     # The forward pass is the user's own code and may raise anything.
     except Exception as error:
-        raise MismatchError(f"{failed} with {type(error).__name__}: {error}", expected) from error
+        found = f"{failed} with {type(error).__name__}{user_line(error)}: {error}"
+        raise MismatchError(found, expected) from error
 
 
 def _check_each_alone(network: nn.Module, spec: ImageSpec, alone: Outputs, what: str) -> None:

@@ -34,7 +34,10 @@ class Exact(StrictRecord):
     ("values", "line"),
     [
         ({"parts": [{}, {"rate": -1}]}, "parts.1.rate: Input should be greater than 0, not -1"),
-        ({"parts": [{"colour": 1}]}, "parts.0.colour: Extra inputs are not permitted"),
+        ({"parts": [{"colour": 1}]}, "parts.0.colour: no such key"),
+        ({"parts": [{"cuont": 1}]}, "parts.0.cuont: no such key; did you mean 'count'?"),
+        ({"prats": []}, "prats: no such key; did you mean 'parts'?"),
+        ({"parts": 3}, "parts: Input should be a list in brackets, not 3"),
         ({"parts": [{}] * 3}, "three parts"),
         ({"sha256": "G" * 64}, "sha256: String should match pattern '^[0-9a-f]{64}$', not 'GGG"),
         ({"parts": [{"count": [1]}]}, "parts.0.count: Input should be a valid integer"),
@@ -43,7 +46,7 @@ class Exact(StrictRecord):
 def test_the_first_fault_names_its_key_and_what_was_found(values: dict[str, Any], line: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Whole(**values)
-    assert first_fault(caught.value).startswith(line)
+    assert first_fault(caught.value, Whole).startswith(line)
 
 
 @pytest.mark.parametrize("value", ["x" * 9999, -(10**5000), "9" * 9999], ids=["text", "integer", "digits"])

@@ -178,7 +178,7 @@ def test_importable_module(folder, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_classes = 5", "num_classes = 5\ncolour = 1", "colour: Extra inputs are not permitted"),
+        ("num_classes = 5", "num_classes = 5\ncolour = 1", "colour: no such key"),
         (
             "num_classes = 5",
             'num_classes = 5\nweights_key = ""',
@@ -189,7 +189,7 @@ def test_importable_module(folder, tmp_path):
             "num_classes = 5\nweights_key = 3",
             "weights_key: Input should be a valid string",
         ),
-        ("size = [6, 6]", "size = [6, 6]\nsharpness = 1", "image.sharpness: Extra inputs"),
+        ("size = [6, 6]", "size = [6, 6]\nsharpness = 1", "image.sharpness: no such key"),
         ("num_classes = 5", "", "task 'classify' needs num_classes and no embedding_size"),
         ("num_classes = 5", "num_classes = 5\nembedding_size = 5", "needs num_classes and no embedding_size"),
         ("num_classes = 5", 'task = "embed"\nnum_classes = 5', "needs embedding_size and no num_classes"),
@@ -205,6 +205,9 @@ def test_importable_module(folder, tmp_path):
         ("num_classes = 5", "num_classes = 5\nresize = 5", "resize is for fit = 'crop' and 6 px or more"),
         ("num_classes = 5", 'num_classes = 5\nresize = 8\nfit = "stretch"', "resize is for fit = 'crop'"),
         ("size = [6, 6]", "", "image.size: Field required"),
+        ("size = [6, 6]", "size = 6", r"image.size: 6 is not \[height, width\]"),
+        ("size = [6, 6]", "sise = [6, 6]", "image.size: Field required|did you mean 'size'"),
+        ("num_classes = 5", "num_clases = 5", "num_clases: no such key; did you mean 'num_classes'?"),
         ("size = [6, 6]", "size = [0, 6]", "image.size.0: Input should be greater than 0"),
         ("mean = [0.1, 0.2, 0.3]", "mean = [0.1]", "image: .*mean has 1 values for 3 channels"),
         (
@@ -236,9 +239,13 @@ def test_a_wrong_field_is_named(folder, old, new, message):
             "no_such_module:Net",
             r"failed with ModuleNotFoundError.*importing it runs its Python",
         ),
-        ("my_net:Net", "my_net:Nut", "AttributeError"),
+        ("my_net:Net", "my_net:Nut", "AttributeError: module 'my_net' has no attribute 'Nut'; expected"),
         ("my_net:Net", "my_net:broken", "failed with TypeError"),
-        ('my_net:Net"\narguments = {outputs = 5}', 'my_net:broken"', "failed with ZeroDivisionError: oh"),
+        (
+            'my_net:Net"\narguments = {outputs = 5}',
+            'my_net:broken"',
+            r"failed with ZeroDivisionError at my_net\.py:\d+ `.*`: oh",
+        ),
         (
             'my_net:Net"\narguments = {outputs = 5}',
             'my_net:numbers"',
@@ -264,7 +271,7 @@ def test_an_architecture_that_fails_is_one_line(folder, old, new, message):
         (
             "input_size = [12, 12]",
             "input_size = [13, 13]",
-            "failed on a 3x6x6 image with AssertionError: 12 px",
+            r"failed on a 3x6x6 image with AssertionError at my_net\.py:\d+ `assert.*`: 12 px",
         ),
         ("outputs = 5", "outputs = 4", "'linear.weight' is 5x4; expected shape 4x4"),
     ],
