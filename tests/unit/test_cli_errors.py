@@ -174,6 +174,16 @@ def test_run_without_manifest(made, tmp_path, capsys):
     outcome = call(capsys, "verify", folder)
     assert outcome.status == FAILED
     assert "--resume" in outcome.complaint()
+    assert "the run is not finished" in call(capsys, "inspect", folder).out
+    assert "unfinished: no manifest.json" in call(capsys, *FIT, folder).err
+    assert "not finished" not in call(capsys, "inspect", made / "digits").out
+
+
+def test_evaluation_images_without_labels_are_said(made, capsys):
+    outcome = call(capsys, *FIT, made / "digits", "--eval", made / "digits", "--bits", "W8A8")
+    assert outcome.err.count("has no labels: accuracy is not measured") == 1
+    labelled = call(capsys, *FIT, made / "digits", "--eval", "embedded:digits:val")
+    assert "no labels" not in labelled.err
 
 
 def test_weights_of_another_architecture(made, capsys):

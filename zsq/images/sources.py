@@ -41,7 +41,7 @@ from zsq.images.photos import (
 )
 from zsq.images.tensors import SUFFIXES, Arrays, read_arrays
 from zsq.images.values import pixels_of_values
-from zsq.shards.manifest import holds_shards
+from zsq.shards.manifest import UNFINISHED, holds_shards, is_finished
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance
 
@@ -286,6 +286,7 @@ def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet
         images.labels(chosen),
         str(folder),
         images.provenance,
+        notes=() if is_finished(folder) else (UNFINISHED,),
         boxes=images.boxes(chosen),
     )
 

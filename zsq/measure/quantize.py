@@ -21,7 +21,7 @@ from zsq.placement.sites import check_placeable
 from zsq.saved.choices import choice_lines
 from zsq.saved.cost import Cost, student_cost
 from zsq.students import check_bits, create, own_defaults_line
-from zsq.tasks.metrics import unit
+from zsq.tasks.metrics import unit, words
 from zsq.tasks.sqnr import EACH_OUTPUT
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
@@ -194,6 +194,8 @@ def quantized(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Qua
             f"{given.source} holds {quantity(len(given), 'image')}, fewer than --count {wanted}: "
             "all are taken"
         )
+    for line in _unmeasured(prepared):
+        reporter.say(line)
     warn_of_scored(map(named, [given]), prepared.evaluation)
     first, *others = [_quantized(each, given, reporter) for each in prepared.each()]
     return replace(first, others=tuple(others))
@@ -240,6 +242,13 @@ def _fitted(prepared: Preparation, given: ImageSet, reporter: Reporter) -> Fitte
     if given.photo_fit is None or fitted.made is None:
         return fitted
     return replace(fitted, made=replace(fitted.made, photo_fit=given.photo_fit))
+
+
+def _unmeasured(prepared: Preparation) -> list[str]:
+    reference, quality = prepared.reference, prepared.teacher.task.quality
+    if prepared.evaluation is None or reference is None or quality is None or reference.truth is not None:
+        return []
+    return [f"{prepared.evaluation.source} has no labels: {words(quality)} is not measured"]
 
 
 def _check_out(teacher: Teacher, out: Path | None) -> None:

@@ -8,7 +8,7 @@ from zsq.core.files import atomic_write_bytes
 from zsq.core.wording import quantity
 from zsq.datasetcard.sheets import contact_sheet, sheet_png
 from zsq.datasetcard.writing import SHEET_NAME
-from zsq.shards.manifest import find_shards
+from zsq.shards.manifest import UNFINISHED, find_shards, is_finished
 from zsq.shards.reader import ShardDataset
 
 SHEET_IMAGES = 64
@@ -39,4 +39,6 @@ def shard_lines(folder: str | Path) -> list[str]:
     if said := dataset.diagnostics():
         means = (f"{name.replace('_', ' ')} {values.nanmean().item():.3g}" for name, values in said.items())
         lines.append("means over images: " + ", ".join(means))
+    if not is_finished(folder):
+        lines.append(UNFINISHED)
     return [*lines, f"contact sheet: {sheet}"]

@@ -21,6 +21,9 @@ from zsq.shards.schema import SHARD_PATTERN, ShardEntry, shard_name
 from zsq.tasks import TaskName
 
 MANIFEST_NAME = "manifest.json"
+UNFINISHED = (
+    "no manifest.json beside the shards: the run is not finished; zsq generate ... --resume finishes it"
+)
 SHARDS_FOLDER = "shards"
 
 # A line per shard is about 150 bytes and there are at most 100,000 of them.
@@ -133,6 +136,11 @@ def find_shards(folder: Path | str) -> ShardFolder:
     if not paths:
         raise ImagesError(f"{folder} holds no shards", f"files named {shard_name(0)} and so on")
     return ShardFolder(run, shards, tuple(paths))
+
+
+def is_finished(folder: Path | str) -> bool:
+    """Whether a manifest stands beside the shards of `folder`, as `find_shards` finds them."""
+    return (find_shards(folder).run / MANIFEST_NAME).exists()
 
 
 def holds_shards(folder: Path | str) -> bool:
