@@ -258,6 +258,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-headline": partial(gaps_of, "methods-headline", ALL, 2),
     "methods-headline-sets": partial(sets_of, "methods-headline"),
     "resnet20-2048": partial(gaps_of, "resnet20-2048", ("student", *ALL), 3),
+    "resnet20-2048-norms": partial(gaps_of, "resnet20-2048-norms", ("student", *ALL), 2),
     "resnet8-1024": partial(gaps_of, "resnet8-1024", ALL, 1),
     "resnet8-norms": partial(gaps_of, "resnet8-norms", ("student", *ALL), 2),
     "methods-curve": curve,
