@@ -134,7 +134,9 @@ def timed_pass(teacher: Teacher) -> float:
 
 def suited_lines(heading: str, found: Sequence[Suited]) -> list[str]:
     """Those that suit with their times, and a line for each reason that the others do not."""
-    times = [f"    {each.name} {duration(each.seconds)}" for each in found if each.seconds is not None]
+    suit = [each for each in found if each.seconds is not None]
+    # What passes no image through the teacher is drawn, in a time that is not estimated.
+    times = [f"    {each.name} {duration(each.seconds) if each.seconds else 'drawn'}" for each in suit]
     refused: dict[str, list[str]] = {}
     for each in found:
         if each.seconds is None:

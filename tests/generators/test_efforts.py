@@ -161,6 +161,10 @@ def test_compiling_is_counted_for_each_effort():
     )
 
 
+def test_no_time_is_said_for_what_asks_no_network():
+    assert forecast(Work(0, Runtime()), [], 10, 1.0) == "10 images, no teacher passes"
+
+
 def test_from_the_command_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = ("generate", "--teacher", "embedded:digits", "--method", "zeroq", "--count", 1, "--threads", 1)

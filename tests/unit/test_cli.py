@@ -74,6 +74,14 @@ def test_quantize_scores_and_lists_tensors(capsys):
     assert last.startswith("ptq W8A8, accuracy 9")
     assert "agreement" in last
     assert last.endswith("(teacher 99.36)")
+    assert "not kept: --out FOLDER would keep it" in outcome.err
+
+
+def test_a_student_that_is_written_is_not_said_to_be_lost(capsys, tmp_path):
+    arguments = ("--images", "embedded:digits:val", "--student", "ptq", "--bits", "W8A8", "--count", 8)
+    outcome = call(capsys, "quantize", *DIGITS, *arguments, "--out", tmp_path / "student")
+    assert outcome.status == 0
+    assert "not kept" not in outcome.err
 
 
 @pytest.mark.parametrize("what", ["methods", "teachers", "students", "recipes"])

@@ -64,7 +64,7 @@ def quantize(
         typer.Option(
             metavar="PATH",
             help="Save the student here: a folder, or NAME.safetensors (NAME.json comes with it). "
-            "Without it, outputs/TEACHER-BITS where images are made.",
+            "Without it, outputs/TEACHER-BITS where images are made, else nowhere.",
         ),
     ] = None,
     onnx: Annotated[
@@ -94,7 +94,10 @@ def quantize(
     """
     from zsq import api
 
-    result = api.quantize(**asked(context))
+    values = asked(context)
+    result = api.quantize(**values)
+    if images is not None and not result.files:
+        values["reporter"].say("the student is not kept: --out FOLDER would keep it")
     for each in (result, *result.others):
         for tensor in each.fitted.tensors:
             scales = "per tensor" if tensor.num_scales == 1 else f"{tensor.num_scales} scales"

@@ -138,9 +138,13 @@ def forecast(work: Work, others: Sequence[Work], images: int, seconds_per_pass: 
     """`1024 images x 300 teacher passes, about 1 h 5 min compiled in one process (--effort quick, 30 passes:
     7 min 30 s; published, 1000: 3 h 40 min)`.
 
+    Without a pass there is no time: that of drawing images is not known.
+
     Args:
         others: the same images at other efforts, named where the work takes a minute or longer.
     """
+    if not work.passes:
+        return f"{quantity(images, 'image')}, no teacher passes"
     seconds = job_seconds(seconds_per_pass, work.passes, work.runtime)
     how = "compiled" if work.runtime.compile else "uncompiled"
     passes = quantity(work.passes / images, "teacher pass")
