@@ -95,6 +95,11 @@ def test_list(what, capsys):
     assert all(entry["summary"] for entry in entries)
 
 
+def test_lists_show_no_default_that_is_none(capsys):
+    for what in ("methods", "students"):
+        assert "Pydantic" not in call(capsys, "list", what).out
+
+
 def test_list_says_which_methods_suit_a_teacher(capsys):
     entries = json.loads(call(capsys, "list", "methods", "--teacher", "embedded:digits-vit", "--json").out)
     fit = [entry["name"] for entry in entries if "refusal" not in entry]

@@ -396,8 +396,3 @@ def test_a_folder_is_no_teacher(tmp_path, capsys):
     outcome = call(capsys, *NOISE[:1], "--teacher", "mynet")
     assert outcome.status == USAGE
     assert outcome.complaint().startswith("teacher 'mynet' looks like a path; expected --teacher file:mynet")
-
-
-def test_lists_show_no_default_that_is_none(capsys):
-    for what in ("methods", "students"):
-        assert "Pydantic" not in call(capsys, "list", what).out

@@ -46,7 +46,7 @@ LEVELS = 255
 def _one_side_or_two(size: Any) -> Any:
     if not isinstance(size, list | tuple):
         raise ValueError(f"{size!r} is not [height, width] or, of a signal, [length]")
-    if isinstance(size, list | tuple) and len(size) > 2:
+    if len(size) > 2:
         raise ValueError(
             f"{len(size)} sides: [height, width] or, of a signal, [length]; video is out of scope"
         )
