@@ -88,8 +88,8 @@ class TrainedStudent(Student):
         task = teacher.task
         if not self.takes_tasks:
             check_classifier(teacher)
-        elif not (task.has_classes or task.trains):
-            known = [name for name, kind in TASKS.items() if kind.has_classes or kind.trains]
+        elif not task.trains:
+            known = [name for name, kind in TASKS.items() if kind.trains]
             found = f"teacher {teacher.name} has task '{task.name}', which has no loss to train with"
             raise MismatchError(found, f"one of {', '.join(known)}", "use student ptq or genie-m")
 
