@@ -165,14 +165,19 @@ class Results:
 
     def write(self, **entries: Any) -> None:
         """Put `entries` in place of those of their names."""
+        here = {"machine": machine()} if self.command and self.timed else {}
         with self._alone():
-            self._put(entries)
+            self._put(here | entries)
 
     def _put(self, entries: dict[str, Any]) -> None:
         made: dict[str, Any] = {"command": self.command} if self.command else {}
-        if self.command and self.timed:
+        if self.command and self.timed and not self._elsewhere():
             made["machine"] = machine()
         atomic_write_text(self.path, json.dumps(self.read() | made | entries, indent=1) + "\n")
+
+    def _elsewhere(self) -> bool:
+        """Whether what is kept was timed on another machine than this one."""
+        return self.timed and self.read().get("machine", machine()) != machine()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -193,16 +198,29 @@ class Results:
         return any(facts.items() <= row.items() for row in self.rows())
 
     def add(self, row: Mapping[str, Any], order: Callable[[dict[str, Any]], Any] | None = None) -> None:
-        """Say and keep one row; `order` sorts all of them."""
+        """Say and keep one row; `order` sorts all of them.
+
+        The file states one machine. A row that was timed on another one states its own.
+        """
+        if self._elsewhere():
+            row = {**row, "machine": machine()}
         typer.echo(json.dumps(row))
         with self._alone():
             rows = [*self.rows(), dict(row)]
             self._put({"rows": sorted(rows, key=order) if order else rows})
 
     def once(self, group: str, name: str, measure: Callable[[], Any]) -> Any:
-        """The value `name` of a group; measured, said and kept if it is not there."""
+        """The value `name` of a group; measured, said and kept if it is not there.
+
+        Raises:
+            BadParameter: the values that are kept were timed on another machine.
+        """
         values = self.read().get(group, {})
         if name not in values:
+            if self._elsewhere():
+                raise typer.BadParameter(
+                    f"another machine measured {self.path.name}: move it away, and start anew"
+                )
             found = measure()
             typer.echo(f"{name}: {json.dumps(found)}")
             with self._alone():

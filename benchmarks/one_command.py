@@ -169,11 +169,21 @@ def defaults_grid() -> Grid:
 
 def calls_grid() -> Grid:
     """Announced and taken time of whole calls; accuracy, where it is measured, beside real images."""
-    rows = Results("one-command").rows()
-    header = ("teacher", "bits", "announced", "taken", "taken / announced", "accuracy", "on real images")
+    kept = Results("one-command").read()
+    rows = [{"machine": kept["machine"], **row} for row in kept["rows"]]
+    header = (
+        "teacher",
+        "bits",
+        "processor",
+        "announced",
+        "taken",
+        "taken / announced",
+        "accuracy",
+        "on real images",
+    )
     lines = []
-    for teacher, bits in dict.fromkeys((row["teacher"], row["bits"]) for row in rows):
-        own = [row for row in rows if (row["teacher"], row["bits"]) == (teacher, bits)]
+    for call in dict.fromkeys(map(_call, rows)):
+        own = [row for row in rows if _call(row) == call]
         made = [row for row in own if row["source"] != REAL]
         announced, taken = (
             statistics.mean(row[key] for row in made) for key in ("announced_seconds", "taken_seconds")
@@ -184,11 +194,16 @@ def calls_grid() -> Grid:
         )
         lines.append(
             (
-                *(teacher, bits, duration(announced), duration(taken), f"{taken / announced:.2f}"),
+                *(*call, duration(announced), duration(taken), f"{taken / announced:.2f}"),
                 *(number(statistics.mean(each)) if each else DASH for each in scores),
             )
         )
-    return Grid(header, tuple(lines), 2)
+    return Grid(header, tuple(lines), 3)
+
+
+def _call(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Teacher, bits and processor."""
+    return row["teacher"], row["bits"], row["machine"]["vector_instructions"]
 
 
 if __name__ == "__main__":

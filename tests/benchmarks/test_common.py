@@ -4,6 +4,7 @@ import json
 
 import common
 import pytest
+import typer
 from common import Results
 
 
@@ -47,6 +48,25 @@ def test_a_later_write_leaves_other_entries():
         "rows": {"a": 1},
         "more": 2,
     }
+
+
+def test_what_is_timed_on_another_machine_says_so(monkeypatch):
+    results = Results("x", "python x.py")
+    results.add({"network": "a", "seconds": 1})
+    results.once("fits", "ptq", lambda: 2)
+    first = results.read()["machine"]
+    monkeypatch.setattr(common, "machine", lambda: {"processor": "another"})
+    results.add({"network": "b", "seconds": 3})
+    assert results.rows() == [
+        {"network": "a", "seconds": 1},
+        {"network": "b", "seconds": 3, "machine": {"processor": "another"}},
+    ]
+    assert results.once("fits", "ptq", lambda: 4) == 2
+    with pytest.raises(typer.BadParameter, match=r"another machine measured x\.json"):
+        results.once("fits", "kd", lambda: 4)
+    assert results.read()["machine"] == first
+    results.write(rows=[])
+    assert results.read()["machine"] == {"processor": "another"}
 
 
 def test_another_process_answers_with_its_last_line():
