@@ -1,7 +1,9 @@
 """What can go wrong and is not a defect of zsq: one class per cause, one line per message.
 
 Every message says what was found, what was expected and what to do. The command line prints it without a
-traceback and leaves with `exit_code`: 2 where the call itself was wrong, 1 where a file or the machine was.
+traceback and leaves with `exit_code`. It is 2 where the call cannot work, also because a file that it names
+is missing, damaged or of something else. It is 1 where something failed that the call does not name: the
+machine, the network, another process; and where a check found what it looks for.
 """
 
 from __future__ import annotations
@@ -93,24 +95,29 @@ class MissingExtraError(UsageError):
         super().__init__(f"{package} is not installed", f"the extra '{extra}'", f"pip install 'zsq[{extra}]'")
 
 
-class ExportError(ZsqError):
-    """An export that is damaged, or that shows other images than its source."""
-
-
-class WeightsError(ZsqError):
+class WeightsError(UsageError):
     """Weights that are missing, unreadable, unsafe or of another format."""
 
 
-class StudentFileError(ZsqError):
+class StudentFileError(UsageError):
     """A saved student that is missing, truncated, altered or not in the format."""
 
 
-class ShardError(ZsqError):
+class ShardError(UsageError):
     """A shard or manifest that is truncated, altered or not in the format."""
 
 
+class ExportError(ZsqError):
+    """An export that was altered or that shows other images than its source, or a network that the format
+    cannot hold."""
+
+
+class DownloadError(ZsqError):
+    """A download that failed, or that brought another file."""
+
+
 class StorageError(ZsqError):
-    """The disk refused a write."""
+    """The disk refused a write, or did not keep it."""
 
 
 class NonFiniteError(ZsqError):

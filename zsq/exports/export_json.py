@@ -13,7 +13,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
 
-from zsq.core.errors import ExportError
+from zsq.core.errors import ExportError, ImagesError
 from zsq.core.files import read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
@@ -176,13 +176,13 @@ def read_record(folder: Path) -> ExportRecord:
     """Read `folder`/EXPORT.json.
 
     Raises:
-        ExportError: missing or not in the format.
+        ImagesError: missing or not in the format.
     """
     path = folder / RECORD_NAME
     try:
         return ExportRecord.model_validate_json(read_regular(path, MAX_RECORD_BYTES))
     except OSError as error:
         remedy = "name the folder that `zsq export` wrote"
-        raise ExportError(f"{path} cannot be read: {error.strerror}", "an export", remedy) from None
+        raise ImagesError(f"{path} cannot be read: {error.strerror}", "an export", remedy) from None
     except ValidationError as error:
-        raise ExportError(f"{path}: {first_fault(error)}", "a zsq export") from None
+        raise ImagesError(f"{path}: {first_fault(error)}", "a zsq export") from None

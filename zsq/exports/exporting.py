@@ -275,8 +275,8 @@ def open_export(folder: Path) -> Reader:
     """A reader of an export's images, in the order of the run.
 
     Raises:
-        ExportError: no export, or a damaged one.
-        ImagesError: its images are larger than fits into memory.
+        ExportError: a damaged export.
+        ImagesError: no export, or its images are larger than fits into memory.
     """
     record = read_record(folder)
     check_memory(str(folder), min(record.num_images, IMAGES_AT_ONCE), record.image.shape)
@@ -300,7 +300,7 @@ def verify_export(folder: Path, export: Path, teacher: Teacher | None, tolerance
         tolerance: largest allowed difference of a logit.
 
     Raises:
-        ExportError: damaged, or the first image that differs.
+        ExportError: damaged, or the first image that differs. ImagesError: no export.
         MismatchError: the stored logits are of other weights, or there are none.
     """
     manifest = read_manifest(folder)

@@ -378,7 +378,7 @@ def _check_same(fitted: FittedStudent, loaded: FittedStudent) -> None:
     found, expected = (dict(named_tensors(probe(each))) for each in (loaded, copied))
     same = found.keys() == expected.keys()
     if not same or not all(torch.equal(found[name], expected[name]) for name in expected):
-        raise StudentFileError("the saved student does not give the outputs of the fitted one")
+        raise UntraceableError("the saved student does not give the outputs of the fitted one")
 
 
 @torch.no_grad()

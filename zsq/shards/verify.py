@@ -19,6 +19,8 @@ from zsq.shards.schema import ShardEntry, ShardProvenance
 class DamageError(ShardError):
     """A run that is not as it was written; `damages` are all findings, the message is the first."""
 
+    exit_code = 1  # the answer to the question whether a run is whole
+
     def __init__(self, damages: list[str]) -> None:
         """Count what the line leaves out."""
         more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""

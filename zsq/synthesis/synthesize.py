@@ -11,7 +11,7 @@ import torch
 
 from zsq.config import GenerateConfig, config_sha256
 from zsq.contract import SyntheticBatch, Teacher
-from zsq.core.errors import ShardError
+from zsq.core.errors import ShardError, StorageError
 from zsq.core.memory import shortage_said
 from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter
@@ -244,7 +244,7 @@ def _write_manifest(
     for unit in job.plan.units:
         found = _finished(job, unit)
         if found is None:
-            raise ShardError(f"shard {unit.first_shard} is missing", "all shards", "run again with --resume")
+            raise StorageError(f"shard {unit.first_shard} was written, and is missing or damaged now")
         entries += found
     resolved = job.resolved()
     manifest = Manifest(

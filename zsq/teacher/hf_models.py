@@ -46,7 +46,7 @@ def load_hf_teacher(name: str, weights: Path | None = None, offline: bool = Fals
     Raises:
         MissingExtraError, UsageError: transformers is not installed; no such folder; no image classifier.
         WeightsError, MismatchError: weights that cannot be had, read or trusted, or of another network; or a
-            configuration that asks for code.
+            configuration that asks for code. DownloadError: they cannot be fetched.
     """
     transformers = _transformers()
     folder = _folder(name, (CONFIG_FILE,) if weights is not None else (CONFIG_FILE, WEIGHTS_FILE), offline)

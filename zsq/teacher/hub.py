@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zsq.core.errors import MissingExtraError, WeightsError, first_line
+from zsq.core.errors import DownloadError, MissingExtraError, WeightsError, first_line
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 WEIGHTS_FILE = "model.safetensors"
@@ -49,7 +49,7 @@ def hub_folder(
         extra: the extra that brings the hub's package.
 
     Raises:
-        WeightsError: they cannot be had.
+        WeightsError: nothing may be downloaded. DownloadError: the download failed.
     """
     hub = _huggingface_hub(extra)
     files = [*needed, *optional]
@@ -62,7 +62,7 @@ def hub_folder(
         return Path(hub.snapshot_download(repository, allow_patterns=files))
     # The hub's package raises its own errors, those of its HTTP library, and what the machine raises.
     except Exception as error:
-        raise WeightsError(
+        raise DownloadError(
             f"{what}: {url} could not be fetched ({first_line(error)})",
             "a public repository and a connection",
             f"fetch it elsewhere, and {_OTHERWISE[extra]}",

@@ -52,6 +52,7 @@ def load_teacher(
         UnknownNameError, UsageError: no such teacher, or a broken card. MissingExtraError: its library is not
             installed.
         WeightsError, MismatchError: weights that cannot be had, read, trusted or that belong elsewhere.
+        DownloadError: weights that cannot be fetched.
         OptionError: a device that is not there.
 
     Example:

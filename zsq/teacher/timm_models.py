@@ -43,6 +43,7 @@ def load_timm_teacher(name: str, weights: Path | None = None, offline: bool = Fa
     Raises:
         MissingExtraError, UsageError: timm is not installed, or has no such network.
         WeightsError, MismatchError: weights that cannot be had, read or trusted, or of another architecture.
+        DownloadError: they cannot be fetched.
     """
     timm = _timm()
     model = name.removeprefix("timm:")

@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from zsq.contract import Teacher
-from zsq.core.errors import MismatchError, WeightsError
+from zsq.core.errors import DownloadError, MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
 from zsq.teacher.heads import num_classes_in
@@ -39,7 +39,8 @@ def load_torchvision_teacher(name: str, weights: Path | None = None, offline: bo
     The number of classes of a file follows from its last layer. Auxiliary heads are left out.
 
     Raises:
-        WeightsError, MismatchError: weights that cannot be had, read or trusted, or of another architecture.
+        WeightsError, MismatchError: weights that cannot be read or trusted, or of another architecture.
+        DownloadError: the default weights cannot be fetched.
     """
     default = torchvision.models.get_model_weights(name).DEFAULT
     path = weights if weights is not None else _default_weights_path(name, default.url, offline)
@@ -109,11 +110,11 @@ def _default_weights_path(name: str, url: str, offline: bool = False) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise WeightsError(
+            raise DownloadError(
                 f"default weights of {name}: {url} could not be fetched ({error})",
                 wanted,
                 f"fetch it elsewhere and pass it with --weights FILE, or put it at {path}",
             ) from None
     if not read_sha256(path).startswith(hash_prefix):
-        raise WeightsError(f"{path} is not what {url} holds", wanted, "delete it and try again")
+        raise DownloadError(f"{path} is not what {url} holds", wanted, "delete it and try again")
     return path

@@ -97,7 +97,7 @@ def test_another_run_is_not_the_same_pictures(run, tmp_path):
     other = make_run(tmp_path / "other", ImageSpec(size=(8, 6), mean=MEAN, std=STD))
     with pytest.raises(ExportError, match=r"states images of \(3, 6, 8\); expected \(3, 8, 6\)"):
         zsq.verify_export(other, tmp_path / "out")
-    with pytest.raises(ExportError, match=r"EXPORT\.json cannot be read"):
+    with pytest.raises(ImagesError, match=r"EXPORT\.json cannot be read"):
         zsq.verify_export(run, run)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zsq.core.errors import MismatchError, MissingExtraError, UsageError, WeightsError
+from zsq.core.errors import DownloadError, MismatchError, MissingExtraError, UsageError, WeightsError
 from zsq.core.photofit import PhotoFit
 from zsq.teacher import load_teacher
 
@@ -166,7 +166,7 @@ def test_weights_that_are_pickled_alone():
 
 
 def test_without_network_one_line_names_the_repository():
-    with pytest.warns(UserWarning), pytest.raises(WeightsError, match="could not be fetched") as caught:
+    with pytest.warns(UserWarning), pytest.raises(DownloadError, match="could not be fetched") as caught:
         load_teacher("timm:resnet18.a1_in1k")
     assert "https://huggingface.co/timm/resnet18.a1_in1k" in str(caught.value)
     assert "--weights FILE" in str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from zsq.core.errors import MismatchError, WeightsError
+from zsq.core.errors import DownloadError, MismatchError
 from zsq.core.photofit import PhotoFit
 from zsq.teacher import load_teacher
 from zsq.teacher.torchvision_models import _arguments, _default_weights_path, load_torchvision_teacher
@@ -89,7 +89,7 @@ def test_weights_of_another_architecture(tmp_path):
 
 
 def test_without_network_one_line_names_url_hash_and_option(hub):
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(DownloadError) as caught:
         load_teacher("resnet18")
     message = str(caught.value)
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
@@ -108,14 +108,14 @@ def test_download_is_checked_and_kept(tmp_path, hub):
     source.unlink()
     assert _default_weights_path("net", source.as_uri()) == kept
     kept.write_bytes(content + b"!")
-    with pytest.raises(WeightsError, match=r"is not what file:.*delete it and try again"):
+    with pytest.raises(DownloadError, match=r"is not what file:.*delete it and try again"):
         _default_weights_path("net", source.as_uri())
 
 
 def test_download_with_another_hash_is_not_kept(tmp_path, hub):
     source = tmp_path / "net-00000000.pth"
     source.write_bytes(b"other")
-    with pytest.raises(WeightsError, match=r"invalid hash value.*sha256 starts with 00000000"):
+    with pytest.raises(DownloadError, match=r"invalid hash value.*sha256 starts with 00000000"):
         _default_weights_path("net", source.as_uri())
     assert not list(hub.glob("*"))
 
