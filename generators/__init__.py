@@ -96,7 +96,7 @@ def method_class(name: str) -> type[Generator]:
     """
     methods = available_methods()
     if name not in methods:
-        raise UnknownNameError("method", name, methods)
+        raise UnknownNameError("method", name, methods, "zsq list methods")
     return methods[name]
 
 

@@ -17,6 +17,7 @@ from zsq.core.errors import UsageError, ZsqError
 from zsq.core.imagespec import NATURAL_MEAN, NATURAL_STD, ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
+from zsq.core.wording import did_you_mean
 from zsq.widths import Bits
 
 TIMED_BATCH = 32
@@ -54,7 +55,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
         from zsq.recipefile import recipe_titles
 
         return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
-    raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}")
+    raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}", did_you_mean(kind, KINDS))
 
 
 def methods_for(teacher: Teacher) -> list[dict[str, Any]]:

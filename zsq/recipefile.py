@@ -172,7 +172,7 @@ def load_recipe(name: str) -> Recipe:
     if path.suffix != ".toml":
         known = recipe_paths()
         if name not in known:
-            raise UnknownNameError("recipe", name, known)
+            raise UnknownNameError("recipe", name, known, "zsq list recipes")
         path, folder = known[name], Path()
     values = read_toml(path, "recipe")
     return validated(Recipe, {**values, "folder": folder}, f"recipe {path.name}")

@@ -8,9 +8,12 @@ machine, the network, another process; and where a check found what it looks for
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
+
+from zsq.core.wording import did_you_mean
+
+MOST_NAMES = 12  # that one line says
 
 # What a library was given in memory, at an address that is another in every process.
 _OBJECT = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")
@@ -31,7 +34,7 @@ class ZsqError(Exception):
         ...     zsq.load_teacher("resnet1")
         ... except zsq.ZsqError as error:
         ...     print(error, error.exit_code)
-        unknown teacher 'resnet1'; expected one of ...; did you mean 'resnet18'? 2
+        unknown teacher 'resnet1'; expected a name of `zsq list teachers`; did you mean ...? 2
     """
 
     exit_code = 1
@@ -48,19 +51,19 @@ class UsageError(ZsqError):
     exit_code = 2
 
 
-class UnknownNameError(UsageError):
-    """A method, teacher, student or recipe that does not exist."""
-
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """Name the nearest known name, and all of them."""
-        known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"see `zsq list {kind}s`"
-        super().__init__(f"unknown {kind} '{name}'", f"one of {', '.join(known)}", hint)
-
-
 class OptionError(UsageError):
     """An option with a value it cannot take, or one that has no effect."""
+
+
+class UnknownNameError(OptionError):
+    """A method, teacher, student, pass, recipe, format or tool that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], command: str) -> None:
+        """Name the nearest of `known`, and all where they are few, else the `command` that prints them."""
+        known = list(known)
+        few = len(known) <= MOST_NAMES
+        expected = f"one of {', '.join(known)}" if few else f"a name of `{command}`"
+        super().__init__(f"unknown {kind} '{name}'", expected, did_you_mean(name, known))
 
 
 class MismatchError(UsageError):

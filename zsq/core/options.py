@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_serializer
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, first_fault
+from zsq.core.wording import did_you_mean
 
 MOST_ITERATIONS = 10_000_000  # a hundred times what any paper has
 
@@ -100,7 +101,9 @@ class Options(Record):
         unknown = set(overrides) - set(cls.model_fields)
         if unknown:
             known = ", ".join(sorted(cls.model_fields)) or "none"
-            raise OptionError(f"{owner} has no option '{sorted(unknown)[0]}'", f"one of: {known}")
+            first = min(unknown)
+            near = did_you_mean(first, cls.model_fields)
+            raise OptionError(f"{owner} has no option '{first}'", f"one of: {known}", near)
         if iterations is not None and not 1 <= iterations <= MOST_ITERATIONS:
             raise OptionError(f"--iterations {iterations}", f"from 1 to {MOST_ITERATIONS}")
         try:

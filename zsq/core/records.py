@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zsq.core.errors import OptionError
 from zsq.core.files import read_regular
+from zsq.core.wording import did_you_mean
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -102,8 +102,8 @@ def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
             model = inside[0]
         elif isinstance(part, str):
             return ""
-    near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = did_you_mean(str(loc[-1]), model.model_fields)
+    return near and f"; {near}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

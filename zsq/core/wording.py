@@ -1,6 +1,11 @@
-"""Numbers in sentences."""
+"""Numbers and names in sentences."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+MOST_NEAR = 3  # names that one line says
 
 
 def quantity(number: float, noun: str) -> str:
@@ -11,3 +16,10 @@ def quantity(number: float, noun: str) -> str:
     if noun.endswith("y"):
         return f"{shown} {noun[:-1]}ies"
     return f"{shown} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names those of `known` that are spelled most alike, or nothing where none is."""
+    near = [f"'{each}'" for each in get_close_matches(name, list(known), n=MOST_NEAR)]
+    named = " or ".join(filter(None, (", ".join(near[:-1]), *near[-1:])))
+    return named and f"did you mean {named}?"

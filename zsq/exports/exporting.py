@@ -13,7 +13,7 @@ import torch
 
 from zsq.config import EXPORT
 from zsq.contract import Teacher
-from zsq.core.errors import ExportError, MismatchError, OptionError
+from zsq.core.errors import ExportError, MismatchError, OptionError, UnknownNameError
 from zsq.core.files import atomic_write_text, input_path
 from zsq.core.version import __version__
 from zsq.core.wording import quantity
@@ -210,7 +210,7 @@ def _resolved(
         raise OptionError("neither --to nor --for", f"one of them: --to {', '.join(FORMATS)}")
     range = range or "uint8"
     if to not in FORMATS:
-        raise OptionError(f"--to {to}", f"one of {', '.join(FORMATS)}")
+        raise UnknownNameError("format", to, FORMATS, "zsq export --help")
     if (each is None) == (to == "files") or each not in (None, *get_args(Each)):
         given = "without --each" if each is None else f"with --each {each}"
         raise OptionError(f"--to {to} {given}", "--to files with --each png, npy or raw")
@@ -232,7 +232,7 @@ def _of_tool(
 ) -> tuple[str, str | None, str | None, str]:
     """What the row of a tool sets; the layout may be another one."""
     if tool not in TOOLS:
-        raise OptionError(f"--for {tool}", f"one of {', '.join(TOOLS)}")
+        raise UnknownNameError("tool", tool, TOOLS, "zsq export --help")
     for option, value in (("--to", to), ("--each", each), ("--range", range)):
         if value is not None:
             raise OptionError(f"{option} {value} with --for {tool}", "one of the two", "--for sets it")

@@ -6,7 +6,6 @@ classes ImageNet's. Without such a list they count by rank, where that can be ri
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from zsq.config import BY_ORDER
 from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, OptionError
-from zsq.core.wording import quantity
+from zsq.core.wording import did_you_mean, quantity
 from zsq.tasks.detect import Detect, object_labels
 
 UNLABELLED = "unlabelled"
@@ -96,8 +95,7 @@ class ClassNames:
 
     def unknown(self, found: str, name: str) -> ImagesError:
         """What to say of a name that is not listed; `found` says where it stands."""
-        near = difflib.get_close_matches(spelled(name), self.known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else REMEDY
+        hint = did_you_mean(spelled(name), self.known) or REMEDY
         return ImagesError(f"{found} '{name}'", f"one of the {len(self.known)} names that are listed", hint)
 
 

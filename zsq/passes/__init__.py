@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor, fx, nn
 
-from zsq.core.errors import MismatchError, OptionError
+from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.graph import capture
 from zsq.graph.fold import Gaussian, fold_batch_norms
 from zsq.graph.norms import stores_statistics
@@ -157,11 +157,12 @@ def split_pass(text: str) -> tuple[str, tuple[float, ...]]:
     """`prune=0.5` -> ("prune", (0.5,)), `fold` -> ("fold", ()).
 
     Raises:
-        OptionError: an unknown name, a number missing or not wanted, or not of 0 <= number < 1.
+        UnknownNameError: no such pass.
+        OptionError: a number missing or not wanted, or not of 0 <= number < 1.
     """
     name, equals, value = text.partition("=")
     if name not in PASSES:
-        raise OptionError(f"unknown pass '{name}'", f"one of {', '.join(PASSES)}")
+        raise UnknownNameError("pass", name, PASSES, "zsq list passes")
     takes = PASSES[name].takes
     if takes is None:
         if equals:

@@ -72,7 +72,7 @@ def student_class(name: str) -> type[Student]:
     names = name.split(THEN)
     for each in names:
         if each not in STUDENTS:
-            raise UnknownNameError("student", each, STUDENTS)
+            raise UnknownNameError("student", each, STUDENTS, "zsq list students")
         if names.count(each) > 1:
             raise OptionError(f"student {each} twice in {name}", "each student of a chain once")
     return STUDENTS[name] if len(names) == 1 else chain_of(tuple(STUDENTS[each] for each in names))

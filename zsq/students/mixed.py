@@ -116,7 +116,7 @@ def inner_class(name: str) -> type[Student]:
     from zsq.students import STUDENTS
 
     if name not in STUDENTS:
-        raise UnknownNameError("student", name, STUDENTS)
+        raise UnknownNameError("student", name, STUDENTS, "zsq list students")
     if name in REFUSED:
         raise OptionError(f"student mixed with inner={name}", "another student", REFUSED[name])
     return STUDENTS[name]

@@ -96,7 +96,8 @@ def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
     from zsq.teacher.torchvision_models import load_torchvision_teacher, torchvision_names
 
     if name not in torchvision_names():
-        raise UnknownNameError("teacher", name, [known for known, _ in builtin_teachers()])
+        known = [known for known, _ in builtin_teachers()]
+        raise UnknownNameError("teacher", name, known, "zsq list teachers")
     return load_torchvision_teacher(name, weights, offline)
 
 

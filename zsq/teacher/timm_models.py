@@ -6,7 +6,6 @@ repositories and for folders (`hf-hub:`, `local-dir:`) are not taken.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from zsq.contract import Teacher
-from zsq.core.errors import MismatchError, MissingExtraError, UsageError, WeightsError
+from zsq.core.errors import MismatchError, MissingExtraError, UnknownNameError, UsageError, WeightsError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import Interpolation, PhotoFit
 from zsq.tasks.classify import Classify
@@ -74,9 +73,7 @@ def _published(timm: Any, model: str) -> Any:
     """timm's record of a network and of its default weights, or of those that a tag names."""
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
-        hint = f"did you mean 'timm:{near[0]}'?" if near else ""
-        raise UsageError(f"unknown teacher 'timm:{model}'", "a name of `zsq list timm`", hint)
+        raise UnknownNameError("teacher", f"timm:{model}", timm_names(), "zsq list timm")
     try:
         return timm.get_pretrained_cfg(model, allow_unregistered=False)
     except RuntimeError:

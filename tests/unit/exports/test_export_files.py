@@ -93,7 +93,7 @@ def test_values_are_those_that_a_reader_of_the_files_finds(tmp_path):
         ({"to": "npy", "each": "png"}, "--to npy with --each png"),
         ({"to": "files", "each": "png", "range": "norm"}, "--range norm; expected --range uint8"),
         ({"to": "files", "each": "png", "layout": "nhwc"}, "stores PNG"),
-        ({"tool": "toaster"}, "--for toaster; expected one of rknn"),
+        ({"tool": "toaster"}, "unknown tool 'toaster'; expected one of rknn"),
         ({"tool": "rknn", "range": "norm"}, "--range norm with --for rknn"),
     ],
 )

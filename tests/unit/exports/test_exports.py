@@ -146,7 +146,7 @@ def test_what_a_killed_export_left_is_removed_and_a_full_folder_is_not(run, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": "tfrecord"}, r"--to tfrecord; expected one of files, imagefolder, npy"),
+        ({"to": "tfrecord"}, r"unknown format 'tfrecord'; expected one of files, imagefolder, npy"),
         ({"to": "npy", "range": "half"}, r"--range half; expected one of uint8, unit, norm"),
         ({"to": "npy", "layout": "hwcn"}, r"--layout hwcn; expected nchw or nhwc"),
         ({"to": "imagefolder", "range": "norm"}, r"--to imagefolder --range norm; expected --range uint8"),
