@@ -19,7 +19,7 @@ from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
-from zsq.images.sources import images_for, said
+from zsq.images.sources import check_shape, images_for, said
 from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
 
@@ -160,6 +160,7 @@ def inspect_student(
         found = f"teacher {name} with weights {loaded.weights_sha256[:16]}"
         wanted = f"{record.teacher.weights_sha256[:16]}, which the student was fitted to"
         raise MismatchError(found, wanted, "--weights FILE")
+    check_shape(str(folder), fitted.spec.shape, loaded.spec, "takes")
     told = reporter or Reporter(quiet=True)
     shown = images_for(loaded, images, asked, limit=asked.count)
     for line in said(shown):

@@ -38,6 +38,7 @@ from zsq.exports.kinds import Reader, Writer
 from zsq.exports.tools import TOOLS
 from zsq.exports.webdataset import WebDatasetReader, WebDatasetWriter
 from zsq.images.photos import check_memory
+from zsq.images.sources import check_shape
 from zsq.runfolder import folder_out, whole_folder
 from zsq.shards.manifest import Manifest, find_shards, read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
@@ -301,12 +302,14 @@ def verify_export(folder: Path, export: Path, teacher: Teacher | None, tolerance
 
     Raises:
         ExportError: damaged, or the first image that differs. ImagesError: no export.
-        MismatchError: the stored logits are of other weights, or there are none.
+        MismatchError: the stored logits are of other weights, or there are none; or the teacher takes images
+            of another size.
     """
     manifest = read_manifest(folder)
-    _check_teacher(manifest, teacher)
+    dataset = ShardDataset(folder)
+    _check_teacher(folder, manifest, dataset, teacher)
     with open_export(export) as reader:
-        _check_facts(reader.record, manifest, ShardDataset(folder), export)
+        _check_facts(reader.record, manifest, dataset, export)
         first_image, difference = 0, 0.0
         for content in _contents(folder, manifest):
             pixels, labels = reader.take(content.num_images)
@@ -324,13 +327,14 @@ def verify_export(folder: Path, export: Path, teacher: Teacher | None, tolerance
     return Comparison(manifest.num_images, to, None if teacher is None else difference)
 
 
-def _check_teacher(manifest: Manifest, teacher: Teacher | None) -> None:
+def _check_teacher(folder: Path, manifest: Manifest, dataset: ShardDataset, teacher: Teacher | None) -> None:
     if teacher is None:
         return
     stored = manifest.teacher and manifest.teacher.weights_sha256
     if stored != teacher.weights_sha256:
         found = f"weights {teacher.weights_sha256[:16]}... of {teacher.name}"
         raise MismatchError(found, f"{(stored or 'no teacher')[:16]} as the run says", "pass its --weights")
+    check_shape(str(folder), dataset.spec.shape, teacher.spec)
 
 
 def _check_facts(record: ExportRecord, manifest: Manifest, dataset: ShardDataset, export: Path) -> None:

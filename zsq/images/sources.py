@@ -251,11 +251,16 @@ def _annotated(path: Path, found: Annotated) -> ImageSet:
     )
 
 
-def _check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None) -> None:
+def check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None, verb: str = "holds") -> None:
+    """Check that the images of a source, of this shape without N, are as the teacher of `spec` takes them.
+
+    Raises:
+        MismatchError: they have another shape.
+    """
     if spec is not None and tuple(shape) != spec.shape:
         found, expected = ("x".join(map(str, each)) for each in (shape, spec.shape))
         axes = "CxL" if spec.is_signal else "CxHxW"
-        raise MismatchError(f"{source} holds {found} images", f"{expected} as the teacher takes ({axes})")
+        raise MismatchError(f"{source} {verb} {found} images", f"{expected} as the teacher takes ({axes})")
 
 
 def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
@@ -271,14 +276,14 @@ def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSe
         labels = torch.full((len(pixels),), -1)
     else:
         raise ImagesError(f"unknown images '{source}'", f"one of {', '.join(EMBEDDED)}")
-    _check_shape(source, pixels.shape[1:], spec)
+    check_shape(source, pixels.shape[1:], spec)
     images = ImageSet(pixels, labels, source, boxes=None if boxes is None else tuple(boxes))
     return images.subset(torch.from_numpy(spread(len(pixels), limit)))
 
 
 def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
     images = ShardDataset(folder)
-    _check_shape(str(folder), images.spec.shape, spec)
+    check_shape(str(folder), images.spec.shape, spec)
     chosen = spread(images.num_images, limit)
     check_memory(str(folder), len(chosen), images.spec.shape)
     return ImageSet(
@@ -304,7 +309,7 @@ def _arrays(path: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
         for part in (found.images, found.targets)
     )
     assert images is not None
-    _check_shape(str(path), images.shape[1:], spec)
+    check_shape(str(path), images.shape[1:], spec)
     if images.ndim == 3 and spec is None:
         raise ImagesError(f"{path} holds signals (N, C, L)", "images of 4 axes, or a teacher of signals")
     chosen = torch.from_numpy(spread(len(images), limit))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,25 @@ def test_logits_of_other_weights_are_not_compared(tmp_path, tiny_teacher, run):
     zsq.export(run, "npy", tmp_path / "out")
     with pytest.raises(MismatchError, match="weights 0000"):
         verify_export(run, tmp_path / "out", tiny_teacher, 1e-3)
+
+
+def test_a_teacher_of_another_image_size_is_refused(tmp_path, capsys, monkeypatch):
+    """A second card of the same weights: its logits are of other images."""
+    digits = zsq.generate("embedded:digits", "noise", count=2, out=tmp_path / "digits")
+    train = ("--images", "embedded:digits", "--count", 8, "--student", "ptq", "--bits", "W8A8")
+    call(capsys, "quantize", "--teacher", "embedded:digits", *train, "--out", tmp_path / "student")
+    call(capsys, "export", digits, "--to", "npy", "--out", tmp_path / "out")
+    own = zsq.load_teacher("embedded:digits")
+    smaller = replace(own, spec=own.spec.model_copy(update={"size": (24, 28)}))
+    for module in ("checking", "describing"):
+        monkeypatch.setattr(f"zsq.api.{module}.load_teacher", lambda *_, **__: smaller)
+    for line, named in (
+        (("verify", digits, "--against", tmp_path / "out"), "digits holds"),
+        (("inspect", tmp_path / "student", "--images", "embedded:digits"), "student takes"),
+    ):
+        outcome = call(capsys, *line, "--teacher", "embedded:digits")
+        assert outcome.status == 2
+        assert f"{named} 1x32x32 images; expected 1x24x28 as the teacher takes" in outcome.complaint()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
