@@ -6,7 +6,7 @@ import zsq
 from zsq.catalogue import catalogue
 from zsq.core.errors import UnknownNameError, UsageError
 from zsq.core.wording import did_you_mean
-from zsq.exports.exporting import FORMATS
+from zsq.exports.formats import FORMATS
 from zsq.exports.tools import TOOLS
 from zsq.generators import available_methods, method_class
 from zsq.passes import PASSES, split_pass

@@ -8,23 +8,18 @@ import typer
 
 from zsq.cli.options import RunFolder, parse_numbers
 from zsq.config import EXPORT, IMPORT
-from zsq.core.wording import quantity
+from zsq.core.wording import one_of, quantity
+from zsq.exports.formats import FORMATS
+from zsq.exports.tools import TOOLS
 
 
 def export(
     folder: RunFolder,
     out: Annotated[str, typer.Option(metavar="PATH", help="New folder for the files and EXPORT.json.")],
-    to: Annotated[
-        str | None, typer.Option(help="Format: files, imagefolder, npy, npz, raw or webdataset.")
-    ] = EXPORT.to,
+    to: Annotated[str | None, typer.Option(help=f"Format: {one_of(FORMATS)}.")] = EXPORT.to,
     for_: Annotated[
         str | None,
-        typer.Option(
-            "--for",
-            metavar="TOOL",
-            help="Everything as this tool takes it: rknn, qnn, hailo, litert, onnx2tf, modelopt, quark, "
-            "aimet, polygraphy or openvino.",
-        ),
+        typer.Option("--for", metavar="TOOL", help=f"Everything as this tool takes it: {one_of(TOOLS)}."),
     ] = EXPORT.tool,
     each: Annotated[
         str | None, typer.Option(help="With --to files, the file of an image: png, npy or raw.")
@@ -45,7 +40,6 @@ def export(
 ) -> None:
     """Write the images of a run as files for other tools."""
     from zsq.exports.exporting import export as write
-    from zsq.exports.tools import TOOLS
 
     record = write(folder, to, out, tool=for_, each=each, layout=layout, range=range, card=card)
     typer.echo(f"{quantity(record.num_images, 'image')}, {'; '.join(record.applied)}")

@@ -20,6 +20,11 @@ def quantity(number: float, noun: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question that names those of `known` that are spelled most alike, or nothing where none is."""
-    near = [f"'{each}'" for each in get_close_matches(name, list(known), n=MOST_NEAR)]
-    named = " or ".join(filter(None, (", ".join(near[:-1]), *near[-1:])))
-    return named and f"did you mean {named}?"
+    near = one_of(f"'{each}'" for each in get_close_matches(name, list(known), n=MOST_NEAR))
+    return near and f"did you mean {near}?"
+
+
+def one_of(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *rest, last = list(names) or [""]
+    return f"{', '.join(rest)} or {last}" if rest else last

@@ -6,11 +6,11 @@ Tensor suffixes: N images, C channels, H height, W width.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
 
 from zsq.core.errors import ExportError, ImagesError
@@ -18,6 +18,7 @@ from zsq.core.files import read_regular
 from zsq.core.imagespec import ImageSpec
 from zsq.core.records import Record, Sha256, first_fault
 from zsq.datasetcard.writing import CARD_NAME
+from zsq.exports.formats import FORMATS
 
 RECORD_NAME = "EXPORT.json"
 SUMS_NAME = "SHA256SUMS"
@@ -28,7 +29,6 @@ CARD_NAMES = (CARD_NAME, SHEET_NAME)
 BESIDE = frozenset({RECORD_NAME, SUMS_NAME, *CARD_NAMES})
 MAX_RECORD_BYTES = 2**20
 
-Format = Literal["files", "imagefolder", "npy", "npz", "raw", "webdataset"]
 Each = Literal["png", "npy", "raw"]
 Layout = Literal["nchw", "nhwc", "png"]
 Range = Literal["uint8", "unit", "norm"]
@@ -52,6 +52,12 @@ class ChannelValues(Record):
     mean: float
 
 
+def _known(to: str) -> str:
+    if to not in FORMATS:
+        raise ValueError(f"'{to}' is none of {', '.join(FORMATS)}")
+    return to
+
+
 class ExportRecord(Record):
     """The content of EXPORT.json.
 
@@ -64,7 +70,7 @@ class ExportRecord(Record):
 
     format_version: Literal[1] = 1
     zsq_version: str
-    to: Format
+    to: Annotated[str, AfterValidator(_known)]
     layout: Layout
     range: Range
     dtype: Literal["uint8", "float32"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from zsq.core.version import __version__
 from zsq.core.wording import quantity
 from zsq.datasetcard.page import Files
 from zsq.datasetcard.writing import write_card
-from zsq.exports.arrays import ArrayReader, NpyWriter, NpzWriter, RawWriter
 from zsq.exports.export_json import (
     CARD_NAMES,
     RECORD_NAME,
@@ -32,11 +31,9 @@ from zsq.exports.export_json import (
     applied,
     read_record,
 )
-from zsq.exports.files import FilesReader, FilesWriter
-from zsq.exports.imagefolder import ImageFolderReader, ImageFolderWriter
-from zsq.exports.kinds import Reader, Writer
+from zsq.exports.formats import FORMATS
+from zsq.exports.kinds import Reader
 from zsq.exports.tools import TOOLS
-from zsq.exports.webdataset import WebDatasetReader, WebDatasetWriter
 from zsq.images.photos import check_memory
 from zsq.images.sources import check_shape
 from zsq.runfolder import folder_out, whole_folder
@@ -46,23 +43,6 @@ from zsq.shards.schema import ShardContent
 from zsq.shards.verify import verify_shard
 
 IMAGES_AT_ONCE = 256  # that a reader is asked for, about
-
-
-class Kind(NamedTuple):
-    """How one kind of export is written and read."""
-
-    writer: type[Writer]
-    reader: type[Reader]
-
-
-FORMATS: dict[str, Kind] = {
-    "files": Kind(FilesWriter, FilesReader),
-    "imagefolder": Kind(ImageFolderWriter, ImageFolderReader),
-    "npy": Kind(NpyWriter, ArrayReader),
-    "npz": Kind(NpzWriter, ArrayReader),
-    "raw": Kind(RawWriter, ArrayReader),
-    "webdataset": Kind(WebDatasetWriter, WebDatasetReader),
-}
 
 
 def export(
@@ -125,7 +105,7 @@ def _planned(dataset: ShardDataset, manifest: Manifest, values: dict[str, Any]) 
 
 def _written(staged: Path, folder: Path, manifest: Manifest, plan: ExportRecord, card: bool) -> ExportRecord:
     """Write the images and all that stands beside them but EXPORT.json, whose content is returned."""
-    writer = FORMATS[plan.to].writer(staged, plan)
+    writer = FORMATS[plan.to]().writer(staged, plan)
     first_image, seen = 0, _Seen(plan)
     for content in _contents(folder, manifest):
         writer.add(content.pixels, content.labels, first_image)
@@ -215,7 +195,7 @@ def _resolved(
     if (each is None) == (to == "files") or each not in (None, *get_args(Each)):
         given = "without --each" if each is None else f"with --each {each}"
         raise OptionError(f"--to {to} {given}", "--to files with --each png, npy or raw")
-    writer = FORMATS[to].writer
+    writer = FORMATS[to]().writer
     if range not in get_args(Range):
         raise OptionError(f"--range {range}", f"one of {', '.join(get_args(Range))}")
     ranges = ("uint8",) if each == "png" else writer.ranges
@@ -281,7 +261,7 @@ def open_export(folder: Path) -> Reader:
     """
     record = read_record(folder)
     check_memory(str(folder), min(record.num_images, IMAGES_AT_ONCE), record.image.shape)
-    return FORMATS[record.to].reader(folder, record)
+    return FORMATS[record.to]().reader(folder, record)
 
 
 @dataclass(frozen=True)

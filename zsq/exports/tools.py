@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from zsq.core.imagespec import ImageSpec
-from zsq.exports.export_json import Each, Format, Layout, Range
+if TYPE_CHECKING:
+    from zsq.core.imagespec import ImageSpec
+    from zsq.exports.export_json import Each, Layout, Range
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Tool:
     read: Literal["its page", "its docstrings", "public examples"]
     version: str
     run_here: bool
-    to: Format
+    to: str
     layout: Layout | None
     range: Range
     hand_over: Callable[[ImageSpec], str]

@@ -7,18 +7,22 @@ import zipfile
 
 import numpy as np
 import pytest
+import typer
 from exported_runs import MEAN, SIZES, STD, make_run, read, stored
 from PIL import Image
 from toys import image_spec
 
 import zsq
 import zsq.images.photos
+from zsq.cli import app
 from zsq.core.errors import (
+    ImagesError,
     OptionError,
     RunFolderError,
     ShardError,
 )
-from zsq.exports.exporting import FORMATS
+from zsq.exports.formats import FORMATS
+from zsq.exports.tools import TOOLS
 
 ARRAYS = ("npy", "npz", "raw")
 
@@ -110,7 +114,7 @@ def test_only_one_shard_is_in_memory(tmp_path, monkeypatch):
     """Every writer is fed shard by shard, and holds no array between two of them."""
     run = make_run(tmp_path / "run")
     for to in (*ARRAYS, "imagefolder"):
-        kind = FORMATS[to].writer
+        kind = FORMATS[to]().writer
         fed = []
 
         def add(self, pixels, labels, first_image, kind=kind, fed=fed):
@@ -121,9 +125,23 @@ def test_only_one_shard_is_in_memory(tmp_path, monkeypatch):
             )
 
         watched = type("Watched", (kind,), {"add": add})
-        monkeypatch.setitem(FORMATS, to, FORMATS[to]._replace(writer=watched))
+        other = FORMATS[to]()._replace(writer=watched)
+        monkeypatch.setitem(FORMATS, to, lambda other=other: other)
         zsq.export(run, to, tmp_path / to)
         assert fed == list(SIZES)
+
+
+def test_a_line_in_the_table_makes_a_format(run, tmp_path, monkeypatch):
+    """Its record is read again, too; and the help names all lines of both tables."""
+    monkeypatch.setitem(FORMATS, "mine", FORMATS["npy"])
+    assert zsq.export(run, "mine", tmp_path / "out").to == "mine"
+    assert zsq.verify_export(run, tmp_path / "out").to == "mine"
+    monkeypatch.delitem(FORMATS, "mine")
+    with pytest.raises(ImagesError, match="'mine' is none of files, imagefolder"):
+        zsq.verify_export(run, tmp_path / "out")
+    said = {each.name: each.help for each in typer.main.get_command(app).commands["export"].params}
+    assert said["to"] == "Format: files, imagefolder, npy, npz, raw or webdataset."
+    assert all(name in said["for_"] for name in TOOLS)
 
 
 def test_a_failed_export_leaves_nothing(run, tmp_path):
