@@ -28,7 +28,8 @@ class Facts:
     `needs_attention`: attention whose logits, weights and outputs can be read. `needs_moments`: statistics of
     the layers that follow from the weights. `needs_boxes`: a detector that can be asked for boxes.
     `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the real world it
-    reads: "none", or e.g. "1 image per class".
+    reads: "none", or e.g. "1 image per class". `own_rows`: of a student, why its rows are not those of the
+    network with a width each; `mixed` chooses no bits for such a student.
     """
 
     paper: str
@@ -43,4 +44,5 @@ class Facts:
     needs_real: bool = False
     trains_network: bool = False
     data_read: str = "none"
+    own_rows: str = ""
     deviations: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ class CFWS(Student):
     name = "cfws"
     facts = Facts(
         paper="coarse and fine weight splitting, Yang et al. 2023 (arXiv:2312.10588), for RepVGG at W8A8",
+        own_rows="its rows are parts of kernels",
         summary="the centre of each 3x3 kernel on a grid of its own, ranges by KL, no training; any task",
         deviations=(
             "the coarse part is a 1x1 convolution instead of a zero-padded 3x3",

@@ -66,6 +66,7 @@ class DQNet(TrainedStudent):
     name = "dqnet"
     facts = Facts(
         paper="Instance-Aware Dynamic Neural Network Quantization, Liu et al. 2022 (CVPR)",
+        own_rows="its layers have several widths each",
         summary="bits chosen for each image by a small controller, at the cost of the asked bits on average",
         deviations=(
             "learned steps (LSQ), one per width, as in one of the paper's tables, instead of DoReFa, which "

@@ -23,13 +23,6 @@ from zsq.fitting.trained import FORWARD_STEP
 from zsq.placement.sites import Placement, place
 from zsq.widths import FLOAT_BITS, MOST_BITS, Bits, GridWidth, WidthOrFloat
 
-# Students that cannot be inside, and why.
-REFUSED = {
-    "mixed": "it is the one outside",
-    "cfws": "its rows are parts of kernels",
-    "dqnet": "its layers have several widths each",
-}
-
 
 class MixedOptions(Options):
     """`inner` is the student; its options are named `NAME.option`, as in `qdrop.iterations=500`.
@@ -117,8 +110,9 @@ def inner_class(name: str) -> type[Student]:
 
     if name not in STUDENTS:
         raise UnknownNameError("student", name, STUDENTS, "zsq list students")
-    if name in REFUSED:
-        raise OptionError(f"student mixed with inner={name}", "another student", REFUSED[name])
+    own_rows = STUDENTS[name].facts.own_rows
+    if own_rows:
+        raise OptionError(f"student mixed with inner={name}", "another student", own_rows)
     return STUDENTS[name]
 
 
@@ -129,6 +123,7 @@ class Mixed(Student):
     facts = Facts(
         paper="HAQ, Wang et al. 2019 (arXiv:1811.08886); the greedy search is ours",
         summary="any student (inner=NAME) with bits chosen for each layer within a budget",
+        own_rows="it is the one outside",
         deviations=(
             "bits come from a table of what each row alone does to the outputs, and from a greedy search; "
             "search=haq is the published agent",

@@ -9,11 +9,12 @@ from tiny_students import outputs
 from toys import shared_teacher, structured_images
 
 import zsq
+from zsq.contract import Facts
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.core.runtime import Runtime
 from zsq.fitting.mixing import Costs, Part, drawn, greedy
 from zsq.saved.cost import student_cost
-from zsq.students import create
+from zsq.students import STUDENTS, create
 from zsq.tasks.other import Other
 from zsq.widths import Bits
 
@@ -120,11 +121,13 @@ def test_seeds_draw_policies(teacher, pixels):
     assert one != other
 
 
+OWN_ROWS = {name: kind for name, kind in STUDENTS.items() if kind.facts.own_rows}
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"inner": "cfws"}, "parts of kernels"),
-        ({"inner": "mixed"}, "the one outside"),
+        *(({"inner": name}, f"inner={name}.*; {kind.facts.own_rows}") for name, kind in OWN_ROWS.items()),
         ({"genie-m.iterations": 3}, "ptq.KEY"),
         ({"least": 6, "most": 5}, "least"),
     ],
@@ -132,6 +135,16 @@ def test_seeds_draw_policies(teacher, pixels):
 def test_options_that_do_not_fit_are_refused(teacher, options, error):
     with pytest.raises(OptionError, match=error):
         create("mixed", teacher.spec, options, Runtime())
+
+
+def test_a_student_says_that_it_cannot_be_inside(teacher, monkeypatch):
+    class Another(STUDENTS["ptq"]):
+        facts = Facts(paper="none", summary="a test", own_rows="it has none")
+
+    assert set(OWN_ROWS) == {"cfws", "dqnet", "mixed"}
+    monkeypatch.setitem(STUDENTS, "another", Another)
+    with pytest.raises(OptionError, match="inner=another; expected another student; it has none"):
+        create("mixed", teacher.spec, {"inner": "another"}, Runtime())
 
 
 def test_unknown_students_small_budgets_and_tasks_without_a_loss_are_refused(teacher, pixels):
