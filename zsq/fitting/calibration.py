@@ -42,35 +42,46 @@ def check_classifier(teacher: Teacher) -> None:
         raise MismatchError(found, "a classifier", "use student ptq")
 
 
-def weight_quantizer(
+def minmax_weight(weight: Tensor, bits: int, per_channel: bool = True) -> FakeQuantizer:
+    """Affine grid per output channel, or one, between the extremes."""
+    rows_CM = _rows(weight, per_channel)
+    return weight_on(*affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits), bits, weight.dim())
+
+
+def searched_weight(
     weight: Tensor,
     bits: int,
-    search: bool,
     exponent: float = LP_EXPONENT,
     per_channel: bool = True,
     each_end: bool = False,
 ) -> FakeQuantizer:
-    """Affine grid per output channel, or one: of the least Lp error where `search`, else min-max.
-
-    `each_end`: the search clips each end by a ratio of its own too.
-    """
-    rows_CM = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
-    if search:
-        step, zero = lp_affine(rows_CM, bits, p=exponent, each_end=each_end)
-    else:
-        step, zero = affine_grid(rows_CM.amin(dim=1), rows_CM.amax(dim=1), bits)
-    return weight_on(step, zero, bits, weight.dim())
+    """Affine grid per output channel, or one, with the least Lp error; see `lp_affine` for `each_end`."""
+    grid = lp_affine(_rows(weight, per_channel), bits, p=exponent, each_end=each_end)
+    return weight_on(*grid, bits, weight.dim())
 
 
-def symmetric_weight(
-    weight: Tensor, bits: int, search: bool, exponent: float = LP_EXPONENT, per_channel: bool = True
-) -> FakeQuantizer:
-    """As `weight_quantizer`, on the levels -(2^(b-1) - 1)..2^(b-1) - 1 without a zero point."""
-    rows_CM = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
+def symmetric_minmax_weight(weight: Tensor, bits: int, per_channel: bool = True) -> FakeQuantizer:
+    """As `minmax_weight`, on the levels -(2^(b-1) - 1)..2^(b-1) - 1 without a zero point."""
     most = 2 ** (bits - 1) - 1
-    step = (
-        lp_symmetric(rows_CM, -most, most, p=exponent) if search else rows_CM.abs().amax(dim=1) / most
-    ).view(-1, *[1] * (weight.dim() - 1))
+    return _symmetric_on(_rows(weight, per_channel).abs().amax(dim=1) / most, most, weight.dim())
+
+
+def symmetric_searched_weight(
+    weight: Tensor, bits: int, exponent: float = LP_EXPONENT, per_channel: bool = True
+) -> FakeQuantizer:
+    """As `searched_weight`, on the levels of `symmetric_minmax_weight`."""
+    most = 2 ** (bits - 1) - 1
+    step_C = lp_symmetric(_rows(weight, per_channel), -most, most, p=exponent)
+    return _symmetric_on(step_C, most, weight.dim())
+
+
+def _rows(weight: Tensor, per_channel: bool) -> Tensor:
+    """(C, M): a row for each grid."""
+    return weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
+
+
+def _symmetric_on(step_C: Tensor, most: int, dim: int) -> FakeQuantizer:
+    step = step_C.view(-1, *[1] * (dim - 1))
     return FakeQuantizer(step, torch.zeros_like(step), -most, most, "weight")
 
 

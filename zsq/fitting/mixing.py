@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
-from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
+from zsq.fitting.calibration import observe, searched_activation, searched_weight
 from zsq.fitting.cost_table import CostTable
 from zsq.graph.vocabulary import calls_module
 from zsq.placement.macs import IMAGE_BITS, Counting, operands_read
@@ -157,7 +157,7 @@ class Rounded:
     def _quantizer(self, site: Site, bits: int) -> nn.Module:
         if (site.name, bits) not in self._quantizers:
             if site.kind == "weight":
-                made = weight_quantizer(self._placement.weight(site), bits, search=True)
+                made = searched_weight(self._placement.weight(site), bits)
             else:
                 made = searched_activation(self._seen[site], bits)
             self._quantizers[site.name, bits] = made.to(self._device)

@@ -17,7 +17,7 @@ from zsq.core.imagespec import SMALL_IMAGE, ImageSpec
 from zsq.core.layout import channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
-from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
+from zsq.fitting.calibration import observe, searched_activation, searched_weight
 from zsq.fitting.frontier import Frontier, Images
 from zsq.fitting.reconstruction import Annealing, Engine, Inputs, ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
@@ -253,7 +253,7 @@ class UnitwiseStudent(Student):
         """Rounding to nearest: what a unit would be without learning. Weights first."""
         for site in (site for site in sites if site.kind == "weight"):
             weight = state.placement.weight(site)
-            quantizer = weight_quantizer(weight, site.bits, True, each_end=self.clips_each_end)
+            quantizer = searched_weight(weight, site.bits, each_end=self.clips_each_end)
             state.placement.put(site, quantizer.to(self.runtime.device).requires_grad_(False))
         activations = [site for site in sites if site.kind == "activation"]
         seen = self.histograms(state, unit, activations)

@@ -10,7 +10,7 @@ from pydantic import Field
 from zsq.contract import Facts, Fit, FittedStudent, Student
 from zsq.core.errors import NoBatchNormError
 from zsq.core.options import Options
-from zsq.fitting.calibration import activation_over, norm_batches, observe, weight_quantizer
+from zsq.fitting.calibration import activation_over, minmax_weight, norm_batches, observe
 from zsq.graph import capture
 from zsq.passes.correction import adapt_batch_norms
 from zsq.placement.sites import place
@@ -65,7 +65,7 @@ class AACABN(Student):
             )
             placement.put(site, activation_over(low, high, site.bits).to(device))
         for site in placement.of_kind("weight"):
-            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
+            placement.put(site, minmax_weight(placement.weight(site), site.bits))
         if options.statistics != "stored":
             batches = list(norm_batches(spec, pixels_NCHW, device))
             reference = capture(teacher.network, teacher.example())

@@ -18,7 +18,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import global_rng_of, torch_generator
 from zsq.engine.estimate import forward_gflops, network_gflops
 from zsq.fitting.another import in_place_of
-from zsq.fitting.calibration import observe, searched_activation, weight_quantizer
+from zsq.fitting.calibration import observe, searched_activation, searched_weight
 from zsq.fitting.losses import distillation, imitation
 from zsq.fitting.trained import FLOAT_STEP, FORWARD_STEP, TrainedStudent
 from zsq.fitting.training import TrainingOptions
@@ -158,7 +158,7 @@ class KD(TrainedStudent):
         for site, histogram in found.items():
             placement.put(site, searched_activation(histogram, site.bits))
         for site in placement.of_kind("weight"):
-            placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=True))
+            placement.put(site, searched_weight(placement.weight(site), site.bits))
 
     def taken_over(self, quantizer: Quantizer) -> nn.Module:
         """The same grid, which stays."""

@@ -11,10 +11,12 @@ from zsq.contract import Facts, Fit, FittedStudent, Student
 from zsq.core.options import Options
 from zsq.fitting.calibration import (
     activation_over,
+    minmax_weight,
     observe,
     searched_activation,
-    symmetric_weight,
-    weight_quantizer,
+    searched_weight,
+    symmetric_minmax_weight,
+    symmetric_searched_weight,
 )
 from zsq.placement.sites import Site, place
 from zsq.quantizers.grids import FakeQuantizer
@@ -63,9 +65,12 @@ class PTQ(Student):
 
     def _weight_quantizer(self, weight: Tensor, bits: int) -> FakeQuantizer:
         options = self.options
-        search, per_channel = options.weight_observer == "mse", options.granularity == "channel"
-        rule = symmetric_weight if options.symmetric_weights else weight_quantizer
-        return rule(weight, bits, search, options.exponent, per_channel)
+        per_channel = options.granularity == "channel"
+        if options.weight_observer == "mse":
+            searched = symmetric_searched_weight if options.symmetric_weights else searched_weight
+            return searched(weight, bits, options.exponent, per_channel)
+        minmax = symmetric_minmax_weight if options.symmetric_weights else minmax_weight
+        return minmax(weight, bits, per_channel)
 
     def _activation_quantizer(self, site: Site, histogram: Histogram) -> FakeQuantizer:
         options = self.options

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toys import conv_bn, head, make_teacher
 
-from zsq.fitting.calibration import weight_quantizer
+from zsq.fitting.calibration import minmax_weight
 from zsq.graph import capture
 from zsq.graph.fold import Gaussian, fold_batch_norms
 from zsq.passes.correction import adapt_batch_norms, correct_bias, correct_bias_analytically, walk
@@ -23,7 +23,7 @@ BATCHES = list(torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_see
 def quantized(network, bits=2, fold=False):
     placement = place(network, EXAMPLE, Bits(bits, 32), fold=fold)
     for site in placement.of_kind("weight"):
-        placement.put(site, weight_quantizer(placement.weight(site), site.bits, search=False))
+        placement.put(site, minmax_weight(placement.weight(site), site.bits))
     return placement.network
 
 

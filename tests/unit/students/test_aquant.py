@@ -7,7 +7,7 @@ from toys import Downsample, plain, shared_teacher, structured_images
 
 from zsq.core.errors import OptionError
 from zsq.core.runtime import Runtime
-from zsq.fitting.calibration import weight_quantizer
+from zsq.fitting.calibration import searched_weight
 from zsq.placement.sites import place
 from zsq.quantizers.thresholds import Thresholds
 from zsq.students import create
@@ -72,7 +72,7 @@ def test_the_first_slopes_have_the_least_error_of_the_products():
     placement = place(teacher.network, teacher.example(), Bits(2, 2), fold=True)
     site = next(site for site in placement.of_kind("activation") if site.name.startswith("1."))
     for each in placement.of_kind("weight"):
-        placement.put(each, weight_quantizer(placement.weight(each), each.bits, search=True))
+        placement.put(each, searched_weight(placement.weight(each), each.bits))
     slope_C, axis = first_slopes(placement, site)
     layer = placement.network.get_submodule(site.name.removesuffix(".input"))
     weight, rounded = layer.weight.detach(), layer.weight_quantizer(layer.weight.detach())
