@@ -112,18 +112,26 @@ class Recipe(ImagesConfig, OfflineConfig):
     needs: Annotated[str | None, Field(exclude=True)] = None
     folder: Annotated[Path, Field(exclude=True)] = Path()
 
-    def located(self, text: str) -> str:
-        """An image source or a file of this recipe: variables replaced, relative paths from its folder."""
-        path = expand_variables(text, f"recipe '{self.title}'")
-        prefix, colon, rest = path.partition(":")
-        if colon and prefix in ("embedded", "torchvision", "cifar10", "timm"):
-            return path
-        if colon and prefix == "hf":
-            folder = self.folder / rest
-            return f"hf:{folder}" if folder.is_dir() else path
-        if colon and prefix == "file":
-            return f"file:{self.folder / rest}"
-        return str(self.folder / path)
+    def located_file(self, text: str) -> Path:
+        """A file of this recipe: variables replaced, a relative path from its folder."""
+        return self.folder / self._expanded(text)
+
+    def located_images(self, text: str) -> str:
+        """The same of a source of images, which may be a name."""
+        from zsq.images.sources import is_path
+
+        source = self._expanded(text)
+        return str(self.folder / source) if is_path(source) else source
+
+    @property
+    def located_teacher(self) -> str:
+        """The same of the teacher."""
+        from zsq.teacher.names import located_teacher
+
+        return located_teacher(self._expanded(self.teacher.name), self.folder)
+
+    def _expanded(self, text: str) -> str:
+        return expand_variables(text, f"recipe '{self.title}'")
 
     def reading_images(self, asked: ImagesConfig) -> Recipe:
         """This recipe with images read as `asked`, whose file is named from the current folder."""
@@ -136,18 +144,21 @@ class Recipe(ImagesConfig, OfflineConfig):
     def images(self) -> ImagesConfig:
         """How images are read, a file's name from the current folder."""
         names = self.class_names
-        located = names if names in (None, BY_ORDER) else self.located(names)
+        located = names if names is None or names == BY_ORDER else str(self.located_file(names))
         return ImagesConfig(fit=self.fit, class_names=located)
 
     def missing(self) -> str | None:
         """The first of teacher card, weights, real and evaluation images that is a path to nothing."""
-        teacher, audited = self.located(self.teacher.name), self.audit
-        paths = [teacher.removeprefix("file:")] if teacher.startswith("file:") else []
-        paths += [self.located(self.teacher.weights)] if self.teacher.weights else []
-        more = (audited.train, audited.holdout) if audited else ()
-        sources = [split_source(self.located(text))[0] for text in (self.real, self.eval, *more)]
-        paths += [source for source in sources if not source.startswith(("embedded:", "torchvision:"))]
-        return next((path for path in paths if not Path(path).exists()), None)
+        from zsq.images.sources import is_path
+        from zsq.teacher.names import card_path
+
+        card = card_path(self.located_teacher)
+        paths = [] if card is None else [card]
+        paths += [self.located_file(self.teacher.weights)] if self.teacher.weights else []
+        audited = (self.audit.train, self.audit.holdout) if self.audit else ()
+        sources = [split_source(self.located_images(text))[0] for text in (self.real, self.eval, *audited)]
+        paths += [Path(source) for source in sources if is_path(source)]
+        return next((str(path) for path in paths if not path.exists()), None)
 
 
 def recipe_paths() -> dict[str, Path]:

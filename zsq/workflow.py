@@ -110,7 +110,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     teacher = _recipe_teacher(recipe)
     specs, plan = _recipe_students(recipe), recipe.generate
     runtime = _recipe_runtime(recipe, teacher, specs)
-    sources = (recipe.located(recipe.real), recipe.located(recipe.eval))
+    sources = (recipe.located_images(recipe.real), recipe.located_images(recipe.eval))
     real, evaluation = _images(teacher, *sources, recipe.images)
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
@@ -136,7 +136,8 @@ def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
     if asked is None:
         return None
     train, holdout = (
-        images_for(teacher, recipe.located(source), recipe.images) for source in (asked.train, asked.holdout)
+        images_for(teacher, recipe.located_images(source), recipe.images)
+        for source in (asked.train, asked.holdout)
     )
     seen, unseen = (each.disjoint_sets(1, min(asked.count, len(each)), seed)[0] for each in (train, holdout))
     check_known_membership(seen, unseen)
@@ -157,8 +158,8 @@ def _check_files_and_names(recipe: Recipe) -> None:
 def _recipe_teacher(recipe: Recipe) -> Teacher:
     weights = recipe.teacher.weights
     teacher = load_teacher(
-        recipe.located(recipe.teacher.name),
-        Path(recipe.located(weights)) if weights else None,
+        recipe.located_teacher,
+        recipe.located_file(weights) if weights else None,
         offline=recipe.offline,
     )
     if recipe.teacher.expected_accuracy is None:
@@ -184,7 +185,7 @@ def _recipe_students(recipe: Recipe) -> list[StudentSpec]:
 
 def _recipe_widths(recipe: Recipe, student: RecipeStudent) -> Rows:
     widths = student.widths
-    return read_widths(recipe.located(widths)) if isinstance(widths, str) else widths
+    return read_widths(recipe.located_file(widths)) if isinstance(widths, str) else widths
 
 
 def _recipe_runtime(recipe: Recipe, teacher: Teacher, specs: Sequence[StudentSpec]) -> Runtime:
@@ -234,7 +235,7 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
         seed=plan.seed + shard_set,
         iterations=source.iterations or plan.iterations,
         effort="published",
-        real=None if source.real is None else recipe.located(source.real),
+        real=None if source.real is None else recipe.located_images(source.real),
         set=source.set,
         runtime=recipe.runtime,
         offline=recipe.offline,

@@ -21,7 +21,8 @@ from zsq.config import (
 )
 from zsq.core.errors import OptionError, UnknownNameError
 from zsq.generators import available_methods
-from zsq.recipefile import Recipe, load_recipe, recipe_paths, recipe_titles
+from zsq.images.sources import NAMED, load_images
+from zsq.recipefile import Recipe, RecipeTeacher, load_recipe, recipe_paths, recipe_titles
 from zsq.students import STUDENTS
 
 RECIPE = """
@@ -92,17 +93,32 @@ def test_missing_and_binary_recipes(tmp_path):
         load_recipe(str(tmp_path / "binary.toml"))
 
 
+def teacher_in(recipe, name):
+    return recipe.model_copy(update={"teacher": RecipeTeacher(name=name)}).located_teacher
+
+
 def test_places_of_a_recipe(recipe_file, monkeypatch):
     monkeypatch.setenv("ZSQ_TEST_FOLDER", "/photos")
     recipe, folder = load_recipe(str(recipe_file)), recipe_file.parent
-    assert recipe.located("embedded:digits:train") == "embedded:digits:train"
-    assert recipe.located("torchvision:CIFAR10:/root") == "torchvision:CIFAR10:/root"
-    assert recipe.located("cifar10:resnet20") == "cifar10:resnet20"
-    assert recipe.located("images/test.zip") == str(folder / "images/test.zip")
-    assert recipe.located("file:card.toml") == f"file:{folder / 'card.toml'}"
-    assert recipe.located("${ZSQ_TEST_FOLDER}/a.zip") == "/photos/a.zip"
+    for name in ("embedded:digits:train", "torchvision:CIFAR10:/root"):
+        assert recipe.located_images(name) == name
+    assert recipe.located_images("images/test.zip") == str(folder / "images/test.zip")
+    assert recipe.located_images("${ZSQ_TEST_FOLDER}/a.zip") == "/photos/a.zip"
+    assert recipe.located_file("own.csv") == folder / "own.csv"
+    for name in ("cifar10:resnet20", "timm:resnet18", "resnet18", "embedded:digits", "hf:someone/vit"):
+        assert teacher_in(recipe, name) == name
+    assert teacher_in(recipe, "file:card.toml") == f"file:{folder / 'card.toml'}"
     with pytest.raises(OptionError, match=r"recipe 'Two sources': \$\{ZSQ_TEST_NONE\} is not set"):
-        recipe.located("${ZSQ_TEST_NONE}/a.zip")
+        recipe.located_images("${ZSQ_TEST_NONE}/a.zip")
+
+
+def test_a_new_source_of_images_is_named_in_its_table_alone(recipe_file, monkeypatch):
+    images = load_images("embedded:digits:test", limit=4)
+    monkeypatch.setitem(NAMED, "mine", lambda source, reading: images)
+    recipe = load_recipe(str(recipe_file)).model_copy(update={"real": "mine:here", "eval": "mine:there"})
+    assert recipe.located_images(recipe.real) == "mine:here"
+    assert recipe.missing() is None
+    assert load_images("mine:here") is images
 
 
 def test_variables_and_their_defaults(monkeypatch):

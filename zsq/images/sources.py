@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -211,11 +211,9 @@ def _with_labels(images: ImageSet, wanted: range, limit: int | None) -> ImageSet
 
 
 def _loaded(source: str, reading: Reading) -> ImageSet:
+    if not is_path(source):
+        return NAMED[source.partition(":")[0]](source, reading)
     path, spec, limit = Path(source), reading.spec, reading.limit
-    if source.startswith("embedded:"):
-        return _embedded(source, spec, limit)
-    if source.startswith("torchvision:"):
-        return _torchvision(source, reading)
     if path.is_dir():
         if holds_shards(path):
             return _shards(path, spec, limit)
@@ -263,7 +261,7 @@ def check_shape(source: str, shape: Sequence[int], spec: ImageSpec | None, verb:
         raise MismatchError(f"{source} {verb} {found} images", f"{expected} as the teacher takes ({axes})")
 
 
-def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSet:
+def _embedded(source: str, reading: Reading) -> ImageSet:
     from zsq.teacher.digits import Split, load_digits_images
     from zsq.teacher.digits_canvases import load_digits_canvases
 
@@ -276,9 +274,9 @@ def _embedded(source: str, spec: ImageSpec | None, limit: int | None) -> ImageSe
         labels = torch.full((len(pixels),), -1)
     else:
         raise ImagesError(f"unknown images '{source}'", f"one of {', '.join(EMBEDDED)}")
-    check_shape(source, pixels.shape[1:], spec)
+    check_shape(source, pixels.shape[1:], reading.spec)
     images = ImageSet(pixels, labels, source, boxes=None if boxes is None else tuple(boxes))
-    return images.subset(torch.from_numpy(spread(len(pixels), limit)))
+    return images.subset(torch.from_numpy(spread(len(pixels), reading.limit)))
 
 
 def _shards(folder: Path, spec: ImageSpec | None, limit: int | None) -> ImageSet:
@@ -378,3 +376,13 @@ def _torchvision_dataset(source: str) -> Any:
     except UNREADABLE as error:
         remedy = "zsq downloads no images: put the data set there first"
         raise ImagesError(f"{source} cannot be read ({first_line(error)})", remedy=remedy) from None
+
+
+# By what stands before the colon; every other source is a path.
+NAMED: dict[str, Callable[[str, Reading], ImageSet]] = {"embedded": _embedded, "torchvision": _torchvision}
+
+
+def is_path(source: str) -> bool:
+    """Whether SRC is a file or folder, rather than images that have a name."""
+    prefix, colon, _ = source.partition(":")
+    return not colon or prefix not in NAMED

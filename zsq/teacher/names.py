@@ -101,6 +101,19 @@ def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
     return load_torchvision_teacher(name, weights, offline)
 
 
+def card_path(name: str) -> Path | None:
+    """The file of a teacher that has a card, None of others."""
+    return Path(name.removeprefix("file:")) if name.startswith("file:") else None
+
+
+def located_teacher(name: str, folder: Path) -> str:
+    """The name with its path, where it holds one, from `folder`."""
+    source, _, rest = name.partition(":")
+    if source == "file" or (source == "hf" and (folder / rest).is_dir()):
+        return f"{source}:{folder / rest}"
+    return name
+
+
 def load_network(name: str, generator: torch.Generator, fresh: bool) -> tuple[nn.Module, ImageSpec, bool]:
     """A network to train in place of a teacher's, on the CPU, with what it takes, and whether its weights are
     fresh: drawn from `generator` as its architecture draws them. The global random state stays as it was.
