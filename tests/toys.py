@@ -209,7 +209,7 @@ class Attentive(nn.Module):
 
     def forward(self, x):
         places = F.adaptive_avg_pool2d(self.embed(x), 4).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), places], 1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), places], 1)
         for block in self.blocks:
             tokens = tokens + block(tokens, tokens, tokens, need_weights=False)[0]
         maps = self.back((tokens[:, 1:] + tokens[:, :1]).transpose(1, 2).unflatten(2, (4, 4)))
