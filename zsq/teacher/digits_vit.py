@@ -65,7 +65,7 @@ class DigitsViT(nn.Module):
     def forward(self, norm_NCHW: Tensor) -> Tensor:
         """(N, 1, 32, 32) -> (N, K) logits."""
         x = self.patch_embed(norm_NCHW).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
