@@ -1,5 +1,6 @@
 """What all tests share: one torch thread, tiny teachers, and the folder of real images and weights."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device in sight: pytest -m gpu"))
+
+
+def pytest_collection_finish():
+    """What imports and collection left lives to the end: no garbage collection walks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

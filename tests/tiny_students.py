@@ -1,9 +1,10 @@
-"""Every student of the table, fitted on the embedded digits in seconds."""
+"""Every student of the table, fitted on toys or on the embedded digits in seconds."""
 
 import dataclasses
 import functools
 
 import torch
+from toys import normed, plain, shared_teacher, structured_images
 
 from zsq.core.errors import MismatchError
 from zsq.core.runtime import Runtime
@@ -23,6 +24,21 @@ def small_options(name):
 @functools.cache
 def digits_vit():
     return load_teacher("embedded:digits-vit")
+
+
+def teacher_for(name, build=plain, **changes):
+    """Of classes, or of embeddings where the student refuses classes; with a LayerNorm where it needs one."""
+    build = normed(build) if STUDENTS[name].facts.needs_layer_norm else build
+    return shared_teacher(build, **changes, task="embed" if name == "quantface" else "classify")
+
+
+def smallest_teacher(name):
+    """One that has all that the student quantizes: attention too, where it needs a LayerNorm."""
+    return digits_vit() if STUDENTS[name].facts.needs_layer_norm else teacher_for(name)
+
+
+def images_of(teacher, count=12):
+    return teacher.spec.standard_to_pixels(structured_images((count, *teacher.spec.shape)))
 
 
 def fit(name, teacher, pixels, bits="W4A4", first_last=8, seed=0, **options):

@@ -30,7 +30,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         x = self.embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
         q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
         x = x + self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return self.head(x[:, 0])

@@ -12,7 +12,7 @@ ACCURACY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data():
     """Builds a ReportData: exact means, sets a quarter of a point apart."""
 

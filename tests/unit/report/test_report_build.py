@@ -28,6 +28,12 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+@pytest.fixture(scope="module")
+def text(make_data):
+    """The page, drawn once for all tests that look at it."""
+    return html(make_data())
+
+
 def refuse_constant(name):
     raise AssertionError(name)
 
@@ -51,37 +57,38 @@ def test_report_json_has_the_agreed_keys_and_no_nan(make_data, tmp_path):
     assert report["bn_distance"]["sources"]["dsg"] == [0.3, None]
 
 
-def test_one_set_gives_null_and_says_so(make_data, tmp_path):
+def test_one_set_gives_null_and_says_so(make_data, text, tmp_path):
     data = make_data(sets=1)
-    report = json.loads((build_report(data, tmp_path).parent / "report.json").read_text())
+    page = build_report(data, tmp_path)
+    report = json.loads((page.parent / "report.json").read_text())
     assert all(row["ci95"] is None for row in report["rows"])
     assert all(g["ci95"] is None and g["recovery"] is None for g in report["gaps"])
     assert "no interval" in " ".join(explanation(data.rows))
-    assert "Both intervals" not in html(data) and "Both intervals" in html(make_data())
+    assert "Both intervals" not in page.read_text() and "Both intervals" in text
     assert "3 shard sets of 256 images" in " ".join(explanation(make_data().rows))
 
 
-def test_the_page_fetches_nothing(make_data):
-    page = Page(html(make_data()))
+def test_the_page_fetches_nothing(text):
+    page = Page(text)
     assert not page.all("script") and not page.all("iframe")
     for _, attributes in page.tags:
         for key in ("src", "href", "xlink:href", "srcset", "action"):
             assert attributes.get(key, "data:").startswith(("data:", "#"))
-    styles = " ".join(re.findall(r"<style.*?</style>", html(make_data()), re.DOTALL))
+    styles = " ".join(re.findall(r"<style.*?</style>", text, re.DOTALL))
     assert "@import" not in styles and "url(" not in styles
 
 
-def test_every_form_opens_with_the_verdict(make_data):
+def test_every_form_opens_with_the_verdict(make_data, text):
     data = make_data()
     wanted = "Over 2 pairs of student and bit width, images of dsg cost 0.0 to 1.0 points of accuracy"
     assert data.verdict.startswith(wanted) and data.as_json()["verdict"] == data.verdict
     assert markdown(data).splitlines()[2] == data.verdict
-    texts = Page(html(data)).texts
+    texts = Page(text).texts
     assert texts.index(data.verdict) < texts.index("teacher")
 
 
-def test_the_gap_table_comes_first_and_every_picture_has_words(make_data):
-    page = Page(html(make_data()))
+def test_the_gap_table_comes_first_and_every_picture_has_words(text):
+    page = Page(text)
     names = [tag for tag, _ in page.tags]
     assert names.index("table") < names.index("svg") < names.index("img")
     assert all(image["alt"] for image in page.all("img"))
@@ -89,8 +96,8 @@ def test_the_gap_table_comes_first_and_every_picture_has_words(make_data):
     assert len(described) == len(page.all("svg")) == 3 and all(div["aria-label"] for div in described)
 
 
-def test_ids_are_unique_over_all_figures(make_data):
-    ids = [attributes["id"] for _, attributes in Page(html(make_data())).tags if "id" in attributes]
+def test_ids_are_unique_over_all_figures(text):
+    ids = [attributes["id"] for _, attributes in Page(text).tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
@@ -103,12 +110,12 @@ def test_names_from_outside_are_text(make_data):
     assert len({re.sub(r"\\\|", "", line).count("|") for line in table[:3]}) == 1
 
 
-def test_real_images_need_permission(make_data):
-    def sheets(data):
-        return [image["alt"] for image in Page(html(data)).all("img")]
+def test_real_images_need_permission(make_data, text):
+    def sheets(text):
+        return [image["alt"] for image in Page(text).all("img")]
 
-    assert [alt.split()[-1] for alt in sheets(make_data())] == ["dsg", "noise"]
-    assert [alt.split()[-1] for alt in sheets(make_data(show_real=True))] == ["dsg", "noise", "real"]
+    assert [alt.split()[-1] for alt in sheets(text)] == ["dsg", "noise"]
+    assert [alt.split()[-1] for alt in sheets(html(make_data(show_real=True)))] == ["dsg", "noise", "real"]
 
 
 def test_markdown_holds_the_same_numbers(make_data):
@@ -156,8 +163,9 @@ def test_what_attention_says_of_each_source_has_columns_of_its_own(make_data):
 
 
 def test_a_new_report_replaces_the_old(make_data, tmp_path):
-    build_report(make_data(title="first"), tmp_path)
-    build_report(make_data(title="second"), tmp_path)
+    nothing = {"rows": [], "gaps": [], "layer_names": (), "bn_distance": {}}
+    build_report(make_data(title="first", **nothing), tmp_path)
+    build_report(make_data(title="second", **nothing), tmp_path)
     assert "second" in (tmp_path / "report.html").read_text()
     assert len(list(tmp_path.iterdir())) == 3
 

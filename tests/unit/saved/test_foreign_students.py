@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
 from forged_students import complaint, forge
-from tiny_students import fit
+from tiny_students import fit, images_of, smallest_teacher
 
 import zsq
 
@@ -98,6 +99,25 @@ def test_a_foreign_record_is_one_line(saved, case, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.fixture(scope="module")
+def originals():
+    return {}
+
+
+@pytest.fixture
+def saved_as(originals, tmp_path, tmp_path_factory):
+    """A copy of a saved student of this name, fitted once for all tests."""
+
+    def saved_as(name):
+        if name not in originals:
+            originals[name] = tmp_path_factory.mktemp(name)
+            teacher = smallest_teacher(name)
+            zsq.save_student(fit(name, teacher, images_of(teacher, 4)), teacher, originals[name])
+        return shutil.copytree(originals[name], tmp_path / name)
+
+    return saved_as
+
+
 def replace(name, change):
     return lambda tensors: tensors.update({name: change(tensors[name])})
 
@@ -110,25 +130,25 @@ def replace(name, change):
         ("a row of ends", {"low": lambda end: end[None]}),
     ],
 )
-def test_foreign_intervals_are_one_line(digits, images, tmp_path, case, changes):
-    zsq.save_student(fit("qfd", digits, images[:16]), digits, tmp_path)
+def test_foreign_intervals_are_one_line(saved_as, case, changes):
+    folder = saved_as("qfd")
 
     def edit(tensors):
         for part, change in changes.items():
-            tensors[f"conv1.weight_quantizer.{part}"] = change(tensors[f"conv1.weight_quantizer.{part}"])
+            tensors[f"0.0.weight_quantizer.{part}"] = change(tensors[f"0.0.weight_quantizer.{part}"])
 
-    forge(tmp_path, edit_tensors=edit)
-    assert "'conv1.weight_quantizer' has " in complaint(tmp_path)
+    forge(folder, edit_tensors=edit)
+    assert "'0.0.weight_quantizer' has " in complaint(folder)
 
 
 @pytest.mark.parametrize(
     "change", [lambda end: end * 0, lambda end: -end, lambda end: end[None], lambda end: end * torch.inf]
 )
-def test_foreign_logarithms_are_one_line(digits, images, tmp_path, change):
-    zsq.save_student(fit("repq", digits, images[:4]), digits, tmp_path)
+def test_foreign_logarithms_are_one_line(saved_as, change):
+    folder = saved_as("repq")
     path = "blocks.0.attn.matmul1.left_quantizer"
-    forge(tmp_path, edit_tensors=lambda tensors: replace(f"{path}.largest", change)(tensors))
-    assert f"'{path}' has " in complaint(tmp_path)
+    forge(folder, edit_tensors=lambda tensors: replace(f"{path}.largest", change)(tensors))
+    assert f"'{path}' has " in complaint(folder)
 
 
 def test_no_weight_has_a_logarithmic_grid(saved):

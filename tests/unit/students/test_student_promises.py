@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny_students import fit, outputs, small_options
+from tiny_students import fit, images_of, outputs, small_options, smallest_teacher, teacher_for
 from torch import nn
-from toys import NETWORKS, image_spec, normed, plain, shared_teacher, structured_images, without_bn
+from toys import NETWORKS, image_spec, without_bn
 
 import zsq
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError, UntraceableError
@@ -35,16 +35,6 @@ EARLIER = {name: ["fold"] for name in ("equalize", "absorb-bias", "smooth")}
 @pytest.fixture(params=list(STUDENTS))
 def name(request):
     return request.param
-
-
-def images_of(teacher, count=12):
-    return teacher.spec.standard_to_pixels(structured_images((count, *teacher.spec.shape)))
-
-
-def teacher_for(name, build=plain, **changes):
-    """Of classes, or of embeddings where the student refuses classes; with a LayerNorm where it needs one."""
-    build = normed(build) if STUDENTS[name].facts.needs_layer_norm else build
-    return shared_teacher(build, **changes, task="embed" if name == "quantface" else "classify")
 
 
 def fitted_on(name, teacher, count=12, bits="W4A4", **options):
@@ -95,17 +85,20 @@ def test_options_that_cannot_work_are_one_line(name):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", [0, 2**62])
-def test_any_seed_without_global_randomness(name, seed):
-    teacher = teacher_for(name)
-    torch.manual_seed(seed % 97)
+def test_the_seed_decides_and_no_global_randomness(name):
+    """With more than one batch of images; the seed is a large one."""
+    teacher = smallest_teacher(name)
+    torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = fitted_on(name, teacher, seed=seed)
+    first = fitted_on(name, teacher, count=40, bits="W3A4", seed=2**62)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
-    again = fitted_on(name, teacher, seed=seed)
+    again = fitted_on(name, teacher, count=40, bits="W3A4", seed=2**62)
     pixels = images_of(teacher, 4)
     assert torch.equal(outputs(first, pixels), outputs(again, pixels))
+    tensors = again.network.state_dict()
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in first.network.state_dict().items())
+    assert first.tensors == again.tensors and {row.kind for row in first.tensors} == {"weight", "activation"}
 
 
 def test_the_teacher_stays_bit_identical_and_without_hooks(name):
@@ -132,9 +125,9 @@ def test_images_of_every_shape(name, spec):
     check(fitted_on(name, teacher), teacher)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [kind for kind in NETWORKS if kind != "plain"])
 def test_teachers_of_every_kind(name, network, tmp_path):
-    """Fitted, and the same after it was written and read."""
+    """Fitted, and the same after it was written and read; of the plain one, `test_saving.py` has more."""
     teacher = teacher_for(name, NETWORKS[network])
     fitted = fitted_on(name, teacher)
     check(fitted, teacher)
@@ -149,8 +142,9 @@ def test_one_image(name):
     check(fitted_on(name, teacher, count=1), teacher)
 
 
-@pytest.mark.parametrize("bits", [*(f"W{b}A{b}" for b in range(2, 9)), "W32A32", "W4A32", "W32A4"])
+@pytest.mark.parametrize("bits", ["W2A2", "W3A3", "W6A6", "W7A7", "W8A8", "W32A32", "W4A32", "W32A4"])
 def test_every_width(name, bits):
+    """Of 4 and 5 bits are the students of the other tests."""
     teacher = teacher_for(name)
     if name == "dqnet" and bits in ("W2A2", "W4A32", "W32A4"):
         with pytest.raises(OptionError, match=f"{bits} with student dqnet; expected W3A3 to W8A8"):
@@ -304,7 +298,7 @@ def test_two_networks_of_one_student_do_not_mix(name):
     """A student that keeps what it compiled for one teacher serves another one."""
     teachers = [teacher_for(name, seed=seed) for seed in (0, 1)]
     shared = create(name, teachers[0].spec, small_options(name), Runtime())
+    pixels = images_of(teachers[0])
     for teacher in reversed(teachers):
-        pixels = images_of(teacher)
         found = shared.fit(teacher, pixels, Bits(4, 4), first_last=8)
-        assert torch.equal(outputs(found, pixels), outputs(fitted_on(name, teacher), pixels))
+    assert torch.equal(outputs(found, pixels), outputs(fitted_on(name, teachers[0]), pixels))
