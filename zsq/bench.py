@@ -123,7 +123,7 @@ class Bench:
                 self.fits.add(record, fitted.tensors, self._layers(record, fitted))
                 job.advance(counted(), **record["metrics"])
 
-            gap.measure_gap(
+            gap.fit_and_score(
                 p, arms, self.reference, done=finished, on_run=keep, should_stop=budget.spent,
                 processes=self.processes,
             )  # fmt: skip

@@ -106,7 +106,8 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     Raises:
         ZsqError: a teacher, image source, student or option that cannot work.
     """
-    _check_files_and_names(recipe)
+    _check_files(recipe)
+    _check_labels(recipe)
     teacher = _recipe_teacher(recipe)
     specs, plan = _recipe_students(recipe), recipe.generate
     runtime = _recipe_runtime(recipe, teacher, specs)
@@ -144,10 +145,15 @@ def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
     return Owned(seen, unseen, asked.planted)
 
 
-def _check_files_and_names(recipe: Recipe) -> None:
+def _check_files(recipe: Recipe) -> None:
+    """Say what a recipe needs, where some of it is missing, before the teacher is looked for."""
     missing = recipe.missing() if recipe.needs else None
     if missing:
         raise ImagesError(f"{missing} does not exist", str(recipe.needs), "export ZSQ_DATA=FOLDER")
+
+
+def _check_labels(recipe: Recipe) -> None:
+    """Two sources of one label would be one arm."""
     labels = [source.label for source in recipe.sources]
     for label in labels:
         if labels.count(label) > 1:

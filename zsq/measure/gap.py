@@ -79,7 +79,7 @@ class Gap:
     recovery: float | None
 
 
-def measure_gap(
+def fit_and_score(
     protocol: Protocol,
     arms: Mapping[str, Sequence[Tensor]],
     reference: Reference,

@@ -17,7 +17,7 @@ from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
 from zsq.measure.evaluate import score_teacher
-from zsq.measure.gap import measure_gap
+from zsq.measure.gap import fit_and_score
 from zsq.measure.protocol import Protocol, StudentSpec, resolve_students
 from zsq.quantizers.grids import FakeQuantizer
 from zsq.recipefile import load_recipe
@@ -271,7 +271,7 @@ def test_a_finished_fit_of_a_chain_is_not_repeated(teacher, pixels):
 
     def fits(done):
         made = []
-        records = measure_gap(
+        records = fit_and_score(
             protocol, {"real": [pixels]}, reference, done=done, on_run=lambda record, _: made.append(record)
         )
         return records, [record["student"] for record in made]

@@ -13,7 +13,7 @@ from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.core.runtime import Runtime
 from zsq.images.sources import ImageSet
 from zsq.measure.evaluate import score_teacher
-from zsq.measure.gap import measure_gap, rows_from_runs
+from zsq.measure.gap import fit_and_score, rows_from_runs
 from zsq.measure.protocol import Protocol, StudentSpec, resolve_students
 from zsq.passes import PASSES, check_passes, prepare
 from zsq.students import create
@@ -185,7 +185,7 @@ def gap(digits, images, specs, done=(), fits=None):
     protocol = Protocol(digits, shown, [shown], students, 1, Runtime())
     reference = score_teacher(digits, shown, Runtime())
     fits = [] if fits is None else fits
-    return measure_gap(
+    return fit_and_score(
         protocol,
         {"real": [images[:32]]},
         reference,

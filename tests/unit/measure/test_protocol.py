@@ -14,7 +14,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.measure.evaluate import score_teacher
-from zsq.measure.gap import gaps_from_rows, measure_gap, rows_from_runs
+from zsq.measure.gap import fit_and_score, gaps_from_rows, rows_from_runs
 from zsq.measure.protocol import Protocol, StudentSpec, fit_key, resolve_students
 from zsq.widths import Bits
 
@@ -90,7 +90,7 @@ def protocol_of(specs, seeds=2, teacher=None):
 def measure(specs, arms=ARMS, seeds=2, teacher=None, **keywords):
     protocol = protocol_of(specs, seeds, teacher)
     reference = score_teacher(protocol.teacher, EVAL, Runtime())
-    return measure_gap(protocol, arms, reference, **keywords)
+    return fit_and_score(protocol, arms, reference, **keywords)
 
 
 def test_every_set_seed_and_student_is_fitted_and_scored(fake):

@@ -26,7 +26,7 @@ from zsq.fitting.choosing import (
 from zsq.images.sources import ImageSet
 from zsq.measure.choices import choices_by_student
 from zsq.measure.evaluate import score_teacher
-from zsq.measure.gap import measure_gap
+from zsq.measure.gap import fit_and_score
 from zsq.measure.protocol import Protocol, StudentSpec, fit_key, resolve_students
 from zsq.placement.choices import CONTROLLER, SUFFIXES, tap_of, widths_of
 from zsq.placement.sites import place
@@ -211,7 +211,7 @@ def test_records_of_fits_hold_what_evaluation_images_choose(teacher, pixels):
         costs.append(student_cost(dataclasses.replace(fitted, shares=shares[-1])).bit_operations)
 
     costs = []
-    records = measure_gap(protocol, {"real": [real.pixels]}, reference, on_run=keep)
+    records = fit_and_score(protocol, {"real": [real.pixels]}, reference, on_run=keep)
     chosen = [record["choices"] for record in records if record["student"] == "dqnet"]
     assert [each["entropies"] for each in chosen] == [entropies(each) for each in shares if each]
     assert [each["bit_operations"] for each in chosen] == costs[::2] and "choices" not in records[1]
