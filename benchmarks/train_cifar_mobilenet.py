@@ -16,6 +16,7 @@ import typer
 from cifar_mobilenet import CifarMobileNet
 from common import Threads, load_resnet20, test_images, training_images
 from train_cifar_vit import fit, logits_of, report_and_save
+from train_digits import built
 
 from zsq.contract import Teacher
 from zsq.core.seeding import torch_generator
@@ -47,9 +48,7 @@ def main(
     pixels_NCHW, test = training_images(teacher.spec).pixels, test_images(teacher.spec)
     target_2NK = torch.stack([logits_of(teacher, each) for each in (pixels_NCHW, pixels_NCHW.flip(-1))])
     out.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = CifarMobileNet().to(memory_format=torch.channels_last)
+    network = built(CifarMobileNet, seed).to(memory_format=torch.channels_last)
     fit(network, teacher.spec, pixels_NCHW, target_2NK, epochs, torch_generator(seed, 0, STEM))
     shutil.copy(cifar_mobilenet.__file__, out)
     report_and_save(Teacher(STEM, network, teacher.spec, 10, ""), test, out, CARD)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ import typer
 from cifar_vit import CifarViT
 from common import RESNET20, Threads, load_resnet20, test_images, training_images
 from torch import Tensor, nn
+from train_digits import built
 
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
@@ -125,9 +127,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(cifar_vit.__file__, out)
     for batch_norm, stem in ((False, "cifar_vit"), (True, "cifar_vit_bn")):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = CifarViT(batch_norm=batch_norm)
+        network = built(partial(CifarViT, batch_norm=batch_norm), seed)
         fit(network, teacher.spec, pixels_NCHW, target_2NK, epochs, torch_generator(seed, 0, "cifar vit"))
         trained = Teacher(stem, network, teacher.spec, 10, "")
         report_and_save(trained, test, out, CARD, batch_norm=str(batch_norm).lower())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ WEIGHT_DECAY = 5e-4
 # Shift in pixels, rotation in radians and relative size: what keeps a digit the same digit.
 MAX_SHIFT, MAX_ROTATION, MAX_SCALE = 3.0, 0.15, 0.1
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def distorted(norm_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Each image shifted, rotated and scaled by its own random amount; the border value continues outside."""
@@ -39,7 +41,7 @@ def distorted(norm_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(norm_NCHW, grid, padding_mode="border", align_corners=False)
 
 
-def built(network_class: Callable[[], nn.Module], seed: int) -> nn.Module:
+def built(network_class: Callable[[], Network], seed: int) -> Network:
     """The network with the initial weights of `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,7 +17,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
-from train_digits import measure_statistics
+from train_digits import built, measure_statistics
 
 from zsq.core.seeding import torch_generator
 from zsq.tasks.average_precision import average_precision, match
@@ -112,9 +112,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the initial weights, canvases and order.")] = 0,
 ) -> None:
     """Train, report and save."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = DigitsDetector()
+    network = built(DigitsDetector, seed)
     network.get_parameter("classes.bias").data.fill_(math.log(PRIOR / (1 - PRIOR)))
     fit(network, torch_generator(seed, 0, "train detector"), seed)
     measure_statistics(network, DETECTOR_SPEC.pixels_to_norm(load_digits_canvases("train")[0]))
