@@ -8,13 +8,10 @@ import pytest
 import zsq
 from zsq.config import validated
 from zsq.core.errors import OptionError
-from zsq.core.runtime import Runtime
-from zsq.measure.protocol import resolve_students
 from zsq.recipefile import Recipe
 from zsq.saved.summary import student_lines
-from zsq.teacher import load_teacher
 from zsq.widths import Bits, Widths, check_first_last, check_least, is_width, read_widths
-from zsq.workflow import _recipe_students
+from zsq.workflow import recipe_protocol
 
 
 def test_widths():
@@ -127,14 +124,16 @@ def test_widths_of_a_recipe(tmp_path):
     (tmp_path / "w.csv").write_text("row,bits\nconv1.weight,8\n")
     values = {
         "title": "t", "teacher": {"name": "embedded:digits"}, "generate": {"count": 8},
-        "real": "r", "eval": "e",
+        "real": "embedded:digits:train", "eval": "embedded:digits:val",
         "sources": [{"method": "noise"}], "folder": tmp_path,
         "students": [
             {"name": "ptq", "bits": "W4A4", "widths": "w.csv"},
             {"name": "ptq", "bits": "W4A4", "widths": {"conv1.weight": 8, "linear.input": 8}},
         ],
     }  # fmt: skip
-    specs = _recipe_students(validated(Recipe, values, "recipe"))
-    assert [spec.bits.rows for spec in specs] == [{"conv1.weight": 8}, {"conv1.weight": 8, "linear.input": 8}]
-    names = [each.name for each in resolve_students(specs, load_teacher("embedded:digits").spec, Runtime())]
-    assert names == ["ptq W4A4+1 rows", "ptq W4A4+2 rows"]
+    students = recipe_protocol(validated(Recipe, values, "recipe")).students
+    assert [student.spec.bits.rows for student in students] == [
+        {"conv1.weight": 8},
+        {"conv1.weight": 8, "linear.input": 8},
+    ]
+    assert [student.name for student in students] == ["ptq W4A4+1 rows", "ptq W4A4+2 rows"]

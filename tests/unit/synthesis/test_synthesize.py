@@ -15,8 +15,7 @@ from zsq.config import GenerateConfig, RuntimeConfig, config_sha256
 from zsq.contract import SyntheticBatch
 from zsq.core.errors import NoBatchNormError, RunFolderError, UsageError
 from zsq.core.imagespec import ImageSpec
-from zsq.core.runtime import Runtime
-from zsq.engine.scoring import Scorer
+from zsq.generators.noise import Noise
 from zsq.generators.zeroq import ZeroQ
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset, read_shard
@@ -126,31 +125,34 @@ def test_method_without_labels(tmp_path, tiny_teacher):
     assert contents(folder)[0][0].labels.tolist() == [-1, -1]
 
 
-def write(job, made):
-    unit = job.plan.units[0]
-    synthesize._write_unit(job, unit, synthesize._contents(job, unit, made, Scorer(job.teacher, Runtime())))
+@pytest.fixture
+def stored(tmp_path, tiny_teacher, monkeypatch):
+    """What the first shard of a run holds whose method makes these batches."""
+
+    def run(made):
+        batches, sizes = iter(made), [len(batch.standard_NCHW) for batch in made]
+        monkeypatch.setattr(Noise, "synthesize", lambda self, group, log: next(batches))
+        asked = config("noise", count=sum(sizes), batch=sizes[0])
+        return contents(synthesize.generate(asked, tmp_path / "run", teacher=tiny_teacher))[0][0]
+
+    return run
 
 
-def test_soft_targets_are_stored(tmp_path, tiny_teacher):
-    job = resolve(config("noise", count=4, batch=4), tmp_path / "run", tiny_teacher)
+def test_soft_targets_are_stored(stored):
     targets = torch.tensor([[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.125, 0.875], [1.0, 0, 0, 0, 0], [0.2] * 5])
-    made = [SyntheticBatch(torch.zeros(4, 3, 16, 16), targets)]
-    write(job, made)
-    content, _ = contents(tmp_path / "run")[0]
+    content = stored([SyntheticBatch(torch.zeros(4, 3, 16, 16), targets)])
     assert content.targets.dtype == np.float16
     np.testing.assert_array_equal(content.targets, targets.numpy().astype(np.float16))
     assert content.labels.tolist() == [0, 4, 0, 0]
 
 
-def test_boxes_are_stored_with_their_image(tmp_path, tiny_teacher):
-    job = resolve(config("noise", count=6, batch=2), tmp_path / "run", tiny_teacher)
+def test_boxes_are_stored_with_their_image(stored):
     shown = [
         {"boxes": torch.full((n, 4), 1.0 + n) - torch.tensor([1.0, 1, 0, 0]), "labels": torch.arange(n)}
         for n in range(6)
     ]
     made = [SyntheticBatch(torch.zeros(2, 3, 16, 16), boxes=tuple(shown[i : i + 2])) for i in (0, 2)]
-    write(job, made)
-    found = contents(tmp_path / "run")[0][0].boxes
+    found = stored(made).boxes
     assert [each["labels"].tolist() for each in found] == [[], [0], [0, 1], [0, 1, 2]]
     assert found[1]["boxes"].tolist() == [[1, 1, 2, 2]]
 
@@ -162,12 +164,10 @@ def test_a_manifest_says_how_the_labels_of_boxes_were_found(run, tmp_path, tiny_
     assert read_manifest(folder).method.labels == "random"
 
 
-def test_pixels_are_rounded_and_clipped(tmp_path, tiny_teacher):
-    job = resolve(config("noise", count=1, batch=1), tmp_path / "run", tiny_teacher)
+def test_pixels_are_rounded_and_clipped(stored):
     standard = torch.linspace(-3, 3, 3 * 16 * 16).view(1, 3, 16, 16)
-    write(job, [SyntheticBatch(standard)])
     expected = np.clip(np.rint((standard.double().numpy() * 0.25 + 0.5) * 255), 0, 255)
-    found = contents(tmp_path / "run")[0][0].pixels.astype(int)
+    found = stored([SyntheticBatch(standard)]).pixels.astype(int)
     assert np.abs(found - expected).max() <= 1
     assert (found == expected).mean() > 0.99
     assert (found.min(), found.max()) == (0, 255)
