@@ -96,7 +96,7 @@ def elsewhere(tmp_path, monkeypatch):
         ((*FIT, "embedded:digits", "--passes", "equalise"), "unknown pass 'equalise'", "fold, relu6-to-relu"),
         ((*FIT, "embedded:digits", "--passes", "equalize"), "without pass fold", "fold,equalize"),
         ((*FIT, "embedded:digits", "--passes", "adapt-bn"), "ptq takes no pass adapt-bn", "folds"),
-        (("run", "nothing"), "unknown recipe 'nothing'", "digits"),
+        (("run", "nothing"), "unknown recipe 'nothing'", "zsq list recipes"),
         (("run", "digits", "--budget-hours", -1), "--budget-hours -1", "0 or more"),
         (("run", "nothing.toml"), "nothing.toml cannot be read", "TOML"),
         (("list", "models"), "zsq list models", "methods, teachers, timm, students, passes, recipes"),
