@@ -31,6 +31,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """Extensions complain of what is still frozen when the process ends."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Two cores shared by several workers; results of float32 sums do not change with the machine either."""

@@ -24,7 +24,7 @@ from zsq.synthesis.resolved import resolve
 from zsq.teacher import load_teacher
 
 METHODS = available_methods()
-SHORT = 4  # iterations where only the mechanics count
+SHORT = 2  # iterations where only the mechanics count
 BN_METHODS = [name for name, cls in METHODS.items() if cls.facts.needs_batch_norm]
 LABEL_METHODS = [name for name, cls in METHODS.items() if cls.facts.needs_labels]
 SPECS = {
@@ -120,7 +120,7 @@ def test_images_and_groups_differ(name, make, tiny_teacher):
 
 def test_a_group_made_alone_is_that_of_the_whole_run(name, make, tiny_teacher):
     # Three groups: the second comes after one of its size, the third after larger ones.
-    run = {"count": 4 * (METHODS[name].batches_per_group or 1) + 1, "batch": 2, "iterations": 2}
+    run = {"count": 4 * (METHODS[name].batches_per_group or 1) + 1, "batch": 2}
     whole = make(name, tiny_teacher, **run)
     assert len(whole) == (3 if METHODS[name].batches_per_group else 1)
     for index, batch in enumerate(whole[1:], 1):
@@ -252,7 +252,7 @@ def config(tmp_path):
             "count": 10,
             "batch": 2,
             "shard_size": 4,
-            "iterations": 2,
+            "iterations": SHORT,
         }
         if METHODS[name].facts.needs_real:
             pixels, labels = given_images(shared_teacher())
