@@ -15,10 +15,12 @@ from typing import Annotated
 import torch
 import typer
 from common import RESNET20, TEST, TRAIN, WEIGHTS, Results, load_resnet20, synthetic
+from torch import Tensor
 
 import zsq
 from zsq.config import RuntimeConfig
 from zsq.core.progress import Reporter
+from zsq.imports.importing import Imported
 
 COUNT, ITERATIONS, SEED = 256, 250, 0
 OURS = ("deepinversion", "noise")
@@ -31,27 +33,38 @@ Out = Annotated[Path, typer.Option(help="Folder of all shard sets and of the gap
 @app.command()
 def generate(out: Out = Path("outputs/mct-images"), iterations: int = ITERATIONS, count: int = COUNT) -> None:
     """Make the tool's images with its defaults, and import them."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    images = images_of_the_tool(count, iterations, SEED)
+    seconds = time.perf_counter() - start
+    out.mkdir(parents=True, exist_ok=True)
+    saved = out / "mct.pt"
+    torch.save(images, saved)
+    done = as_shards(saved, out / "mct")
+    typer.echo(f"{done.num_images} images in {seconds:.0f} s, {done.clamped:.2%} of the values clamped")
+
+
+def images_of_the_tool(count: int, iterations: int, seed: int) -> list[Tensor]:
+    """Its defaults for ResNet-20; each image as the network takes it."""
     import model_compression_toolkit as mct
 
-    torch.set_num_threads(1)
-    teacher = load_resnet20()
-    tool = mct.data_generation
+    teacher, tool = load_resnet20(), mct.data_generation
     # The tool draws from the global generator and has no seed of its own.
-    torch.manual_seed(SEED)
-    start = time.perf_counter()
+    torch.manual_seed(seed)
     images = tool.pytorch_data_generation_experimental(
         model=teacher.network,
         n_images=count,
         output_image_size=teacher.spec.size[0],
         data_generation_config=tool.get_pytorch_data_generation_config(n_iter=iterations),
     )
-    seconds = time.perf_counter() - start
-    out.mkdir(parents=True, exist_ok=True)
-    saved = out / "mct.pt"
-    torch.save([image.detach().cpu() for image in images], saved)
+    return [image.detach().cpu() for image in images]
+
+
+def as_shards(saved: Path, out: Path) -> Imported:
+    """The shard set in `out` of what the tool made."""
     # Its own normalisation, which its default names after torchvision, is this teacher's too.
-    done = zsq.import_images(saved, out / "mct", name="mct", mean=teacher.spec.mean, std=teacher.spec.std)
-    typer.echo(f"{done.num_images} images in {seconds:.0f} s, {done.clamped:.2%} of the values clamped")
+    spec = load_resnet20().spec
+    return zsq.import_images(saved, out, name="mct", mean=spec.mean, std=spec.std)
 
 
 @app.command()
