@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from common import DOCS, Results
 from deploy_tables import inspect_grid, runtimes_grid, taken_grid
+from fidelity import fidelity_grid
 from leakage_tables import leakage_table
 from million import million_grid
 from network_tables import detector, library_transformers, super_resolution, zoo
@@ -302,6 +303,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "inspect": inspect_grid,
     "runtimes": runtimes_grid,
     "mct-images": mct_images,
+    "fidelity": fidelity_grid,
     "face": face,
     "million": million_grid,
     "throughput": throughput,
