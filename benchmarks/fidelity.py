@@ -38,7 +38,7 @@ from zsq.report.tables import DASH, Grid, number
 METHOD, TOOL = "varied", "model-compression-toolkit"
 SETS, BEHIND = 3, 0.5
 # Images and passes, from the least work to the most.
-LADDER = ((64, 10), (64, 25), (64, 50), (128, 50), (256, 50), (256, 100), (256, 250))
+LADDER = ((64, 10), (64, 25), (64, 50), (128, 50), (256, 50), (64, 250), (256, 100), (256, 250))
 REAL_IMAGES = 256
 STUDENT, BITS, OPTIONS = "genie-m", "W4A4", {"iterations": 200}
 
@@ -91,8 +91,12 @@ def row(
             made = Path(folder) / "shards"
         found["accuracy"] = _said(sys.executable, "fit", source, str(index), str(made))
         found["seconds"] = round(_core_seconds() - before, 1)
-    results.add(found)
+    results.add(found, order=_order)
     return found
+
+
+def _order(row: dict[str, Any]) -> tuple[int, int, int]:
+    return (REAL, METHOD, TOOL).index(row["source"]), row["images"] * row["passes"], row["set"]
 
 
 def _core_seconds() -> float:
