@@ -141,7 +141,7 @@ def fit(source: str, index: int, made: Path) -> None:
 
 
 def fidelity_grid() -> Grid:
-    """Seconds and accuracy of each try, means over its sets; the last try of a tool is good enough."""
+    """Core seconds and accuracy of each try, means over its sets."""
     header = ("source", "images", "passes", "s for images", "s in all", "accuracy", "each set")
     tries: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for kept in Results("fidelity").rows():
