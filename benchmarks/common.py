@@ -165,13 +165,12 @@ class Results:
 
     def write(self, **entries: Any) -> None:
         """Put `entries` in place of those of their names."""
-        here = {"machine": machine()} if self.command and self.timed else {}
         with self._alone():
-            self._put(here | entries)
+            self._put(entries, anew=True)
 
-    def _put(self, entries: dict[str, Any]) -> None:
+    def _put(self, entries: dict[str, Any], anew: bool = False) -> None:
         made: dict[str, Any] = {"command": self.command} if self.command else {}
-        if self.command and self.timed and not self._elsewhere():
+        if self.command and self.timed and (anew or not self._elsewhere()):
             made["machine"] = machine()
         atomic_write_text(self.path, json.dumps(self.read() | made | entries, indent=1) + "\n")
 
@@ -229,9 +228,11 @@ class Results:
         return values[name]
 
 
-def run_again(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run_again(
+    *arguments: str, environment: Mapping[str, str] | None = None, python: str = sys.executable
+) -> Any:
     """The JSON that `python ARGUMENTS` prints as its last line, in a process of its own."""
-    command = [sys.executable, *arguments]
+    command = [python, *arguments]
     variables = os.environ | (environment or {})
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables).stdout
     return json.loads(printed.splitlines()[-1])

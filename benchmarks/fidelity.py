@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import RESNET20, TEST, BudgetHours, Results, load_resnet20, synthetic, training_images
+from common import RESNET20, TEST, BudgetHours, Results, load_resnet20, run_again, synthetic, training_images
 from mct_images import as_shards, images_of_the_tool
 
 import zsq
@@ -84,12 +83,12 @@ def row(
     with tempfile.TemporaryDirectory() as folder:
         made, before = Path(folder) / ("made.pt" if source == TOOL else "made"), _core_seconds()
         if source != REAL:
-            command = (python, "make", source, str(images), str(passes), str(index), str(made))
-            found["images_seconds"] = _said(*command)
+            command = (__file__, "make", source, str(images), str(passes), str(index), str(made))
+            found["images_seconds"] = run_again(*command, python=python)
         if source == TOOL:
             as_shards(made, Path(folder) / "shards")
             made = Path(folder) / "shards"
-        found["accuracy"] = _said(sys.executable, "fit", source, str(index), str(made))
+        found["accuracy"] = run_again(__file__, "fit", source, str(index), str(made))
         found["seconds"] = round(_core_seconds() - before, 1)
     results.add(found, order=_order)
     return found
@@ -103,12 +102,6 @@ def _core_seconds() -> float:
     """Of all processes that have ended: on one thread, the time they take where nothing else runs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _said(python: str, *arguments: str) -> float:
-    command = [python, __file__, *arguments]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return float(printed.splitlines()[-1])
 
 
 @app.command(hidden=True)
