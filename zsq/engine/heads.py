@@ -19,6 +19,7 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 PLACES = 14 * 14  # of a transformer with patches of 16 pixels at 224
 LOG_EPSILON = 1e-4  # under the logarithm of a density
 VARIANCE_EPSILON = 1e-8
+FAR = -80.0  # smallest exponent of a kernel: lower ones give denormal numbers, which take 20 times as long
 
 
 def similarities(tap: BlockTap) -> Tensor:
@@ -37,7 +38,7 @@ class _Density(torch.autograd.Function):
         ctx.save_for_backward(values, points)
         ctx.bandwidth = bandwidth
         scale = 1 / (bandwidth * math.sqrt(2 * math.pi))
-        rows = [_gaussian((values - p).div_(bandwidth)).mean(1) for p in points]
+        rows = [gaussian_kernel((values - p).div_(bandwidth)).mean(1) for p in points]
         return torch.stack(rows, 1) * scale
 
     @staticmethod
@@ -48,15 +49,15 @@ class _Density(torch.autograd.Function):
         gradient = torch.zeros_like(values)
         for index, point in enumerate(points):
             gap = point - values
-            kernel = _gaussian(gap / bandwidth)
+            kernel = gaussian_kernel(gap / bandwidth)
             gradient += gap.mul_(of_density[:, index, None]).mul_(kernel).mul_(scale)
         return gradient, None, None
 
 
-def _gaussian(gap: Tensor) -> Tensor:
-    """exp(-gap^2 / 2), in place: the matrices are large, and fresh memory for each step of a formula is what
-    takes the time."""
-    return gap.square_().mul_(-0.5).exp_()
+def gaussian_kernel(gap: Tensor) -> Tensor:
+    """exp(-gap^2 / 2), at least exp(FAR), in the place of `gap`: the matrices are large, and fresh memory for
+    each step of a formula takes time."""
+    return gap.square_().mul_(-0.5).clamp_min_(FAR).exp_()
 
 
 def kernel_entropy(values: Tensor, bandwidth: float, points: int) -> Tensor:

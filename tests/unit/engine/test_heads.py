@@ -11,6 +11,7 @@ from zsq.engine.heads import (
     VariationTarget,
     attended,
     gaussian_entropy,
+    gaussian_kernel,
     head_distance,
     head_similarities,
     head_ssim,
@@ -60,6 +61,13 @@ def test_kernel_entropy_has_the_gradient_of_its_formula():
     torch.testing.assert_close(found, wanted)
     gradients = [torch.autograd.grad(each.sum(), values, retain_graph=True)[0] for each in (found, wanted)]
     torch.testing.assert_close(*gradients)
+
+
+def test_far_kernels_are_no_denormal_numbers():
+    gaps = torch.linspace(0, 500, 5000)
+    kernels = gaussian_kernel(gaps.clone())
+    assert kernels.min() >= torch.finfo(torch.float32).tiny
+    torch.testing.assert_close(kernels, torch.exp(-0.5 * gaps**2), rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("entropy", [gaussian_entropy, lambda v: kernel_entropy(v, 0.01, 10)])
