@@ -4,7 +4,7 @@ suits a teacher."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -22,7 +22,6 @@ from zsq.widths import Bits
 
 TIMED_BATCH = 32
 FITTED_AT = "W8A8"
-KINDS = ("methods", "teachers", "timm", "students", "passes", "recipes")
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
@@ -31,31 +30,57 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     Raises:
         UsageError: no such kind. MissingExtraError: it is of a library that is not installed.
     """
-    if kind == "teachers":
-        from zsq.teacher import builtin_teachers
+    if kind not in CATALOGUES:
+        raise UsageError(
+            f"zsq list {kind}", f"one of {', '.join(CATALOGUES)}", did_you_mean(kind, CATALOGUES)
+        )
+    return CATALOGUES[kind]()
 
-        return [{"name": name, "summary": description} for name, description in builtin_teachers()]
-    if kind == "timm":
-        from zsq.teacher.timm_models import timm_names
 
-        return [{"name": name} for name in timm_names()]
-    if kind == "methods":
-        from zsq.generators import available_methods
+def _methods() -> list[dict[str, Any]]:
+    from zsq.generators import available_methods
 
-        return [_facts(name, cls) | _efforts(cls) for name, cls in available_methods().items()]
-    if kind == "students":
-        from zsq.students import STUDENTS
+    return [_facts(name, cls) | _efforts(cls) for name, cls in available_methods().items()]
 
-        return [_facts(name, cls) | {"fewest_bits": str(cls.least_bits)} for name, cls in STUDENTS.items()]
-    if kind == "passes":
-        from zsq.passes import PASSES
 
-        return [{"name": name, "summary": one.summary} for name, one in PASSES.items()]
-    if kind == "recipes":
-        from zsq.recipefile import recipe_titles
+def _teachers() -> list[dict[str, Any]]:
+    from zsq.teacher import builtin_teachers
 
-        return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
-    raise UsageError(f"zsq list {kind}", f"one of {', '.join(KINDS)}", did_you_mean(kind, KINDS))
+    return [{"name": name, "summary": description} for name, description in builtin_teachers()]
+
+
+def _timm_models() -> list[dict[str, Any]]:
+    from zsq.teacher.timm_models import timm_names
+
+    return [{"name": name} for name in timm_names()]
+
+
+def _students() -> list[dict[str, Any]]:
+    from zsq.students import STUDENTS
+
+    return [_facts(name, cls) | {"fewest_bits": str(cls.least_bits)} for name, cls in STUDENTS.items()]
+
+
+def _passes() -> list[dict[str, Any]]:
+    from zsq.passes import PASSES
+
+    return [{"name": name, "summary": one.summary} for name, one in PASSES.items()]
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from zsq.recipefile import recipe_titles
+
+    return [{"name": name, "summary": title} for name, title in recipe_titles().items()]
+
+
+CATALOGUES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "methods": _methods,
+    "teachers": _teachers,
+    "timm": _timm_models,
+    "students": _students,
+    "passes": _passes,
+    "recipes": _recipes,
+}
 
 
 def methods_for(teacher: Teacher) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 from commands import call
 
 import zsq
+from zsq.catalogue import CATALOGUES
 
 DIGITS = ("--teacher", "embedded:digits")
 
@@ -93,6 +94,11 @@ def test_list(what, capsys):
     assert known[what] in names
     assert [line for line in plain.out.splitlines() if not line.startswith(" ")] == names
     assert all(entry["summary"] for entry in entries)
+
+
+def test_help_names_everything_that_can_be_listed(capsys):
+    shown = " ".join(call(capsys, "list", "--help").out.replace("│", " ").split())
+    assert ", ".join(list(CATALOGUES)[:-1]) + f" or {list(CATALOGUES)[-1]}." in shown
 
 
 def test_lists_show_no_default_that_is_none(capsys):

@@ -19,7 +19,7 @@ def list_(
     ] = None,
     offline: Offline = OFFLINE,
 ) -> None:
-    """Print methods, students, passes, teachers or recipes."""
+    """Print what there is of one kind."""
     from zsq.catalogue import catalogue, methods_for
     from zsq.core.errors import OptionError
 
