@@ -118,10 +118,9 @@ class Recipe(ImagesConfig, OfflineConfig):
 
     def located_images(self, text: str) -> str:
         """The same of a source of images, which may be a name."""
-        from zsq.images.sources import is_path
+        from zsq.images.sources import located
 
-        source = self._expanded(text)
-        return str(self.folder / source) if is_path(source) else source
+        return located(self._expanded(text), self.folder)
 
     @property
     def located_teacher(self) -> str:

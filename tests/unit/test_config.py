@@ -102,6 +102,9 @@ def test_places_of_a_recipe(recipe_file, monkeypatch):
     recipe, folder = load_recipe(str(recipe_file)), recipe_file.parent
     for name in ("embedded:digits:train", "torchvision:CIFAR10:/root"):
         assert recipe.located_images(name) == name
+    for ending in ("", ":train", ":train#labels=0-4"):
+        wanted = f"torchvision:CIFAR10:{folder / 'data'}{ending}"
+        assert recipe.located_images(f"torchvision:CIFAR10:data{ending}") == wanted
     assert recipe.located_images("images/test.zip") == str(folder / "images/test.zip")
     assert recipe.located_images("${ZSQ_TEST_FOLDER}/a.zip") == "/photos/a.zip"
     assert recipe.located_file("own.csv") == folder / "own.csv"

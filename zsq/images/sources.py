@@ -52,6 +52,7 @@ SOURCES = (
     f"a shard folder, {', '.join(EMBEDDED)} or torchvision:NAME:ROOT[:SPLIT]; each may end in "
     "#labels=FIRST-LAST"
 )
+TORCHVISION = re.compile(r"torchvision:(?P<name>\w+):(?P<root>.+?)(?::(?P<split>\w+))?")
 
 CHANNELS = (1, 3)
 
@@ -353,10 +354,10 @@ def _torchvision_dataset(source: str) -> Any:
     """Open the data set without downloading; SPLIT becomes its `train` or `split` argument."""
     from torchvision import datasets
 
-    match = re.fullmatch(r"torchvision:(\w+):(.+?)(?::(\w+))?", source)
+    match = TORCHVISION.fullmatch(source)
     if match is None:
         raise ImagesError(f"'{source}'", "torchvision:NAME:ROOT[:SPLIT]")
-    name, root, split = match.groups()
+    name, root, split = match["name"], match["root"], match["split"]
     kind = getattr(datasets, name) if name in datasets.__all__ else None
     parameters = inspect.signature(kind).parameters if kind else {}
     if kind is None or "root" not in parameters:
@@ -386,3 +387,14 @@ def is_path(source: str) -> bool:
     """Whether SRC is a file or folder, rather than images that have a name."""
     prefix, colon, _ = source.partition(":")
     return not colon or prefix not in NAMED
+
+
+def located(source: str, folder: Path) -> str:
+    """SRC with its path, where it holds one, from `folder`."""
+    if is_path(source):
+        return str(folder / source)
+    match = TORCHVISION.fullmatch(split_source(source)[0])
+    if match is None:
+        return source
+    start, end = match.span("root")
+    return f"{source[:start]}{folder / match['root']}{source[end:]}"
