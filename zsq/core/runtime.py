@@ -121,6 +121,12 @@ class Runtime:
         """`function` as one compiled graph where this runtime compiles, else unchanged."""
         return Compiled(function, self) if self.compile else function
 
+    def begin_step(self) -> None:
+        """Tell a compiled CUDA graph that the results of the last step may be overwritten."""
+        # Of a CPU it says nothing, and takes a second to import.
+        if self.compile and self.device != "cpu":
+            torch.compiler.cudagraph_mark_step_begin()
+
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """A CPU tensor on this runtime's device, without waiting for the copy."""
         if self.device == "cpu":

@@ -7,15 +7,16 @@ import io
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 MAX_IMAGES = 32
 PER_ROW = 8
 # Edge of one image on the sheet: small images are enlarged by whole factors to at least the first, large
 # ones reduced to at most the second, so that a sheet stays within some hundred kilobytes.
 MIN_EDGE, MAX_EDGE = 64, 128
+# Width and grey level of the lines between images.
+LINE, GREY = 2, 128
 
 
 def contact_sheet(pixels_NCHW: Tensor) -> Tensor:
@@ -34,7 +35,21 @@ def contact_sheet(pixels_NCHW: Tensor) -> Tensor:
     elif edge < MIN_EDGE:
         factor = -(-MIN_EDGE // edge)
         images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return make_grid(images, nrow=PER_ROW, padding=2, pad_value=128)
+    return _grid(images.expand(-1, 3, -1, -1))
+
+
+def _grid(images_N3HW: Tensor) -> Tensor:
+    """A single image has no lines around it."""
+    if len(images_N3HW) == 1:
+        return images_N3HW[0]
+    height, width = (edge + LINE for edge in images_N3HW.shape[2:])
+    columns = min(PER_ROW, len(images_N3HW))
+    rows = -(-len(images_N3HW) // columns)
+    grid = images_N3HW.new_full((3, rows * height + LINE, columns * width + LINE), GREY)
+    for index, image in enumerate(images_N3HW):
+        top, left = index // columns * height + LINE, index % columns * width + LINE
+        grid[:, top : top + height - LINE, left : left + width - LINE] = image
+    return grid
 
 
 def curves(signals_NL: Tensor) -> Tensor:
@@ -54,7 +69,7 @@ def curves(signals_NL: Tensor) -> Tensor:
 def sheet_png(sheet_CHW: Tensor) -> bytes:
     """uint8 (3, H, W) -> the content of a PNG file."""
     buffer = io.BytesIO()
-    to_pil_image(sheet_CHW).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(sheet_CHW.permute(1, 2, 0).numpy()).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -159,7 +159,7 @@ class Inversion:
                 targets_NK = self.parameterisation.redraw(generator, targets_NK)
                 for memory in self.memories:
                     memory.before_step(taken, generator)
-                torch.compiler.cudagraph_mark_step_begin()
+                self.runtime.begin_step()
                 optimised.optimizer.zero_grad()
                 total, values, sums, forward = step(draws, targets_NK)
                 guard.watch(iteration, total, values, sums)

@@ -125,7 +125,7 @@ class JointInversion:
             for index, one in enumerate(optimised):
                 shape = one.parameterisation().shape
                 draws = self._draws(shape, generator)
-                torch.compiler.cudagraph_mark_step_begin()
+                self.runtime.begin_step()
                 one.optimizer.zero_grad()
                 others, wanted_NK = stored.others(index), targets[index]
                 total, losses, sums, layers = self._step(one.parameterisation(), draws, others, wanted_NK)

@@ -136,7 +136,7 @@ class Engine:
             bytes_of = self._noise(network, phase, data, len(index), noise)
             given = tensors | bytes_of | beyond | self._temperatures(network, progress)
             annealed = torch.tensor(phase.annealing.at(progress), device=self.runtime.device)
-            torch.compiler.cudagraph_mark_step_begin()
+            self.runtime.begin_step()
             optimizer.zero_grad()
             loss, error = step(given, annealed, *data.rows(index))
             loss.backward()

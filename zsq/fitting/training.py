@@ -137,7 +137,7 @@ class Training:
         for step, batch in enumerate(batches, start=1):
             course.before_step(step)
             norm = self._view(spec, pixels_NCHW[batch], views)
-            torch.compiler.cudagraph_mark_step_begin()
+            self.runtime.begin_step()
             with torch.no_grad():
                 target = mapped(torch.clone, target_of(target_template, target_tensors, norm))
             optimizer.zero_grad()
