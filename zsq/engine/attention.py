@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
 from zsq.core.errors import NoAttentionError
+from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import channels_last
 from zsq.engine.executed import blank, layer_values
 from zsq.engine.frozen import freeze_convolutions
@@ -32,6 +34,9 @@ Part = Literal["logits", "weights", "outputs"]
 
 # Of one image's attention between two tokens, over a step.
 BYTES_PER_WEIGHT = 20
+
+# Network -> `chunk` and `num_weights` of its `AttentionTeacher`, by the spec of its images.
+_sizes: WeakKeyDictionary[nn.Module, dict[ImageSpec, tuple[int, int]]] = WeakKeyDictionary()
 
 # Of the tokens in front of the image's: a class token, one for distillation, up to eight registers.
 MOST_PREFIX_TOKENS = 9
@@ -148,6 +153,7 @@ class AttentionTeacher(nn.Module):
             raise _no_attention(teacher, owner)
         self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
         self._latest: list[BlockTap] = []
+        _sizes.setdefault(teacher.network, {})[teacher.spec] = self.chunk, self.num_weights
 
     def _look(self, found: Sequence[Attention]) -> tuple[list[Block], int]:
         """Tap what has two query tokens or more: those blocks, and the values of one image at all layers and
@@ -236,8 +242,11 @@ def tapped_attention(teacher: Teacher, parts: Sequence[Part], owner: str) -> Att
 def attention_bytes(teacher: Teacher, batch: int) -> int:
     """Memory that the attention of a step of `batch` images takes at its peak, about: logits, weights and
     gradient, and what a loss makes of them."""
-    tapped = AttentionTeacher(teacher, ())
-    return BYTES_PER_WEIGHT * min(batch, tapped.chunk) * tapped.num_weights
+    sizes = _sizes.setdefault(teacher.network, {})
+    if teacher.spec not in sizes:
+        AttentionTeacher(teacher, ())
+    chunk, num_weights = sizes[teacher.spec]
+    return BYTES_PER_WEIGHT * min(batch, chunk) * num_weights
 
 
 class _Softmaxes(TorchDispatchMode):
