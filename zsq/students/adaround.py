@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from zsq.contract import Facts
+from zsq.contract import Facts, Teacher
 from zsq.core.options import Options
 from zsq.fitting.reconstruction import ParameterGroup, Phase
 from zsq.fitting.unitwise import UnitwiseOptions, UnitwiseStudent
@@ -40,3 +40,7 @@ class AdaRound(UnitwiseStudent):
         """One phase, which trains the rounding."""
         groups = (ParameterGroup("rounding", self.options.rounding_rate),)
         return self.single_phase("rounding", groups, "quantized")
+
+    def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
+        """None where weights stay float: nothing but their rounding is learned."""
+        return super().images_trained(teacher, num_images, bits) if bits.quantize("weight") else 0
