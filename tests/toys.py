@@ -191,9 +191,11 @@ def make_teacher(build=plain, spec=None, outputs=5, task="classify", dtype=torch
 
 
 @functools.cache
-def shared_teacher(build=plain, spec=None, **changes):
+def shared_teacher(build=plain, spec=None, task="classify", **changes):
     """`make_teacher`'s, one for all tests of a process, which then captures it once; nobody may change it."""
-    return make_teacher(build, spec, **changes)
+    if task == "classify":
+        return make_teacher(build, spec, **changes)
+    return dataclasses.replace(shared_teacher(build, spec, **changes), task=TASKS[task]())
 
 
 class Attentive(nn.Module):

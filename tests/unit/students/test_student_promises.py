@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import math
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -28,8 +30,21 @@ SPECS = {
     "resized": image_spec(size=(8, 8), input_size=(16, 16)),
     "five-channel": image_spec(channels=5, size=(9, 7)),
 }
-# An order in which each of them can stand.
-EARLIER = {name: ["fold"] for name in ("equalize", "absorb-bias", "smooth")}
+# One fit for each kind of network, and among them every shape of images and most widths; of the plain network
+# are the other tests.
+FITS = {
+    "depthwise": ("W3A3", SPECS["grey"]),
+    "dropout": ("W4A4", image_spec()),
+    "pre-activation": ("W4A4", SPECS["wide"]),
+    "downsample": ("W6A6", SPECS["resized"]),
+    "squeeze-excite": ("W7A7", SPECS["five-channel"]),
+    "dense": ("W8A8", image_spec()),
+}
+# Passes that can stand together, in an order in which they can.
+TOGETHER = (
+    ["fold", "relu6-to-relu", "equalize", "absorb-bias", "smooth", "prune", "correct-bias-analytic"],
+    ["prune-global", "correct-bias", "adapt-bn"],
+)
 
 
 @pytest.fixture(params=list(STUDENTS))
@@ -39,6 +54,12 @@ def name(request):
 
 def fitted_on(name, teacher, count=12, bits="W4A4", **options):
     return fit(name, teacher, images_of(teacher, count), bits, **options)
+
+
+@functools.cache
+def plain_fit(name):
+    """For tests that ask nothing else; nobody may change it."""
+    return fitted_on(name, teacher_for(name))
 
 
 def check(fitted, teacher):
@@ -101,13 +122,12 @@ def test_the_seed_decides_and_no_global_randomness(name):
     assert first.tensors == again.tensors and {row.kind for row in first.tensors} == {"weight", "activation"}
 
 
-def test_the_teacher_stays_bit_identical_and_without_hooks(name):
-    teacher = teacher_for(name, NETWORKS["dropout"])
-    pixels = images_of(teacher)
-    given = pixels.clone()
-    before = copy.deepcopy(teacher.network.state_dict())
+@contextmanager
+def unchanged(teacher, pixels):
+    """Bit-identical, in eval mode, without hooks and gradients; the images too."""
+    given, before = pixels.clone(), copy.deepcopy(teacher.network.state_dict())
     layout = [parameter.stride() for parameter in teacher.network.parameters()]
-    fit(name, teacher, pixels)
+    yield
     after = teacher.network.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert layout == [parameter.stride() for parameter in teacher.network.parameters()]
@@ -119,50 +139,79 @@ def test_the_teacher_stays_bit_identical_and_without_hooks(name):
     assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_images_of_every_shape(name, spec):
-    teacher = teacher_for(name, spec=spec)
-    check(fitted_on(name, teacher), teacher)
-
-
-@pytest.mark.parametrize("network", [kind for kind in NETWORKS if kind != "plain"])
-def test_teachers_of_every_kind(name, network, tmp_path):
-    """Fitted, and the same after it was written and read; of the plain one, `test_saving.py` has more."""
-    teacher = teacher_for(name, NETWORKS[network])
-    fitted = fitted_on(name, teacher)
-    check(fitted, teacher)
-    zsq.save_student(fitted, teacher, tmp_path)
-    loaded, pixels = zsq.load_student(tmp_path), images_of(teacher, 4)
-    assert torch.equal(outputs(loaded, pixels), outputs(fitted, pixels))
-    assert (loaded.tensors, loaded.made) == (fitted.tensors, fitted.made)
-
-
-def test_one_image(name):
-    teacher = teacher_for(name)
-    check(fitted_on(name, teacher, count=1), teacher)
-
-
-@pytest.mark.parametrize("bits", ["W2A2", "W3A3", "W6A6", "W7A7", "W8A8", "W32A32", "W4A32", "W32A4"])
-def test_every_width(name, bits):
-    """Of 4 and 5 bits are the students of the other tests."""
-    teacher = teacher_for(name)
-    if name == "dqnet" and bits in ("W2A2", "W4A32", "W32A4"):
-        with pytest.raises(OptionError, match=f"{bits} with student dqnet; expected W3A3 to W8A8"):
-            fitted_on(name, teacher, bits=bits)
-        return
-    fitted = fitted_on(name, teacher, bits=bits, first_last=None)
-    check(fitted, teacher)
-    asked = Bits.parse(bits)
-    kinds = {row.kind for row in fitted.tensors}
+def check_widths(fitted, bits):
+    asked, kinds = Bits.parse(bits), {row.kind for row in fitted.tensors}
     assert ("weight" in kinds) == (asked.weights != FLOAT_BITS)
     assert ("activation" in kinds) == (asked.activations != FLOAT_BITS)
     assert all(LEAST_BITS <= row.bits <= MOST_BITS for row in fitted.tensors)
 
 
-@pytest.mark.parametrize("first_last", [2, MOST_BITS, FLOAT_BITS])
-def test_first_and_last_layer(name, first_last):
+def is_saved(name, network):
+    """Every third: each student with two kinds of network, each of these with many students."""
+    return (list(STUDENTS).index(name) + list(FITS).index(network)) % 3 == 0
+
+
+@pytest.mark.parametrize("network", FITS)
+def test_teachers_of_every_kind(name, network, tmp_path):
+    """Fitted, the teacher left as it was; some the same after the student was written and read. Of the plain
+    one, `test_saving.py` has more."""
+    bits, spec = FITS[network]
+    teacher = teacher_for(name, NETWORKS[network], spec=spec)
+    pixels = images_of(teacher)
+    with unchanged(teacher, pixels):
+        fitted = fit(name, teacher, pixels, bits, first_last=None)
+    check(fitted, teacher)
+    check_widths(fitted, bits)
+    if is_saved(name, network):
+        zsq.save_student(fitted, teacher, tmp_path)
+        loaded = zsq.load_student(tmp_path)
+        assert torch.equal(outputs(loaded, pixels[:4]), outputs(fitted, pixels[:4]))
+        assert (loaded.tensors, loaded.made) == (fitted.tensors, fitted.made)
+
+
+def test_every_kind_and_shape_is_among_the_fits():
+    assert {*FITS, "plain"} == set(NETWORKS)
+    assert set(SPECS.values()) <= {spec for _, spec in FITS.values()}
+
+
+@pytest.mark.parametrize("bits", ["W2A2", "W4A4", "W32A32", "W4A32", "W32A4"])
+def test_other_widths_and_complete_progress(name, bits):
+    """Of the widths between are the students of the other tests."""
+    amounts = []
+
+    class Log:
+        def advance(self, amount, **values):
+            amounts.append(amount)
+            assert amount >= 0 and all(math.isfinite(value) for value in values.values())
+
     teacher = teacher_for(name)
-    fitted = fitted_on(name, teacher, bits="W5A5", first_last=first_last)
+    pixels, options, asked = images_of(teacher), small_options(name), Bits.parse(bits)
+    if bits == "W4A4":
+        options = {key: 24 if key == "iterations" else value for key, value in options.items()}
+    student = create(name, teacher.spec, options, Runtime())
+    if name == "dqnet" and bits in ("W2A2", "W4A32", "W32A4"):
+        with pytest.raises(OptionError, match=f"{bits} with student dqnet; expected W3A3 to W8A8"):
+            student.fit(teacher, pixels, asked)
+        return
+    fitted = student.fit(teacher, pixels, asked, log=Log())
+    check(fitted, teacher)
+    check_widths(fitted, bits)
+    trained = student.images_trained(teacher, len(pixels), asked)
+    assert sum(amounts) == student.log_total(teacher, len(pixels), asked) >= trained
+    work = student.training_work(teacher, len(pixels), asked)
+    assert math.isfinite(work)
+    if bits in ("W4A4", "W32A32"):
+        assert bits == "W4A4" or (trained > 0) == (name in ("kd", "gdfq-ft"))
+        searches = name == "mixed" and bits == "W4A4"
+        assert (work > 0) == (trained > 0 or searches)
+
+
+@pytest.mark.parametrize(("first_last", "count"), [(2, 1), (MOST_BITS, 12), (FLOAT_BITS, 1)])
+def test_first_and_last_layer(name, first_last, count):
+    """Fitted on one image, too."""
+    teacher = teacher_for(name)
+    fitted = fitted_on(name, teacher, count=count, bits="W5A5", first_last=first_last)
+    check(fitted, teacher)
     layers = [row.name for row in fitted.tensors if row.kind == "weight"]
     widths = {row.name: row.bits for row in fitted.tensors}
     ends = {name for name in layers if name.startswith(("0.0.", "0.0_coarse.", "2.2."))}
@@ -237,51 +286,45 @@ def test_a_network_without_batch_norm_works_or_is_refused_in_one_line(name):
         check(fitted_on(name, teacher), teacher)
 
 
-@pytest.mark.parametrize("bits", ["W4A4", "W32A32"])
-def test_progress_is_complete(name, bits):
-    amounts = []
+def refused_passes(name):
+    cls = STUDENTS[name]
+    refused = set(cls.refused_passes) | ({"adapt-bn"} if cls.folds_batch_norm else set())
+    refused |= set() if holds_zero(cls.form) else {"prune", "prune-global"}
+    return refused | {one for one, made in PASSES.items() if refused.intersection(made.needs)}
 
-    class Log:
-        def advance(self, amount, **values):
-            amounts.append(amount)
-            assert amount >= 0 and all(math.isfinite(value) for value in values.values())
 
-    teacher = teacher_for(name)
-    pixels, options = images_of(teacher), small_options(name)
-    options = {key: 24 if key == "iterations" else value for key, value in options.items()}
-    student = create(name, teacher.spec, options, Runtime())
-    student.fit(teacher, pixels, Bits.parse(bits), log=Log())
-    trained = student.images_trained(teacher, len(pixels), Bits.parse(bits))
-    assert sum(amounts) == student.log_total(teacher, len(pixels), Bits.parse(bits)) >= trained
-    assert bits == "W4A4" or (trained > 0) == (name in ("kd", "gdfq-ft"))
-    work = student.training_work(teacher, len(pixels), Bits.parse(bits))
-    searches = name == "mixed" and bits == "W4A4"
-    assert (work > 0) == (trained > 0 or searches) and math.isfinite(work)
+def written(passes):
+    return [f"{one}=0.5" if PASSES[one].takes else one for one in passes]
 
 
 @pytest.mark.parametrize("analytic", list(PASSES))
-def test_passes_are_taken_or_refused_as_declared(name, analytic):
-    teacher = teacher_for(name)
-    passes = [*EARLIER.get(analytic, []), f"{analytic}=0.5" if PASSES[analytic].takes else analytic]
-    cls = STUDENTS[name]
-    refused = dict(cls.refused_passes)
-    if not holds_zero(cls.form):
-        refused |= dict.fromkeys(("prune", "prune-global"), "")
-    refused |= {"adapt-bn": ""} if cls.folds_batch_norm else {}
-    arguments = (name, teacher.spec, small_options(name), Runtime())
-    if any(one.partition("=")[0] in refused for one in passes):
-        with pytest.raises(OptionError, match=f"student {name} takes no pass"):
-            create(*arguments, passes=passes)
+def test_passes_are_refused_as_declared(name, analytic):
+    passes = written([*PASSES[analytic].needs, analytic])
+    arguments = (name, image_spec(), small_options(name), Runtime())
+    if analytic not in refused_passes(name):
+        create(*arguments, passes=passes)
         return
-    fitted = create(*arguments, passes=passes).fit(teacher, images_of(teacher), Bits(4, 4))
+    with pytest.raises(OptionError, match=f"student {name} takes no pass"):
+        create(*arguments, passes=passes)
+
+
+@pytest.mark.parametrize("together", TOGETHER, ids=["folded", "with batch norms"])
+def test_the_other_passes_are_taken(name, together):
+    teacher = teacher_for(name)
+    passes = written([one for one in together if one not in refused_passes(name)])
+    student = create(name, teacher.spec, small_options(name), Runtime(), passes=passes)
+    fitted = student.fit(teacher, images_of(teacher), Bits(4, 4))
     check(fitted, teacher)
     assert fitted.made.passes == tuple(passes)
 
 
+def test_every_pass_is_taken_together_with_others():
+    assert {one for together in TOGETHER for one in together} == set(PASSES)
+
+
 def test_the_cost_is_counted(name):
     """By hand: images of 16x16, maps of 8x8 and 4x4 by kernels 3x3, then 12x5; cfws adds its centres."""
-    teacher = teacher_for(name)
-    cost = student_cost(fitted_on(name, teacher, bits="W4A4", first_last=None))
+    cost = student_cost(plain_fit(name))
     macs = {"0.0": 64 * 27 * 8, "1.0": 16 * 72 * 12, "2.2": 60}
     counted = Counter()
     for layer in cost.layers:
@@ -301,4 +344,4 @@ def test_two_networks_of_one_student_do_not_mix(name):
     pixels = images_of(teachers[0])
     for teacher in reversed(teachers):
         found = shared.fit(teacher, pixels, Bits(4, 4), first_last=8)
-    assert torch.equal(outputs(found, pixels), outputs(fitted_on(name, teachers[0]), pixels))
+    assert torch.equal(outputs(found, pixels), outputs(plain_fit(name), pixels))
