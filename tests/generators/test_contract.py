@@ -1,8 +1,11 @@
 """What every method owes, whatever it does inside: one test per promise, over every method there is."""
 
+import functools
 import itertools
+import shutil
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -33,6 +36,15 @@ SPECS = {
     "64px": image_spec(size=(64, 64)),
     "resized": image_spec(size=(8, 8), input_size=(16, 16)),
     "five-channel": image_spec(channels=5, size=(9, 7)),
+}
+# Each kind of network once, and among them every shape of images.
+KINDS = {
+    "depthwise": SPECS["grey"],
+    "dropout": image_spec(),
+    "pre-activation": SPECS["wide"],
+    "downsample": SPECS["64px"],
+    "squeeze-excite": SPECS["resized"],
+    "dense": SPECS["five-channel"],
 }
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
@@ -99,10 +111,6 @@ def test_facts_and_name(name):
     assert cls.default_batch(image_spec()) >= 1 and cls.__doc__
 
 
-def test_images_labels_and_losses(name, make, tiny_teacher):
-    check(make(name, tiny_teacher, count=6), tiny_teacher, 6)
-
-
 def test_the_seed_decides_and_no_global_randomness(name, make, tiny_teacher):
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
@@ -113,9 +121,10 @@ def test_the_seed_decides_and_no_global_randomness(name, make, tiny_teacher):
     assert not torch.equal(first, pixels_of(tiny_teacher, make(name, tiny_teacher, seed=1)))
 
 
-def test_images_and_groups_differ(name, make, tiny_teacher):
-    pixels = pixels_of(tiny_teacher, make(name, tiny_teacher, count=8)).flatten(1)
-    assert len(torch.unique(pixels, dim=0)) == 8
+def test_images_of_one_group_and_of_two_differ(name, make, tiny_teacher):
+    batches = make(name, tiny_teacher, count=8)
+    check(batches, tiny_teacher, 8)
+    assert len(torch.unique(pixels_of(tiny_teacher, batches).flatten(1), dim=0)) == 8
 
 
 def test_a_group_made_alone_is_that_of_the_whole_run(name, make, tiny_teacher):
@@ -130,16 +139,35 @@ def test_a_group_made_alone_is_that_of_the_whole_run(name, make, tiny_teacher):
         assert batch.targets_NK is None or torch.equal(alone.targets_NK, batch.targets_NK)
 
 
-def test_the_teacher_stays_bit_identical_and_without_hooks(name, make):
-    teacher = shared_teacher(NETWORKS["dropout"])
+@contextmanager
+def unchanged(teacher):
+    """Bit-identical, in eval mode, without hooks and gradients."""
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
-    check(make(name, teacher), teacher, 4)
+    yield
     assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
     for module in teacher.network.modules():
         assert not module.training
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             assert not getattr(module, hooks)
     assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_teachers_and_images_of_every_kind(name, make, network):
+    """The teacher stays as it was."""
+    teacher = shared_teacher(NETWORKS[network], KINDS[network])
+    with unchanged(teacher):
+        check(make(name, teacher, count=3, batch=2), teacher, 3)
+
+
+def test_every_kind_and_shape_is_among_them():
+    assert {*KINDS, "plain"} == set(NETWORKS) and set(SPECS.values()) <= set(KINDS.values())
+
+
+@pytest.mark.parametrize(("network", "outputs"), [("plain", 2), ("squeeze-excite", 1000)])
+def test_a_batch_of_one_after_one_iteration_of_any_number_of_classes(name, make, network, outputs):
+    teacher = shared_teacher(NETWORKS[network], outputs=outputs)
+    check(make(name, teacher, count=1, batch=1, iterations=1), teacher, 1)
 
 
 def test_every_term_moves_and_progress_is_complete(name, make, tiny_teacher, monkeypatch):
@@ -212,55 +240,42 @@ def test_bn_distance_of_stored_images_is_below_noises(name, make):
     assert found[0] < noise[0] and found[1] < noise[1] / 2
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_images_of_every_shape(name, make, spec):
-    teacher = shared_teacher(spec=spec)
-    check(make(name, teacher, count=3, batch=2), teacher, 3)
+@pytest.fixture(scope="module")
+def given_file(tmp_path_factory):
+    """The images of `--real`."""
+    pixels, labels = given_images(shared_teacher())
+    path = tmp_path_factory.mktemp("given") / "given.npz"
+    np.savez(path, images=pixels.permute(0, 2, 3, 1), labels=labels)
+    return path
 
 
-@pytest.mark.parametrize("outputs", [2, 1000])
-def test_any_number_of_classes(name, make, outputs):
-    teacher = shared_teacher(outputs=outputs)
-    check(make(name, teacher), teacher, 4)
+@pytest.fixture(scope="module")
+def config(given_file):
+    """Makes the configuration of a short run."""
 
-
-@pytest.mark.parametrize("network", [kind for kind in NETWORKS if kind not in ("plain", "dropout")])
-def test_teachers_of_every_kind(name, make, network):
-    """Of those that are not in the tests above."""
-    teacher = shared_teacher(NETWORKS[network])
-    check(make(name, teacher), teacher, 4)
-
-
-@pytest.mark.parametrize("network", ["plain", "squeeze-excite"])
-def test_a_batch_of_one(name, make, network):
-    teacher = shared_teacher(NETWORKS[network])
-    check(make(name, teacher, count=1, batch=1), teacher, 1)
-
-
-def test_one_iteration(name, make, tiny_teacher):
-    check(make(name, tiny_teacher, iterations=1), tiny_teacher, 4)
-
-
-@pytest.fixture
-def config(tmp_path):
-    """Makes the configuration of a short run; the images of `--real` lie in a file."""
-
-    def config(name, **changes):
-        values = {
-            "teacher": "toy",
-            "method": name,
-            "count": 10,
-            "batch": 2,
-            "shard_size": 4,
-            "iterations": SHORT,
-        }
-        if METHODS[name].facts.needs_real:
-            pixels, labels = given_images(shared_teacher())
-            np.savez(tmp_path / "given.npz", images=pixels.permute(0, 2, 3, 1), labels=labels)
-            values["real"] = str(tmp_path / "given.npz")
-        return GenerateConfig(**(values | changes))
+    def config(name):
+        run = {"count": 10, "batch": 2, "shard_size": 4, "iterations": SHORT}
+        real = {"real": str(given_file)} if METHODS[name].facts.needs_real else {}
+        return GenerateConfig(teacher="toy", method=name, **run, **real)
 
     return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The folder of such a run of a method; nobody may change it."""
+    folder = tmp_path_factory.mktemp("finished")
+
+    @functools.cache
+    def finished(name):
+        return synthesize.generate(config(name), folder / name, teacher=suited(name, shared_teacher()))
+
+    return finished
+
+
+@functools.cache
+def teacher_of_rank(rank):
+    return make_teacher()
 
 
 @pytest.mark.parametrize("name", BN_METHODS)
@@ -293,10 +308,10 @@ def shard_bytes(run):
     return {path.name: path.read_bytes() for path in sorted((run / "shards").iterdir())}
 
 
-def test_a_run_on_disk_and_its_resume(name, config, tmp_path):
+def test_a_run_on_disk_and_its_resume(name, config, finished, tmp_path):
     """Shards that verify, of the pixels the method makes; a lost and a damaged shard come back the same."""
     teacher, run = suited(name, shared_teacher()), tmp_path / "run"
-    synthesize.generate(config(name), run, teacher=teacher)
+    shutil.copytree(finished(name), run)
     verify_run(run)
     whole = shard_bytes(run)
     assert len(whole) == 3
@@ -313,10 +328,10 @@ def test_a_run_on_disk_and_its_resume(name, config, tmp_path):
     assert shard_bytes(run) == whole
 
 
-def test_two_ranks_make_the_files_of_one(name, config, tmp_path, monkeypatch):
-    settings = config(name)  # once: the random weights it draws are of a generator that threads share
-    alone = synthesize.generate(settings, tmp_path / "alone", teacher=suited(name, shared_teacher()))
-    teachers = [suited(name, make_teacher()) for _ in range(2)]
+def test_two_ranks_make_the_files_of_one(name, config, finished, tmp_path, monkeypatch):
+    settings, alone = config(name), finished(name)
+    # Before the threads, which share the generator that random weights are drawn from.
+    teachers = [suited(name, teacher_of_rank(rank)) for rank in range(2)]
     written = []
 
     def contents(job, unit, *rest):
