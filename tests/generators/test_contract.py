@@ -235,7 +235,7 @@ def test_bn_distance_of_stored_images_is_below_noises(name, make):
         _, layers = tapped(teacher.spec.pixels_to_standard(pixels_of(teacher, batches)))
         return image_distances(layers).mean().item(), Alignment("batch")(layers).item()
 
-    found = distances(make(name, teacher, count=8, batch=8, iterations=50))
+    found = distances(make(name, teacher, count=8, batch=8, iterations=25))
     noise = distances(make("noise", teacher, count=8, batch=8))
     assert found[0] < noise[0] and found[1] < noise[1] / 2
 

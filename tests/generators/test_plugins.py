@@ -42,12 +42,18 @@ for line in sys.argv[1:]:
 """
 
 
-def test_it_is_listed_and_generates(site, tmp_path):
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def used(site, tmp_path_factory):
+    """The folder of a run of the method, and what the command line and then the page's script print."""
+    out = tmp_path_factory.mktemp("used") / "run"
     teacher = "--teacher embedded:digits --method nudge --count 4 --iterations 3"
     lines = (f"generate {teacher} --set learning_rate=0.2 --out {out}", f"verify {out}")
-    listed = run_python(RUN, "list methods", *lines, PYTHONPATH=path_of(site))
-    assert "nudge" in listed and "a few steps towards the BN statistics" in listed
+    return out, run_python(RUN + USE, "list methods", *lines, PYTHONPATH=path_of(site))
+
+
+def test_it_is_listed_and_generates(used):
+    out, printed = used
+    assert "nudge" in printed and "a few steps towards the BN statistics" in printed
     assert '"nudge"' in (out / "run.json").read_text()
 
 
@@ -69,8 +75,8 @@ def test_a_name_that_is_taken_is_refused(site, tmp_path):
     assert "plug-in 'mymethod:Nudge' names its method 'zeroq', which exists already" in done.stderr
 
 
-def test_the_student_is_fitted_and_scored(site):
-    assert float(run_python(USE, PYTHONPATH=path_of(site))) > 98
+def test_the_student_is_fitted_and_scored(used):
+    assert float(used[1].splitlines()[-1]) > 98
 
 
 @pytest.mark.parametrize("code", [METHOD, STUDENT])

@@ -18,7 +18,7 @@ MAIN = "from zsq.__main__ import main; main()"
 
 def arguments(out, iterations=8):
     teacher = ("--teacher", "embedded:digits", "--method", "zeroq", "--threads", 1, "--compile", "off")
-    size = ("--count", 80, "--batch", 4, "--shard-size", 4, "--iterations", iterations)
+    size = ("--count", 16, "--batch", 4, "--shard-size", 4, "--iterations", iterations)
     return ("generate", *teacher, *size, "--out", out)
 
 
@@ -50,7 +50,7 @@ def test_interrupt_of_a_running_command(tmp_path, capsys):
     assert process.returncode == INTERRUPTED
     assert printed == ""
     lines = said.splitlines()
-    assert lines[0].startswith("zeroq: 80 images")
+    assert lines[0].startswith("zeroq: 16 images")
     assert lines[-1] == LINE + KEPT == "zsq: interrupted; what is finished is kept, --resume continues"
     assert "Traceback" not in said
     kept = hashes(out)

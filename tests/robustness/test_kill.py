@@ -11,7 +11,7 @@ from commands import call, run_python, start
 
 from zsq.shards.verify import verify_run, verify_shard
 
-NUM_KILLS, NUM_WARM_KILLS = 4, 40
+NUM_WARM_KILLS = 24
 
 OPTIONS = {
     "zeroq": ("--count", 24, "--batch", 2, "--shard-size", 4, "--iterations", 3),
@@ -107,14 +107,11 @@ def kill_at(process, shards, after_shards, delay):
     return process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", range(NUM_KILLS))
-def test_kill_of_the_command_line(number, tmp_path, unbroken, capsys):
-    random = np.random.default_rng(number)
-    method = ("zeroq", "dsg")[number % 2]
+@pytest.mark.parametrize(("method", "after_shards", "longest"), [("zeroq", 0, 3), ("dsg", 2, 0.1)])
+def test_kill_of_the_command_line(method, after_shards, longest, tmp_path, unbroken, capsys):
     out = tmp_path / "run"
     wanted = unbroken(method, capsys)
-    after_shards, delay = (0, random.uniform(0.1, 3)) if number < 2 else (random.integers(1, 4), 0)
-    delay = delay or random.uniform(0, 0.1)
+    delay = np.random.default_rng(0).uniform(0, longest)
     running = kill_at(start(*arguments(method, out)), out / "shards", after_shards, delay)
     found = sorted(out.glob("shards/*.h5"))
     assert {path.name: verify_shard(path)[0].sha256 for path in found}.items() <= wanted.items()

@@ -41,7 +41,7 @@ SWEEP = textwrap.dedent("""
     cases = [
         (kernel, stride, channels, groups)
         for kernel, stride in ((1, 1), (1, 2), (1, (1, 2)), (1, 3), (2, 2), (3, 2), (5, 3))
-        for channels in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)
+        for channels in (1, 3, 4, 8, 9, 16)
         for groups in {1, channels}
     ]
     layers = [nn.Conv2d(c, 2 * c, k, s, k // 2, groups=groups) for k, s, c, groups in cases]
@@ -75,7 +75,7 @@ def test_gradients_of_every_convolution(instructions):
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", SWEEP], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"signal or exit code {done.returncode}: {done.stderr[-1000:]}"
-    assert done.stdout.split() == ["532", "survived"]
+    assert done.stdout.split() == ["308", "survived"]
 
 
 @pytest.mark.parametrize("padding", [0, 1, "valid"])
