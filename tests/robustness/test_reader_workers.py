@@ -45,7 +45,7 @@ def epoch(images, workers, context, order):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (4, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (4, "fork"), (1, "spawn")])
 def test_workers_read_the_same_images(workers, context, run):
     images = ShardDataset(run, with_logits=True)
     images[0], images[SHARD_SIZE]  # files are open in the parent when the workers start

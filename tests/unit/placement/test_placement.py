@@ -321,7 +321,9 @@ FAMILIES = {
         num_classes=10,
     ),
     "googlenet": lambda: models.googlenet(init_weights=False, aux_logits=False, num_classes=10),
-    "mobilenet_v2": lambda: models.mobilenet_v2(num_classes=10),
+    "mobilenet_v2": lambda: models.MobileNetV2(
+        num_classes=10, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]]
+    ),
     "mobilenet_v3": lambda: models.MobileNetV3(
         [
             models.mobilenetv3.InvertedResidualConfig(*row, 1, 1.0)
@@ -330,7 +332,7 @@ FAMILIES = {
         last_channel=64,
         num_classes=10,
     ),
-    "shufflenet_v2": lambda: models.shufflenet_v2_x0_5(num_classes=10),
+    "shufflenet_v2": lambda: models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 512], num_classes=10),
     "efficientnet": lambda: models.EfficientNet(
         [
             models.efficientnet.MBConvConfig(*row, 1.0, 1.0)
