@@ -221,7 +221,7 @@ def networks_without_bn():
 @pytest.mark.parametrize("network", ["squeezenet", "fixup", "folded"])
 def test_networks_without_bn_lower_the_loss(name, network):
     built, spec = networks_without_bn()[network]
-    method = create(name, teacher_of(built, spec), iterations=30)
+    method = create(name, teacher_of(built, spec), iterations=15)
     (group,) = Plan(count=4, batch=4, shard_size=4, seed=0).groups
     batch = method.synthesize(group, Silent())
     inversion = method.inversion(4)

@@ -32,7 +32,7 @@ def teacher_of(method):
 
 def generate(method):
     synthesize.generate(
-        GenerateConfig(teacher=teacher_of(method), method=method, count=4, batch=2, shard_size=4,
+        GenerateConfig(teacher=teacher_of(method), method=method, count=2, batch=2, shard_size=2,
                        iterations=2, runtime=RuntimeConfig(threads=1, compile="off")),
         Path(method),
     )

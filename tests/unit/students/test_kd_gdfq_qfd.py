@@ -50,7 +50,7 @@ def test_w8a8_without_training_is_as_good_as_float(digits, images, accuracy, nam
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_lowers_the_loss_and_mends_two_bits(digits, images, accuracy, name):
     log = Log()
-    student = fit(name, digits, images, "W2A4", iterations=60, batch=32, log=log)
+    student = fit(name, digits, images, "W2A4", iterations=40, batch=32, log=log)
     before = accuracy(fit(name, digits, images, "W2A4", iterations=0))
     assert log.losses[-1] < log.losses[0]
     assert accuracy(student) > max(before, 85)
