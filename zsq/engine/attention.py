@@ -244,7 +244,7 @@ def attention_bytes(teacher: Teacher, batch: int) -> int:
     gradient, and what a loss makes of them."""
     sizes = _sizes.setdefault(teacher.network, {})
     if teacher.spec not in sizes:
-        AttentionTeacher(teacher, ())
+        AttentionTeacher(teacher, ())  # which notes them
     chunk, num_weights = sizes[teacher.spec]
     return BYTES_PER_WEIGHT * min(batch, chunk) * num_weights
 

@@ -42,5 +42,5 @@ class AdaRound(UnitwiseStudent):
         return self.single_phase("rounding", groups, "quantized")
 
     def images_trained(self, teacher: Teacher, num_images: int, bits: Bits) -> float:
-        """None where weights stay float: nothing but their rounding is learned."""
+        """0 where weights stay float: nothing but their rounding is learned."""
         return super().images_trained(teacher, num_images, bits) if bits.quantize("weight") else 0
