@@ -1,17 +1,12 @@
 """What all tests share: one torch thread, tiny teachers, and the folder of real images and weights."""
 
-import copy
 import gc
-import hashlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from toys import make_teacher
-
-from zsq.graph import capture
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("ZSQ_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -45,48 +40,6 @@ def pytest_sessionfinish():
 def one_thread():
     """Two cores shared by several workers; results of float32 sums do not change with the machine either."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def equal_networks_share_a_graph():
-    """Tests load the embedded teachers hundreds of times, and torch.export takes a second for each."""
-    room = sys.modules[capture.__module__]
-    captured, graphs = room._captured, {}
-
-    def shared(network, example):
-        key = _content(network, example)
-        if key not in graphs:
-            # A copy: a graph may hold tensors of the network that it was captured from.
-            graphs[key] = copy.deepcopy(captured(network, example))
-        return graphs[key]
-
-    def _captured(network, example):
-        own = type(network).__module__.startswith("zsq.teacher")
-        return (shared if own else captured)(network, example)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(room, "_captured", _captured)
-        yield
-
-
-def _content(network, example):
-    """All that a graph of one of zsq's own classes depends on."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    held = [
-        (
-            name,
-            sorted(vars(module)),
-            bool(module._forward_hooks or module._forward_pre_hooks),
-        )
-        for name, module in network.named_modules()
-    ]
-    kinds = [
-        (name, tensor.dtype, tensor.device, tensor.stride()) for name, tensor in network.state_dict().items()
-    ]
-    described = (type(network), repr(network), str(held), str(kinds), tuple(example.shape[1:]))
-    return (*described, digest.hexdigest())
 
 
 @pytest.fixture
