@@ -1,7 +1,9 @@
 """Tiny teachers of every kind of architecture, with BN statistics of structured images."""
 
+import copy
 import dataclasses
 import functools
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -196,6 +198,22 @@ def shared_teacher(build=plain, spec=None, task="classify", **changes):
     if task == "classify":
         return make_teacher(build, spec, **changes)
     return dataclasses.replace(shared_teacher(build, spec, **changes), task=TASKS[task]())
+
+
+@contextmanager
+def unchanged(teacher):
+    """Bit-identical in the same layout, in eval mode, without hooks and gradients."""
+    before = copy.deepcopy(teacher.network.state_dict())
+    layout = [parameter.stride() for parameter in teacher.network.parameters()]
+    yield
+    after = teacher.network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert layout == [parameter.stride() for parameter in teacher.network.parameters()]
+    for module in teacher.network.modules():
+        assert not module.training
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            assert not getattr(module, hooks)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
 
 
 class Attentive(nn.Module):

@@ -5,13 +5,21 @@ import itertools
 import shutil
 import sys
 import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from ranks import in_two_ranks
-from toys import NETWORKS, as_detector, image_spec, make_teacher, shared_teacher, with_attention, without_bn
+from toys import (
+    NETWORKS,
+    as_detector,
+    image_spec,
+    make_teacher,
+    shared_teacher,
+    unchanged,
+    with_attention,
+    without_bn,
+)
 
 from zsq.config import GenerateConfig
 from zsq.contract import Silent
@@ -137,19 +145,6 @@ def test_a_group_made_alone_is_that_of_the_whole_run(name, make, tiny_teacher):
         assert torch.equal(alone.standard_NCHW, batch.standard_NCHW)
         assert (alone.targets_NK is None) == (batch.targets_NK is None)
         assert batch.targets_NK is None or torch.equal(alone.targets_NK, batch.targets_NK)
-
-
-@contextmanager
-def unchanged(teacher):
-    """Bit-identical, in eval mode, without hooks and gradients."""
-    before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
-    yield
-    assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
-    for module in teacher.network.modules():
-        assert not module.training
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            assert not getattr(module, hooks)
-    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
 
 
 @pytest.mark.parametrize("network", KINDS)

@@ -1,17 +1,15 @@
 """What every student owes, whatever it does inside: one test per promise, over every student there is."""
 
-import copy
 import dataclasses
 import functools
 import math
 from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 import torch
 from tiny_students import fit, images_of, outputs, small_options, smallest_teacher, teacher_for
 from torch import nn
-from toys import NETWORKS, image_spec, without_bn
+from toys import NETWORKS, image_spec, unchanged, without_bn
 
 import zsq
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError, UntraceableError
@@ -122,23 +120,6 @@ def test_the_seed_decides_and_no_global_randomness(name):
     assert first.tensors == again.tensors and {row.kind for row in first.tensors} == {"weight", "activation"}
 
 
-@contextmanager
-def unchanged(teacher, pixels):
-    """Bit-identical, in eval mode, without hooks and gradients; the images too."""
-    given, before = pixels.clone(), copy.deepcopy(teacher.network.state_dict())
-    layout = [parameter.stride() for parameter in teacher.network.parameters()]
-    yield
-    after = teacher.network.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert layout == [parameter.stride() for parameter in teacher.network.parameters()]
-    assert torch.equal(pixels, given)
-    for module in teacher.network.modules():
-        assert not module.training
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            assert not getattr(module, hooks)
-    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
-
-
 def check_widths(fitted, bits):
     asked, kinds = Bits.parse(bits), {row.kind for row in fitted.tensors}
     assert ("weight" in kinds) == (asked.weights != FLOAT_BITS)
@@ -158,8 +139,10 @@ def test_teachers_of_every_kind(name, network, tmp_path):
     bits, spec = FITS[network]
     teacher = teacher_for(name, NETWORKS[network], spec=spec)
     pixels = images_of(teacher)
-    with unchanged(teacher, pixels):
+    given = pixels.clone()
+    with unchanged(teacher):
         fitted = fit(name, teacher, pixels, bits, first_last=None)
+    assert torch.equal(pixels, given)
     check(fitted, teacher)
     check_widths(fitted, bits)
     if is_saved(name, network):
