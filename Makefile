@@ -16,8 +16,10 @@ demo: .venv/.installed
 	$(BIN)/zsq run digits
 
 # Processes that tests start find zsq compiled, also where the environment keeps Python from it.
+test test-lowest: export PYTHONDONTWRITEBYTECODE =
+
 test: .venv/.installed-dev lint
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
