@@ -258,7 +258,7 @@ def opened_bench(
     first = Processes.started().first
     if first:
         images = {
-            "evaluation_sha256": [protocol.eval.pixels, protocol.eval.labels],
+            "evaluation_sha256": protocol.eval.tensors,
             "real_sha256": [each.pixels for each in protocol.real_sets],
             "synthetic_sha256": shards,
         }

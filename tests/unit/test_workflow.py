@@ -270,6 +270,22 @@ def test_fits_on_other_images_of_the_same_name_are_not_taken_up(key, what, tmp_p
         run_recipe(recipe, tmp_path / "run", resume=True, budget_hours=0)
 
 
+def test_nor_on_other_targets(tmp_path, no_pages):
+    def eval_with(level):
+        other_images(tmp_path / "mine.npz", 0)
+        with np.load(tmp_path / "mine.npz") as arrays:
+            masks = np.full(arrays["images"].shape[:3], level, dtype=np.uint8)
+            np.savez(tmp_path / "mine.npz", **arrays, targets=masks)
+
+    recipe = load(tmp_path, RECIPE.replace('eval = "embedded:digits:val"', 'eval = "mine.npz"'))
+    eval_with(0)
+    run_recipe(recipe, tmp_path / "run", budget_hours=0)
+    run_recipe(recipe, tmp_path / "run", resume=True, budget_hours=0)
+    eval_with(1)
+    with pytest.raises(RunFolderError, match="--resume with other evaluation images"):
+        run_recipe(recipe, tmp_path / "run", resume=True, budget_hours=0)
+
+
 def test_nor_on_other_shards(tmp_path, no_pages, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench.Bench, "fit", lambda *_: None)

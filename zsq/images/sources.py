@@ -86,6 +86,12 @@ class ImageSet:
         """N."""
         return len(self.pixels)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that is known of the images: pixels, labels, and the targets or boxes where there are some."""
+        known = [self.pixels, self.labels] + ([] if self.targets is None else [self.targets])
+        return known + [part for target in self.boxes or () for _, part in sorted(target.items())]
+
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """A copy of the images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
