@@ -54,6 +54,10 @@ class Seg(Base):
     def forward(self, x):
         return {"out": self.maps(x), "aux": None}
 
+class Age(Base):
+    def forward(self, x):
+        return self.logits(x)[:, :1]
+
 class Half(Base):
     def __init__(self):
         super().__init__()
@@ -68,6 +72,7 @@ CASES = {
     "Any": 'task = "other"',
     "SR": 'task = "image"',
     "Seg": 'task = "segment"\nnum_classes = 10\noutput = "out"',
+    "Age": 'task = "regress"',
     "Half": "num_classes = 10",
 }
 IMAGE = "[image]\nsize = [12, 12]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
@@ -122,6 +127,7 @@ def test_images_are_made_and_a_student_is_fitted_saved_and_loaded(card, tmp_path
     ("name", "targets", "lead"),
     [
         ("SR", np.full((4, 24, 24, 3), 128, np.uint8), "psnr"),
+        ("Age", np.array([31, 7, 80, 45]), "r2"),
         ("Seg", np.arange(4 * 144, dtype=np.uint8).reshape(4, 12, 12) % 10, "miou"),
     ],
 )
@@ -133,7 +139,7 @@ def test_targets_lead_a_gap(card, tmp_path, capsys, name, targets, lead):
     source, out = str(tmp_path / "eval.npz"), tmp_path / "gap"
     data = zsq.measure_gap(teacher, [folder], source, source, ["ptq"], ["W4A4"], out, seeds=1)
     assert data.rows[0].metric == lead and data.teacher[lead] is not None
-    unit = "dB of PSNR" if lead == "psnr" else "points of mean IoU"
+    unit = {"psnr": "dB of PSNR", "miou": "points of mean IoU", "r2": "points of R²"}[lead]
     assert unit in data.verdict and (out / "report.html").exists()
     labels = call(
         capsys,

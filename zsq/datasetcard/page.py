@@ -15,7 +15,7 @@ from zsq.datasetcard.audited import AuditFigures
 from zsq.shards.manifest import Manifest
 
 MOST_SHOWN = 200  # characters of one text
-# Names of Hugging Face; of the task `other` there is none.
+# Names of Hugging Face; some tasks have none.
 CATEGORIES = {
     "classify": "image-classification",
     "embed": "image-feature-extraction",

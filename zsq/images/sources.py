@@ -61,7 +61,7 @@ CHANNELS = (1, 3)
 class ImageSet:
     """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
 
-    `targets` are what the network should make of each image, uint8 (N, C, H, W) or (N, H, W), None for none.
+    `targets` are what the network should make of each image, see `zsq.tasks.Truth`, None for none.
     `boxes` are the objects that each image shows, see `zsq.core.boxes`, None where they are not known.
     `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
     `notes` are lines about how it was read that a user should see; `photo_fit` says how photos of other sizes

@@ -36,7 +36,10 @@ MEMBERS = {
         frozenset(np.dtype(name) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")),
         "integers",
     ),
-    "targets": (frozenset([np.dtype("u1")]), "uint8"),
+    "targets": (
+        frozenset(np.dtype(name) for name in ("u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")),
+        "uint8, signed integers or floats",
+    ),
 }
 MAX_LABEL = 2**31 - 1
 
@@ -47,7 +50,8 @@ class Arrays(NamedTuple):
     Attributes:
         images: (N, ., ., .), of signals (N, ., .), uint8 or floating.
         labels: int64 (N,), -1 for none.
-        targets: of an .npz, uint8 images (N, ., ., .) in the same layout or masks (N, H, W); None for none.
+        targets: of an .npz, what should come out of each image, images and maps in the same layout;
+            None for none.
         layout: what files of this kind have where nobody says.
     """
 
@@ -75,10 +79,8 @@ def read_arrays(path: Path) -> Arrays:
             f"{path} holds images of shape {tuple(images.shape)}",
             f"4 axes, none empty or over {MAX_SIDE}; of signals 3",
         )
-    if targets is not None and (
-        targets.ndim not in (3, 4) or 0 in targets.shape or len(targets) != len(images)
-    ):
-        expected = f"one for each of {quantity(len(images), 'image')}: masks (N, H, W), or images"
+    if targets is not None and (targets.ndim == 0 or 0 in targets.shape or len(targets) != len(images)):
+        expected = f"one for each of {quantity(len(images), 'image')}, none empty"
         raise ImagesError(f"{path} holds `targets` of shape {tuple(targets.shape)}", expected)
     layout: Literal["nchw", "nhwc"] = "nhwc" if path.suffix == ".npz" else "nchw"
     return Arrays(images, _labels(path, labels, len(images)), layout, targets)

@@ -10,6 +10,7 @@ from zsq.tasks.detect import Detect
 from zsq.tasks.embed import Embed
 from zsq.tasks.image import Image
 from zsq.tasks.other import Other
+from zsq.tasks.regress import Regress
 from zsq.tasks.segment import Segment
 
 TASKS: dict[str, type[Task]] = {
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     "image": Image,
     "segment": Segment,
     "detect": Detect,
+    "regress": Regress,
     "other": Other,
 }
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from zsq.core.boxes import Target
+from zsq.core.errors import MismatchError
 from zsq.tasks.nesting import Outputs
-from zsq.tasks.sqnr import SignalToNoise
+from zsq.tasks.sqnr import LARGEST_DB, SignalToNoise
 
 BOOTSTRAP_DRAWS = 1000
 
@@ -25,12 +27,41 @@ class Truth(Protocol):
 
     @property
     def targets(self) -> Tensor | None:
-        """uint8, what the network should make of each image: an image (N, C, H, W), or a class for every
-        pixel (N, H, W); None where there is none."""
+        """What the network should make of each image, None where there is none: uint8 images (N, C, H, W), a
+        class for every pixel, uint8 (N, H, W), or numbers of any type (N, ...)."""
 
     @property
     def boxes(self) -> tuple[Target, ...] | None:
         """The objects that each image shows, see `zsq.core.boxes`; None where they are not known."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a network.
+
+    Attributes:
+        words: how texts call it.
+        unit: `points` of a share, `dB` of a ratio, nothing of an error in the unit of the outputs.
+        least, most: how far it reaches.
+        of_teacher: it compares a student with its teacher, and needs no labels.
+    """
+
+    words: str
+    unit: Literal["points", "dB", ""] = "points"
+    least: float = 0.0
+    most: float = 100.0
+    of_teacher: bool = False
+
+
+# What every meter measures.
+RATIOS = {
+    "sqnr": Metric("signal-to-noise ratio", "dB", -LARGEST_DB, LARGEST_DB, of_teacher=True),
+    "sqnr_centred": Metric(
+        "signal-to-noise ratio without the mean over images", "dB", -LARGEST_DB, LARGEST_DB, of_teacher=True
+    ),
+}
+# Of classes, whether of an image or a pixel.
+AGREEMENT = Metric("agreement", of_teacher=True)
 
 
 @dataclass(frozen=True)
@@ -87,6 +118,7 @@ class Task(ABC):
     Attributes:
         name: in cards, records and on the command line.
         wants: the network's output in words, for messages.
+        metrics: those of this task by name, but for shares in points that texts call by their name.
         quality: the metric that a teacher alone has on labelled images, None where there is none.
         size_key: the card's field that says how many channels the output has, None where it need not.
         counted: what the channels of the output are.
@@ -94,10 +126,12 @@ class Task(ABC):
         stores_logits: shards hold the teacher's outputs.
         trains: there is a `loss`.
         needs_truth: sources of images are compared by labels; without, by the teacher's outputs.
+        takes_signals: its network may take signals in the place of images.
     """
 
     name: ClassVar[str]
     wants: ClassVar[str]
+    metrics: ClassVar[Mapping[str, Metric]] = {}
     quality: ClassVar[str | None] = None
     size_key: ClassVar[str | None] = None
     counted: ClassVar[str] = "channels"
@@ -105,6 +139,7 @@ class Task(ABC):
     stores_logits: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = True
+    takes_signals: ClassVar[bool] = True
 
     @abstractmethod
     def suits(self, outputs: Outputs) -> bool:
@@ -130,6 +165,20 @@ class Task(ABC):
     def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Distance of a batch of a student's outputs from its teacher's, a scalar to minimise."""
         raise NotImplementedError(f"task {self.name} has no loss")
+
+
+def targets_of(targets: Tensor, outputs: Tensor) -> Tensor:
+    """The targets of a batch of outputs, in their shape; (N,) are those of outputs (N, 1).
+
+    Raises:
+        MismatchError: they have another shape.
+    """
+    if targets.dim() == 1 and outputs.shape == (len(targets), 1):
+        return targets[:, None]
+    if targets.shape != outputs.shape:
+        found, made = (tuple(part.shape[1:]) for part in (targets, outputs))
+        raise MismatchError(f"targets of {found}", f"{made}, as the network makes")
+    return targets
 
 
 def draw_weights(num_images: int, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> np.ndarray:

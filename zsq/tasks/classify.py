@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from zsq.core.errors import MismatchError
 from zsq.core.wording import quantity
-from zsq.tasks.base import Meter, Scores, Truth
+from zsq.tasks.base import AGREEMENT, Meter, Metric, Scores, Truth
 from zsq.tasks.labelled import Labelled
 
 
@@ -30,6 +31,7 @@ class Classify(Labelled):
 
     name: ClassVar[str] = "classify"
     wants: ClassVar[str] = "(N, K) logits"
+    metrics: ClassVar[Mapping[str, Metric]] = {"agreement": AGREEMENT}
     size_key: ClassVar[str | None] = "num_classes"
     counted: ClassVar[str] = "classes"
     has_classes: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from zsq.core.boxes import Target
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.wording import quantity
 from zsq.tasks.average_precision import average_precision, match
-from zsq.tasks.base import Meter, Scores, Task, Truth, draw_weights
+from zsq.tasks.base import Meter, Metric, Scores, Task, Truth, draw_weights
 from zsq.tasks.nesting import Outputs, named_tensors
 
 Decode = Callable[[Outputs], Sequence[Any]]
@@ -50,7 +50,13 @@ class Detect(Task):
 
     name: ClassVar[str] = "detect"
     wants: ClassVar[str] = "raw maps"
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "agreement_ap": Metric("AP against the teacher", of_teacher=True),
+        "agreement_ap25": Metric("AP against more of the teacher's boxes", of_teacher=True),
+        "map": Metric("mAP"),
+    }
     trains: ClassVar[bool] = True
+    takes_signals: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
 
     decode: Decode | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsq.tasks.base import Meter, Scores, Truth
+from zsq.tasks.base import Meter, Metric, Scores, Truth
 from zsq.tasks.labelled import Labelled
 
 
@@ -19,6 +20,9 @@ class Embed(Labelled):
 
     name: ClassVar[str] = "embed"
     wants: ClassVar[str] = "(N, D) embeddings"
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "cosine": Metric("cosine to the teacher", least=-100.0, of_teacher=True)
+    }
     size_key: ClassVar[str | None] = "embedding_size"
     counted: ClassVar[str] = "numbers of an embedding"
     labels_are: ClassVar[str] = "identities"

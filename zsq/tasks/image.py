@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.wording import quantity
-from zsq.tasks.base import Meter, Scores, Task, Truth, draw_weights
+from zsq.tasks.base import Meter, Metric, Scores, Task, Truth, draw_weights, targets_of
 
 # Of 8-bit images; equal ones have no error at all.
 LARGEST_PSNR = 100.0
@@ -32,8 +33,14 @@ class Image(Task):
 
     name: ClassVar[str] = "image"
     wants: ClassVar[str] = "(N, C, H, W) images"
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "psnr": Metric("PSNR", "dB", most=LARGEST_PSNR),
+        "psnr_teacher": Metric("PSNR against the teacher", "dB", most=LARGEST_PSNR, of_teacher=True),
+        "ssim": Metric("SSIM", least=-100.0),
+    }
     quality: ClassVar[str | None] = "psnr"
     trains: ClassVar[bool] = True
+    takes_signals: ClassVar[bool] = False
 
     psnr_on: Literal["y", "rgb"] = "rgb"
     border: int = 0
@@ -49,7 +56,8 @@ class Image(Task):
 
     def has_truth(self, images: Truth) -> bool:
         """There are target images."""
-        return images.targets is not None and images.targets.dim() == 4
+        targets = images.targets
+        return targets is not None and targets.dim() == 4 and targets.dtype == torch.uint8
 
     def check_truth(self, images: Truth, num_outputs: int | None) -> None:
         """There are target images, of the output's channels."""
@@ -107,7 +115,7 @@ class _Fidelity(Meter):
         own, other = (task.measured(task.to_levels(part)) for part in (student, teacher))
         found = {"psnr_teacher": psnr(own, other)}
         if truth is not None and truth.targets is not None:
-            target = _target(truth.targets[rows], student)
+            target = targets_of(truth.targets[rows], student)
             wanted = task.measured(target)
             found = {"psnr": psnr(own, wanted), "ssim": 100 * ssim(own, wanted)} | found
         for name, values_N in found.items():
@@ -122,10 +130,3 @@ class _Fidelity(Meter):
             {name: float(values_N.mean()) for name, values_N in values.items()},
             {name: (shares_RN @ values_N).round(4).tolist() for name, values_N in values.items()},
         )
-
-
-def _target(targets_NCHW: Tensor, outputs_NCHW: Tensor) -> Tensor:
-    if targets_NCHW.shape != outputs_NCHW.shape:
-        found, made = (tuple(part.shape[1:]) for part in (targets_NCHW, outputs_NCHW))
-        raise MismatchError(f"targets of {found}", f"{made}, as the network makes")
-    return targets_NCHW

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from zsq.tasks.image import LARGEST_PSNR
-from zsq.tasks.sqnr import LARGEST_DB
+from zsq.tasks import TASKS
+from zsq.tasks.base import RATIOS, Metric
 
-WORDS = {
-    "cosine": "cosine to the teacher",
-    "psnr": "PSNR",
-    "psnr_teacher": "PSNR against the teacher",
-    "ssim": "SSIM",
-    "miou": "mean IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "agreement_ap": "AP against the teacher",
-    "agreement_ap25": "AP against more of the teacher's boxes",
-    "map": "mAP",
-    "sqnr": "signal-to-noise ratio",
-    "sqnr_centred": "signal-to-noise ratio without the mean over images",
-}
+KNOWN = RATIOS | {name: metric for task in TASKS.values() for name, metric in task.metrics.items()}
 
 
 def words(metric: str) -> str:
-    """How texts call a metric."""
-    return WORDS.get(metric, metric.replace("_", " "))
+    """How texts call a metric; each of several outputs by its own name."""
+    return KNOWN[metric].words if metric in KNOWN else metric.replace("_", " ")
 
 
 def against_teacher(metric: str) -> bool:
     """Whether it compares a student with its teacher, and needs no labels."""
-    return metric.startswith(("agreement", "cosine", "psnr_teacher", "sqnr"))
+    return _metric(metric).of_teacher
 
 
 def unit(metric: str) -> str:
-    """`dB` of ratios, else `points`."""
-    return "dB" if metric.partition(".")[0] in ("psnr", "psnr_teacher", "sqnr", "sqnr_centred") else "points"
+    """`dB`, `points`, or nothing of an error in the unit of the outputs."""
+    return _metric(metric).unit
 
 
 def with_unit(metric: str, value: float) -> str:
@@ -42,8 +30,9 @@ def with_unit(metric: str, value: float) -> str:
 
 def metric_range(metric: str) -> tuple[float, float]:
     """The least and the largest value that a metric can have, in its unit."""
-    if metric.startswith("sqnr"):
-        return (-LARGEST_DB, LARGEST_DB)
-    if metric.startswith("psnr"):
-        return (0.0, LARGEST_PSNR)
-    return (-100.0, 100.0) if metric in ("cosine", "ssim") else (0.0, 100.0)
+    found = _metric(metric)
+    return found.least, found.most
+
+
+def _metric(name: str) -> Metric:
+    return KNOWN.get(name.partition(".")[0], Metric(""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.wording import quantity
-from zsq.tasks.base import Meter, Scores, Task, Truth
+from zsq.tasks.base import AGREEMENT, Meter, Metric, Scores, Task, Truth
 
 # The class of pixels that do not count.
 IGNORED = 255
@@ -23,10 +24,12 @@ class Segment(Task):
 
     name: ClassVar[str] = "segment"
     wants: ClassVar[str] = "(N, K, H, W) logits"
+    metrics: ClassVar[Mapping[str, Metric]] = {"agreement": AGREEMENT, "miou": Metric("mean IoU")}
     size_key: ClassVar[str | None] = "num_classes"
     counted: ClassVar[str] = "classes"
     quality: ClassVar[str | None] = "miou"
     trains: ClassVar[bool] = True
+    takes_signals: ClassVar[bool] = False
 
     def suits(self, outputs: Tensor) -> bool:
         """One batch of maps."""
@@ -38,7 +41,8 @@ class Segment(Task):
 
     def has_truth(self, images: Truth) -> bool:
         """There are masks."""
-        return images.targets is not None and images.targets.dim() == 3
+        targets = images.targets
+        return targets is not None and targets.dim() == 3 and targets.dtype == torch.uint8
 
     def check_truth(self, images: Truth, num_outputs: int | None) -> None:
         """There are masks, of the network's classes."""

@@ -76,7 +76,7 @@ class TeacherCard(Record):
             needs = f"no {others}" if wanted is None else f"{wanted} and no {others}"
             raise ValueError(f"task '{self.task}' needs {needs}")
         if wanted == "num_classes" and self.num_classes == 1:
-            raise ValueError(f"num_classes is 2 or more for task '{self.task}'; one number: task 'other'")
+            raise ValueError(f"num_classes is 2 or more for task '{self.task}'; one number: task 'regress'")
         return self
 
     @model_validator(mode="after")
@@ -92,10 +92,9 @@ class TeacherCard(Record):
 
     @model_validator(mode="after")
     def _task_is_one_of_signals(self) -> Self:
-        if self.image.is_signal and self.task in ("image", "segment", "detect"):
-            raise ValueError(
-                f"task '{self.task}' is for images: of signals, one of classify, embed and other"
-            )
+        if self.image.is_signal and not TASKS[self.task].takes_signals:
+            those = ", ".join(name for name, task in TASKS.items() if task.takes_signals)
+            raise ValueError(f"task '{self.task}' is for images: of signals, one of {those}")
         return self
 
     @model_validator(mode="after")

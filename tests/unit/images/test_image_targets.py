@@ -32,6 +32,14 @@ def test_targets_stand_beside_their_images_in_every_choice(tmp_path, targets):
     assert (images.labels == -1).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float16, np.float64])
+@pytest.mark.parametrize("shape", [(5,), (5, 7)])
+def test_targets_may_be_numbers(dtype, shape, tmp_path):
+    targets = RANDOM.normal(0, 100, shape).astype(dtype)
+    images = load_images(saved(tmp_path, images=IMAGES, targets=targets))
+    assert torch.equal(images.targets, torch.from_numpy(targets))
+
+
 def test_targets_have_the_layout_of_the_images(tmp_path):
     planes = IMAGES.transpose(0, 3, 1, 2)
     images = load_images(saved(tmp_path, images=planes, targets=LARGER.transpose(0, 3, 1, 2)))
@@ -43,8 +51,8 @@ def test_targets_have_the_layout_of_the_images(tmp_path):
     [
         (MASKS[:4], r"`targets` of shape \(4, 4, 6\); expected one for each of 5 images"),
         (MASKS[:, :0], r"`targets` of shape \(5, 0, 6\)"),
-        (MASKS.astype(np.float32), "`targets` float32 .*expected uint8"),
-        (np.zeros(5, np.uint8), r"`targets` of shape \(5,\)"),
+        (MASKS.astype(bool), "`targets` bool .*expected uint8, signed integers or floats"),
+        (np.uint8(3), r"`targets` of shape \(\)"),
     ],
 )
 def test_other_targets_are_refused(tmp_path, targets, message):

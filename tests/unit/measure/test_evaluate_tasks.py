@@ -18,6 +18,7 @@ from zsq.measure.evaluate import all_scores, score_student, score_teacher
 from zsq.tasks import TASKS
 from zsq.tasks.classify import Classify
 from zsq.tasks.image import Image
+from zsq.tasks.regress import Regress
 from zsq.tasks.segment import Segment
 from zsq.teacher import load_teacher
 from zsq.widths import Bits
@@ -98,6 +99,19 @@ def test_masks_score_a_segmenter():
     found = score_student(student_of(teacher), reference)
     assert list(found) == ["miou", "pixel_accuracy", "agreement", "sqnr", "sqnr_centred"]
     assert 0 < found["miou"] < found["pixel_accuracy"] < 100
+
+
+def test_numbers_are_scored_against_true_values():
+    teacher = teacher_of("segment", Regress())
+    reference = score_teacher(teacher, images(outputs(teacher)), CPU)
+    assert reference.quality == pytest.approx(100)
+    found = score_student(student_of(teacher), reference)
+    assert list(found) == ["r2", "mae", "sqnr", "sqnr_centred"]
+    assert found["r2"] == pytest.approx(100 * (1 - 10 ** (-found["sqnr_centred"] / 10)), abs=1e-3)
+    with pytest.raises(MismatchError, match=r"targets of \(12, 12\); expected \(4, 12, 12\)"):
+        score_teacher(teacher, images(outputs(teacher)[:, 0]), CPU)
+    unlabelled = score_teacher(teacher, images(), CPU)
+    assert list(score_student(student_of(teacher), unlabelled)) == ["sqnr", "sqnr_centred"]
 
 
 def test_any_outputs_have_a_ratio_each_and_need_no_labels():

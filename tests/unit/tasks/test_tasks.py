@@ -8,10 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import mean_absolute_error, r2_score
 
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.tasks import TASKS
 from zsq.tasks.image import Image, psnr
+from zsq.tasks.metrics import against_teacher, metric_range, unit, words
 from zsq.tasks.nesting import named_tensors, pick, plain, shapes
 
 
@@ -41,7 +43,7 @@ def scored(task, student, teacher, truth=None, batch=3):
 
 @pytest.mark.parametrize("task", [*TASKS])
 def test_every_task_has_the_ratio_and_equal_outputs_have_no_noise(task):
-    outputs = draws(7, 4) if task in ("classify", "embed", "other", "detect") else draws(7, 3, 12, 12)
+    outputs = draws(7, 3, 12, 12) if task in ("image", "segment") else draws(7, 4)
     same = scored(TASKS[task](), outputs, outputs)
     assert same["sqnr"] == same["sqnr_centred"] == 150.0
     found = scored(TASKS[task](), outputs + 0.1, outputs)
@@ -110,6 +112,48 @@ def test_images_are_compared_as_eight_bits_on_luma_without_their_border():
     assert psnr(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 255.0)) == 0
 
 
+def test_errors_of_numbers_are_those_of_scikit_learn_whatever_their_offset():
+    y, s = 1e6 + draws(50, 3).double(), 1e6 + draws(50, 3, seed=1).double()
+    found = scored(TASKS["regress"](), s, s, Truth(torch.full((50,), -1), y))
+    assert found["r2"] == pytest.approx(100 * r2_score(y, s, multioutput="variance_weighted"))
+    assert found["mae"] == pytest.approx(mean_absolute_error(y, s))
+    alone = scored(TASKS["regress"](), s[:, :1], s[:, :1], Truth(torch.full((50,), -1), y[:, 0]))
+    assert alone["r2"] == pytest.approx(100 * r2_score(y[:, 0], s[:, 0]))
+
+
+def test_values_that_nobody_knows_do_not_count():
+    y, s = draws(40, 2, 3), draws(40, 2, 3, seed=1)
+    unknown = torch.rand(40, 2, 3, generator=torch.Generator().manual_seed(2)) < 0.3
+    unknown[0] = True
+    holed = y.masked_fill(unknown, torch.nan)
+    found = scored(TASKS["regress"](), s, s, Truth(torch.full((40,), -1), holed))
+    assert found["mae"] == pytest.approx((y - s)[~unknown].abs().mean().item())
+    varying = (holed - holed.nanmean(0)).square().nansum()
+    assert found["r2"] == pytest.approx(100 * (1 - (y - s)[~unknown].square().sum() / varying).item())
+
+
+def test_a_loss_of_numbers_has_no_unit():
+    teacher, student = draws(6, 3), draws(6, 3, seed=1)
+    loss = TASKS["regress"]().loss
+    assert loss(1000 * student, 1000 * teacher) == pytest.approx(loss(student, teacher).item())
+    assert loss(teacher, torch.zeros(6, 3)).isfinite()
+
+
+def test_metrics_have_words_a_unit_and_a_reach():
+    assert (words("r2"), unit("r2"), metric_range("r2")) == ("R²", "points", (-math.inf, 100.0))
+    assert (unit("mae"), unit("psnr_teacher"), unit("sqnr.maps.0"), unit("accuracy")) == (
+        "",
+        "dB",
+        "dB",
+        "points",
+    )
+    assert (words("sqnr.maps.0"), words("pixel_accuracy")) == ("sqnr.maps.0", "pixel accuracy")
+    assert metric_range("sqnr.maps.0") == (-150.0, 150.0) and metric_range("tar@1e-3") == (0.0, 100.0)
+    compared = {"agreement", "agreement_ap", "cosine", "psnr_teacher", "sqnr", "sqnr.maps.0"}
+    others = {"accuracy", "map", "psnr", "miou", "r2", "mae", "eer"}
+    assert {name for name in compared | others if against_teacher(name)} == compared
+
+
 @pytest.mark.parametrize(
     ("task", "truth", "error", "message"),
     [
@@ -130,6 +174,18 @@ def test_images_are_compared_as_eight_bits_on_luma_without_their_border():
             ImagesError,
             "every pixel is 255",
         ),
+        ("segment", Truth(torch.tensor([0]), torch.zeros(1, 2, 2)), ImagesError, "without masks"),
+        ("image", Truth(torch.tensor([0]), torch.zeros(1, 3, 2, 2)), ImagesError, "without the images"),
+        ("regress", Truth(torch.tensor([0])), ImagesError, "without true values"),
+        ("regress", Truth(torch.tensor([0]), torch.full((2, 3), torch.nan)), ImagesError, "the same for all"),
+        (
+            "regress",
+            Truth(torch.tensor([0]), torch.tensor([[0.1], [torch.nan], [0.1]])),
+            ImagesError,
+            "the same",
+        ),
+        ("regress", Truth(torch.tensor([0]), torch.tensor([7, 7, 7])), ImagesError, "the same"),
+        ("regress", Truth(torch.tensor([0]), torch.full((1, 3), torch.inf)), ImagesError, "infinity"),
         (
             "image",
             Truth(torch.tensor([0]), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)),
@@ -145,7 +201,7 @@ def test_truth_of_another_network_is_refused(task, truth, error, message):
 
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.trains])
 def test_losses_are_least_where_student_and_teacher_agree(task):
-    shape = (6, 3) if task in ("classify", "embed") else (2, 3, 5, 5)
+    shape = (2, 3, 5, 5) if task in ("image", "segment", "detect") else (6, 3)
     teacher = draws(*shape)
     student = draws(*shape, seed=1).requires_grad_()
     before = TASKS[task]().loss(student, teacher)

@@ -145,7 +145,7 @@ def test_the_output_that_counts_is_picked_in_the_network_its_copies_and_its_grap
         ),
         ("nested", "segment", 6, None, 'output = "maps" would fit'),
         ("plain", "classify", 6, None, "num_classes = 5 would fit$"),
-        ("plain", "segment", 5, None, "task may be classify or embed or detect or other$"),
+        ("plain", "segment", 5, None, "task may be classify or embed or detect or regress or other$"),
         ("plain", "image", None, None, r"expected \(N, C, H, W\) images; the card's task may be classify"),
     ],
 )
@@ -350,7 +350,7 @@ def test_a_view_as_another_type_stays_one():
 
 
 def test_what_a_network_of_one_number_or_without_an_axis_is_told():
-    with pytest.raises(MismatchError, match=r"expected .*; the card's task may be embed or detect or other$"):
+    with pytest.raises(MismatchError, match=r"the card's task may be embed or detect or regress or other$"):
         settled(Net(classes=1), num_outputs=2)
     squeezed = nn.Sequential(Net(), nn.Flatten(0))
     with pytest.raises(MismatchError, match=r"keep the axis of the images: flatten\(1\)"):
