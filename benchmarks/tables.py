@@ -114,13 +114,13 @@ def sets_of(name: str) -> Grid:
 ALL = ("bits", "source", "accuracy", "95 %", "gap", "95 %", "recovery", "agreement")
 
 
-def curve() -> Grid:
-    """Accuracy by method and passes per image."""
-    found = measured("methods-curve")
+def curve(name: str, shown: Callable[[Measured, str, str], float | None]) -> Grid:
+    """One figure of `lsq-kd`, `Measured.mean` or `Measured.gap`, by method and passes per image."""
+    found = measured(name)
     costs = sorted({cost for cost in found.data.cost.values() if cost})
     methods = dict.fromkeys(found.data.curves.values())
     lines = tuple(
-        (method, *(number(found.mean("lsq-kd", f"{method}-{cost:.0f}")) for cost in costs))
+        (method, *(number(shown(found, "lsq-kd", f"{method}-{cost:.0f}")) for cost in costs))
         for method in methods
     )
     return Grid(("method", *(f"{cost:.0f} passes" for cost in costs)), lines, 1)
@@ -262,7 +262,8 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "resnet20-2048-norms": partial(gaps_of, "resnet20-2048-norms", ("student", *ALL), 2),
     "resnet8-1024": partial(gaps_of, "resnet8-1024", ALL, 1),
     "resnet8-norms": partial(gaps_of, "resnet8-norms", ("student", *ALL), 2),
-    "methods-curve": curve,
+    "methods-curve": partial(curve, "methods-curve", Measured.mean),
+    "passes-curve": partial(curve, "passes-curve", Measured.gap),
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
     "mcunet-250": partial(gaps_of, "mcunet-250", ("source", "accuracy", "gap", "agreement"), 1),
