@@ -119,10 +119,12 @@ def curve(name: str, shown: Callable[[Measured, str, str], float | None]) -> Gri
     found = measured(name)
     costs = sorted({cost for cost in found.data.cost.values() if cost})
     methods = dict.fromkeys(found.data.curves.values())
-    lines = tuple(
-        (method, *(number(shown(found, "lsq-kd", f"{method}-{cost:.0f}")) for cost in costs))
-        for method in methods
-    )
+    known = {row.source for row in found.rows}
+
+    def cell(source: str) -> str:
+        return number(shown(found, "lsq-kd", source) if source in known else None)
+
+    lines = tuple((method, *(cell(f"{method}-{cost:.0f}") for cost in costs)) for method in methods)
     return Grid(("method", *(f"{cost:.0f} passes" for cost in costs)), lines, 1)
 
 
