@@ -75,7 +75,7 @@ class TeacherFacts:
         """`10 classes`, `task image, 3 channels`, or the task alone."""
         task, size = self.teacher.task, self.teacher.num_outputs
         parts = [] if task.name in ("classify", "embed") else [f"task {task.name}"]
-        return ", ".join(parts + ([] if size is None else [f"{size} {task.counted}"]))
+        return ", ".join(parts + ([] if size is None else [quantity(size, task.counted)]))
 
 
 def teacher_facts(teacher: Teacher, runtime: Runtime, images: ImageSet | None = None) -> TeacherFacts:

@@ -121,7 +121,7 @@ class Task(ABC):
         metrics: those of this task by name, but for shares in points that texts call by their name.
         quality: the metric that a teacher alone has on labelled images, None where there is none.
         size_key: the card's field that says how many channels the output has, None where it need not.
-        counted: what the channels of the output are.
+        counted: what a channel of the output is.
         has_classes: outputs are logits of one class per image.
         stores_logits: shards hold the teacher's outputs.
         trains: there is a `loss`.
@@ -134,7 +134,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]] = {}
     quality: ClassVar[str | None] = None
     size_key: ClassVar[str | None] = None
-    counted: ClassVar[str] = "channels"
+    counted: ClassVar[str] = "channel"
     has_classes: ClassVar[bool] = False
     stores_logits: ClassVar[bool] = False
     trains: ClassVar[bool] = False

@@ -33,7 +33,7 @@ class Classify(Labelled):
     wants: ClassVar[str] = "(N, K) logits"
     metrics: ClassVar[Mapping[str, Metric]] = {"agreement": AGREEMENT}
     size_key: ClassVar[str | None] = "num_classes"
-    counted: ClassVar[str] = "classes"
+    counted: ClassVar[str] = "class"
     has_classes: ClassVar[bool] = True
     labels_are: ClassVar[str] = "class labels"
     labelled_by: ClassVar[str] = "class folders"

@@ -24,7 +24,7 @@ class Embed(Labelled):
         "cosine": Metric("cosine to the teacher", least=-100.0, of_teacher=True)
     }
     size_key: ClassVar[str | None] = "embedding_size"
-    counted: ClassVar[str] = "numbers of an embedding"
+    counted: ClassVar[str] = "dimension"
     labels_are: ClassVar[str] = "identities"
     labelled_by: ClassVar[str] = "identity folders"
 

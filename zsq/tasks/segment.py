@@ -26,7 +26,7 @@ class Segment(Task):
     wants: ClassVar[str] = "(N, K, H, W) logits"
     metrics: ClassVar[Mapping[str, Metric]] = {"agreement": AGREEMENT, "miou": Metric("mean IoU")}
     size_key: ClassVar[str | None] = "num_classes"
-    counted: ClassVar[str] = "classes"
+    counted: ClassVar[str] = "class"
     quality: ClassVar[str | None] = "miou"
     trains: ClassVar[bool] = True
     takes_signals: ClassVar[bool] = False

@@ -1,5 +1,7 @@
 """What `zsq inspect --teacher` says, so that a wrong card is seen before an hour is spent."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import zsq
 from zsq.core.runtime import Runtime
 from zsq.images.sources import images_for
 from zsq.measure.teacherfacts import teacher_facts
+from zsq.tasks import TASKS
 from zsq.teacher import load_teacher
 
 RUNTIME = Runtime.resolve(precision="fp32", compile="off", threads=1, device="cpu")
@@ -34,7 +37,9 @@ def test_facts_are_those_of_the_network():
 def test_an_embedder_is_not_asked_how_sure_it_is():
     facts = teacher_facts(load_teacher("embedded:digits-features"), RUNTIME)
     assert facts.noise is None and facts.score is None
-    assert "48 numbers of an embedding" in facts.lines()[0]
+    assert "48 dimensions" in facts.lines()[0]
+    one = dataclasses.replace(facts.teacher, task=TASKS["regress"](), num_outputs=1)
+    assert dataclasses.replace(facts, teacher=one).lines()[0].endswith("task regress, 1 channel")
 
 
 def test_the_command_says_what_suits_and_how_long_it_takes(capsys):
