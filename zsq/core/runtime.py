@@ -25,6 +25,10 @@ Precision = Literal["fp32", "bf16"]
 # GFLOP then saves (one thread, AVX-512: eager float32 24 a second, compiled 35, compiled bfloat16 70).
 BREAK_EVEN_GFLOPS = {"bf16": 2300.0, "fp32": 4600.0}
 
+# A kernel for 16 channels in bfloat16 fills half a register. If it writes over what it reads, each load waits
+# for the store before it, and the kernel takes three times as long.
+CPU_OPTIONS = {"inplace_buffers": False}
+
 
 def fast_bf16(device: str) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones: never so where they are emulated.
@@ -163,18 +167,22 @@ class Compiled:
     def __init__(self, function: Callable[..., Any], runtime: Runtime) -> None:
         """Keep the compiler's results in the user's cache folder: the next process starts in seconds."""
         compiled_folder()
-        mode = "reduce-overhead" if torch.device(runtime.device).type == "cuda" else None
         self.function, self.failures = function, runtime.failures
-        self.compiled = torch.compile(_with_own_code(function), dynamic=False, mode=mode)
+        self.on_cpu = torch.device(runtime.device).type == "cpu"
+        how: dict[str, Any] = {"options": CPU_OPTIONS} if self.on_cpu else {"mode": "reduce-overhead"}
+        self.compiled = torch.compile(_with_own_code(function), dynamic=False, **how)
 
     def __call__(self, *args: Any) -> Any:
         """What `function` returns."""
         from torch._dynamo.exc import TorchDynamoException
+        from torch._functorch import config
 
         if self.failures:
             return self.function(*args)
         try:
-            return self.compiled(*args)
+            # On a CPU it is faster to compute a value again in the backward pass than to read it.
+            with config.patch(ban_recompute_used_far_apart=not self.on_cpu):
+                return self.compiled(*args)
         except TorchDynamoException as error:
             reason = " ".join(str(error).strip().splitlines()[:2])
             warnings.warn(f"torch cannot compile this: running uncompiled ({reason})", stacklevel=2)

@@ -47,6 +47,20 @@ class TeacherInput(torch.autograd.Function):
         return materialise([of_output])[0]
 
 
+class Materialised(torch.autograd.Function):
+    """Identity: the images in memory, and their gradient, before anything else reads them."""
+
+    @staticmethod
+    def forward(ctx: Any, images_NCHW: Tensor) -> Tensor:
+        """A contiguous copy."""
+        return materialise([images_NCHW])[0]
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor) -> Tensor:
+        """A contiguous copy."""
+        return materialise([of_output])[0]
+
+
 class MaterialisedGradients(torch.autograd.Function):
     """Identity on any number of tensors whose gradients are materialised."""
 

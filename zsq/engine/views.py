@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zsq.core.imagespec import ImageSpec
+from zsq.engine.frozen import Materialised
 
 Share = Annotated[float, Field(gt=0, le=1)]
 # Smallest and largest share of an image's area.
@@ -61,7 +62,7 @@ def apply_views(views: Sequence[View], images_NCHW: Tensor, draws: Sequence[Tens
     """The views one after another; with none, the images themselves."""
     for view, draw in zip(views, draws, strict=True):
         images_NCHW = view(images_NCHW, draw)
-    return images_NCHW
+    return Materialised.apply(images_NCHW) if views else images_NCHW
 
 
 def _as_maps(images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import alone
 from torch._dynamo.testing import CompileCounter
+from torch._functorch import config
 
 from zsq.core.errors import OptionError
 from zsq.core.runtime import BREAK_EVEN_GFLOPS, Runtime
@@ -137,10 +138,17 @@ def test_only_a_compiling_runtime_compiles(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     assert Runtime().compiled(function) is function and asked == []
     Runtime(compile=True).compiled(function)
-    assert asked == [(1, {"dynamic": False, "mode": None})]
+    assert asked == [(1, {"dynamic": False, "options": {"inplace_buffers": False}})]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(Path("somewhere", "zsq", "compiled"))
     Runtime("cuda", compile=True).compiled(function)
     assert asked[1] == (1, {"dynamic": False, "mode": "reduce-overhead"})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_on_a_cpu_small_things_are_computed_again(monkeypatch, device):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    compiled = Runtime(device, compile=True).compiled(lambda: config.ban_recompute_used_far_apart)
+    assert compiled() == (device == "cuda") and config.ban_recompute_used_far_apart
 
 
 class Scaled:

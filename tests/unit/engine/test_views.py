@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from zsq.engine.views import (
     Blur,
@@ -48,6 +49,19 @@ def test_flip_throws_one_coin_per_image_or_one_for_the_batch():
 def test_roll_wraps_around(images, shift):
     found = Roll(11)(images, torch.tensor(shift))
     assert np.array_equal(found.numpy(), np.roll(images.numpy(), shift, axis=(2, 3)))
+
+
+def test_what_views_made_lies_in_memory_before_anything_reads_it(images):
+    """Else a compiled kernel that reads it twice, as total variation does, computes the views twice."""
+    views = [Flip(), Roll(3)]
+    draws = draw_views(views, SHAPE, rng())
+    graph = make_fx(lambda x: apply_views(views, x, draws))(images).graph
+    copies = graph.find_nodes(op="call_function", target=torch.ops.zsq.materialise.default)
+    assert [node.args[0][0].target for node in copies] == [torch.ops.aten.index.Tensor]
+    assert apply_views([], images, []) is images
+    leaf = images.clone().requires_grad_()
+    apply_views(views, leaf, draws).pow(2).sum().backward()
+    assert torch.equal(leaf.grad, 2 * images)
 
 
 def test_roll_draws_every_shift_up_to_its_limit():
