@@ -26,7 +26,7 @@ Precision = Literal["fp32", "bf16"]
 BREAK_EVEN_GFLOPS = {"bf16": 2300.0, "fp32": 4600.0}
 
 # A kernel for 16 channels in bfloat16 fills half a register. If it writes over what it reads, each load waits
-# for the store before it, and the kernel takes three times as long.
+# for the store before it, and the kernel takes several times as long.
 CPU_OPTIONS = {"inplace_buffers": False}
 
 
