@@ -24,7 +24,8 @@ from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import Reporter
 from zsq.generators import method_class
-from zsq.images.sources import ImageSet, images_for, load_images
+from zsq.images.imageset import ImageSet
+from zsq.images.sources import images_for, load_images
 from zsq.measure.evaluate import Reference, all_scores
 from zsq.measure.protocol import REAL
 from zsq.shards.manifest import library_versions

@@ -34,7 +34,7 @@ from zsq.bench import Budget
 from zsq.contract import Teacher
 from zsq.core.errors import first_line
 from zsq.core.imagespec import ImageSpec
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 from zsq.widths import Bits
 
 METHODS = ("noise", "dgh", "deepinversion")

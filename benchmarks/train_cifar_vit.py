@@ -26,7 +26,7 @@ from train_digits import built
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.core.seeding import torch_generator
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 
 # Name -> whether it has batch norm, and its epochs: with LayerNorm the network learns more slowly.
 TWINS = {"cifar_vit": (False, 40), "cifar_vit_bn": (True, 25)}

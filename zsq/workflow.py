@@ -18,6 +18,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.core.wording import quantity
 from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
+from zsq.images.imageset import ImageSet, photo_fits_of, said
 from zsq.images.shared import (
     check_compared,
     check_different,
@@ -26,7 +27,7 @@ from zsq.images.shared import (
     named,
     warn_of_scored,
 )
-from zsq.images.sources import ImageSet, images_for, photo_fits_of, said
+from zsq.images.sources import images_for
 from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
 from zsq.recipefile import Recipe, RecipeSource, RecipeStudent
 from zsq.report.data import ReportData

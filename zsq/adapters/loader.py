@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from zsq.core.errors import MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.imageset import ImageSet
+from zsq.images.sources import load_images
 from zsq.shards.manifest import holds_shards
 from zsq.shards.reader import ShardDataset
 from zsq.shards.schema import ShardProvenance

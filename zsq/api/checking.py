@@ -19,8 +19,9 @@ from zsq.core.errors import OptionError
 from zsq.core.files import input_path
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
+from zsq.images.imageset import photo_fits_of, said
 from zsq.images.shared import check_known_membership, warn_of_seen
-from zsq.images.sources import images_for, photo_fits_of, said
+from zsq.images.sources import images_for
 from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
 

@@ -19,7 +19,8 @@ from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
-from zsq.images.sources import check_shape, images_for, said
+from zsq.images.imageset import said
+from zsq.images.sources import check_shape, images_for
 from zsq.runfolder import file_out
 from zsq.teacher import load_teacher
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zsq.core.errors import MismatchError
 from zsq.core.wording import quantity
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 
 # A set's name in messages, and the digests of its images.
 Named = tuple[str, set[bytes]]

@@ -7,26 +7,23 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from zsq.config import IMAGES, ImagesConfig
 from zsq.contract import Teacher
-from zsq.core.boxes import Target
 from zsq.core.errors import ImagesError, MismatchError, OptionError, first_line
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
-from zsq.core.seeding import numpy_generator
 from zsq.core.selection import MARK, split_source
-from zsq.core.wording import quantity
 from zsq.images.annotated import Annotated, archive_tree, folder_tree, read_annotated
 from zsq.images.class_names import ANY_ORDER, ClassNames, class_names_of
+from zsq.images.imageset import ImageSet
 from zsq.images.photos import (
     REFUSE,
     UNREADABLE,
@@ -43,7 +40,6 @@ from zsq.images.tensors import SUFFIXES, Arrays, read_arrays
 from zsq.images.values import pixels_of_values
 from zsq.shards.manifest import UNFINISHED, holds_shards, is_finished
 from zsq.shards.reader import ShardDataset
-from zsq.shards.schema import ShardProvenance
 
 EMBEDDED = ("embedded:digits[:train|val|test]", "embedded:digits-detector[:train|test]")
 SOURCES = (
@@ -55,66 +51,6 @@ SOURCES = (
 TORCHVISION = re.compile(r"torchvision:(?P<name>\w+):(?P<root>.+?)(?::(?P<split>\w+))?")
 
 CHANNELS = (1, 3)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images in memory: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), -1 for none.
-
-    `targets` are what the network should make of each image, see `zsq.tasks.Truth`, None for none.
-    `boxes` are the objects that each image shows, see `zsq.core.boxes`, None where they are not known.
-    `source` is the SRC as given; `provenance` is that of the first shard, None unless they came from shards;
-    `notes` are lines about how it was read that a user should see; `photo_fit` says how photos of other sizes
-    were fitted to the teacher, None where there were none.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    source: str
-    provenance: ShardProvenance | None = None
-    notes: tuple[str, ...] = ()
-    photo_fit: str | None = None
-    targets: Tensor | None = None
-    boxes: tuple[Target, ...] | None = None
-
-    @property
-    def is_shards(self) -> bool:
-        """Whether the images came from a shard folder."""
-        return self.provenance is not None
-
-    def __len__(self) -> int:
-        """N."""
-        return len(self.pixels)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that is known of the images: pixels, labels, and the targets or boxes where there are some."""
-        known = [self.pixels, self.labels] + ([] if self.targets is None else [self.targets])
-        return known + [part for target in self.boxes or () for _, part in sorted(target.items())]
-
-    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """A copy of the images at `indices`, in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        targets = None if self.targets is None else self.targets[chosen]
-        boxes = None if self.boxes is None else tuple(self.boxes[index] for index in chosen.tolist())
-        pixels, labels = self.pixels[chosen], self.labels[chosen]
-        return replace(self, pixels=pixels, labels=labels, targets=targets, boxes=boxes)
-
-    def disjoint_sets(self, num_sets: int, count: int, seed: int) -> list[ImageSet]:
-        """`num_sets` random sets of `count` images with no image in common.
-
-        Raises:
-            ImagesError: not enough images.
-        """
-        wanted = num_sets * count
-        if wanted > len(self):
-            raise ImagesError(
-                f"{self.source} holds {quantity(len(self), 'image')}",
-                f"{wanted} for {quantity(num_sets, 'disjoint set')} of {count}",
-                "lower --count or give more images",
-            )
-        order = torch.from_numpy(numpy_generator(seed, 0, "disjoint sets").permutation(len(self)))
-        return [self.subset(part) for part in order[:wanted].split(count)]
 
 
 def images_for(
@@ -142,22 +78,6 @@ def images_for(
     own = teacher.photo_fit
     fit = own if asked.fit in (None, own.how) else PhotoFit(how=asked.fit, interpolation=own.interpolation)
     return load_images(source, teacher.spec, limit, one_per_class, class_names=rule, fit=fit)
-
-
-def said(*sets: ImageSet) -> list[str]:
-    """The notes of image sets, each with the source it is about, none twice."""
-    lines = [
-        f"{images.source}: {note}"
-        for images in sets
-        for note in (*images.notes, *([images.photo_fit] if images.photo_fit else []))
-    ]
-    return list(dict.fromkeys(lines))
-
-
-def photo_fits_of(**sets: ImageSet) -> dict[str, Any]:
-    """How photos were fitted, as an entry of settings by the name of the set; empty where none were."""
-    found = {name: images.photo_fit for name, images in sets.items() if images.photo_fit}
-    return {"fitted": found} if found else {}
 
 
 def load_images(

@@ -15,7 +15,7 @@ from zsq.core.errors import OptionError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import check_given_once
 from zsq.core.runtime import Runtime
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 from zsq.students import check_bits, create, student_class
 from zsq.widths import Bits
 

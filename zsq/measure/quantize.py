@@ -14,8 +14,9 @@ from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
 from zsq.fitting.choosing import shares_on
+from zsq.images.imageset import ImageSet, said
 from zsq.images.shared import named, warn_of_scored
-from zsq.images.sources import ImageSet, images_for, said
+from zsq.images.sources import images_for
 from zsq.measure.evaluate import Reference, score_student, score_teacher
 from zsq.placement.sites import check_placeable
 from zsq.saved.choices import choice_lines

@@ -12,7 +12,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import torch_generator
 from zsq.core.wording import quantity
 from zsq.engine.norms import count_norms
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 from zsq.measure.evaluate import logits_of, score_teacher
 from zsq.tasks.metrics import with_unit, words
 

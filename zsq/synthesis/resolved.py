@@ -22,7 +22,8 @@ from zsq.core.wording import quantity
 from zsq.engine.estimate import forward_gflops
 from zsq.engine.finite import require_finite_outputs
 from zsq.generators import default_effort, effort_iterations, method_class, require
-from zsq.images.sources import ImageSet, images_for
+from zsq.images.imageset import ImageSet
+from zsq.images.sources import images_for
 from zsq.plan import Plan
 from zsq.runfolder import RUN_FILE, stored_options
 from zsq.synthesis.trial import seconds_per_pass

@@ -21,7 +21,7 @@ from zsq.core.version import __version__
 from zsq.core.wording import quantity
 from zsq.datasetcard.writing import write_run_card
 from zsq.engine.scoring import Scorer
-from zsq.images.sources import said
+from zsq.images.imageset import said
 from zsq.plan import WorkUnit
 from zsq.runfolder import open_run
 from zsq.shards.manifest import (

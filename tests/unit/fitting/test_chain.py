@@ -15,7 +15,7 @@ from zsq.config import GapConfig
 from zsq.contract import THEN
 from zsq.core.errors import MismatchError, OptionError, UnknownNameError
 from zsq.core.runtime import Runtime
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.gap import fit_and_score
 from zsq.measure.protocol import Protocol, StudentSpec, resolve_students

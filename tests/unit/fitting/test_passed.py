@@ -11,7 +11,7 @@ from toys import image_spec, make_teacher, without_bn
 from zsq import catalogue
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.core.runtime import Runtime
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.gap import fit_and_score, rows_from_runs
 from zsq.measure.protocol import Protocol, StudentSpec, resolve_students

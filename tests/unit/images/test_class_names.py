@@ -12,7 +12,8 @@ from zsq.contract import Teacher
 from zsq.core.errors import ImagesError, OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.images.class_names import WORDNET_IDS, class_names_of
-from zsq.images.sources import images_for, load_images, said
+from zsq.images.imageset import said
+from zsq.images.sources import images_for, load_images
 from zsq.tasks import TASKS
 
 SPEC = ImageSpec(size=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)

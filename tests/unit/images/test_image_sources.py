@@ -8,7 +8,8 @@ import torch
 
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.imagespec import ImageSpec
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.imageset import ImageSet
+from zsq.images.sources import load_images
 
 
 def numbered(count):

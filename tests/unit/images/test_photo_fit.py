@@ -15,7 +15,8 @@ from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import PhotoFit
 from zsq.core.progress import Reporter
-from zsq.images.sources import images_for, load_images, said
+from zsq.images.imageset import said
+from zsq.images.sources import images_for, load_images
 
 SIZES = [(50, 37), (37, 50), (90, 24), (24, 25), (12, 15), (24, 24)]  # (W, H)
 

@@ -12,7 +12,8 @@ from zsq.contract import FittedStudent, Teacher
 from zsq.core.errors import ImagesError, MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
-from zsq.images.sources import ImageSet, load_images
+from zsq.images.imageset import ImageSet
+from zsq.images.sources import load_images
 from zsq.measure import evaluate
 from zsq.measure.evaluate import all_scores, score_student, score_teacher
 from zsq.tasks import TASKS

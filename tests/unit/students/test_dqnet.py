@@ -23,7 +23,7 @@ from zsq.fitting.choosing import (
     scores_of,
     shares_on,
 )
-from zsq.images.sources import ImageSet
+from zsq.images.imageset import ImageSet
 from zsq.measure.choices import choices_by_student
 from zsq.measure.evaluate import score_teacher
 from zsq.measure.gap import fit_and_score
