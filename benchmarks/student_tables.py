@@ -9,7 +9,7 @@ import numpy as np
 from common import Results
 
 from zsq.measure.choices import choices_by_student
-from zsq.measure.confidence import mean_interval, set_means
+from zsq.measure.confidence import mean_interval, set_means, welch_interval
 from zsq.measure.gap import Run
 from zsq.measure.protocol import REAL
 from zsq.report.choices import ALWAYS
@@ -68,6 +68,32 @@ def gains_grid(name: str, beside: dict[str, str]) -> Grid:
             means = number(float(np.mean(values))), number(float(np.mean(gains)))
             lines.append((f"`{student}`", f"`{other}`", bits, source, *means, interval(mean_interval(gains))))
     return Grid(("student", "beside", "bits", "source", "accuracy", "gain", "95 %"), tuple(lines), 4)
+
+
+def ahead_grid(name: str, beside: dict[str, tuple[str, ...]]) -> Grid:
+    """How far each source is ahead of the best of the others that stand beside it, in the first metric; the
+    interval is Welch's, as that of a gap to real images."""
+    sets = {
+        row["source"]: set_means(Run(**run) for run in row["runs"])
+        for row in of_first_metric(Results(name).read(), "rows")
+    }
+    lines = []
+    for source, others in beside.items():
+        best = max(others, key=lambda other: float(np.mean(sets[other])))
+        own, other = sets[source], sets[best]
+        ahead = float(np.mean(own) - np.mean(other))
+        lines.append(
+            (
+                f"`{source}`",
+                f"`{best}`",
+                number(ahead),
+                interval(welch_interval(own, other)),
+                *map(number, (np.mean(own), np.mean(other))),
+            )
+        )
+    return Grid(
+        ("source", "best of the others", "ahead", "95 %", "accuracy", "of the other"), tuple(lines), 2
+    )
 
 
 def losses_grid(name: str) -> Grid:

@@ -25,7 +25,7 @@ from network_tables import detector, library_transformers, super_resolution, zoo
 from one_command import calls_grid, defaults_grid
 from rooms import mermaid
 from source_tables import moments_table, sources_table
-from student_tables import by_arm, gains_grid, losses_grid, students_grid
+from student_tables import ahead_grid, by_arm, gains_grid, losses_grid, students_grid
 from throughput_tables import cold_starts, fit_speed, speed, throughput
 from tuning_tables import tuning, tuning_norms, tuning_views
 
@@ -251,6 +251,11 @@ def face() -> Grid:
 
 ARMS = (REAL, "dgh", NOISE)
 KD_SMALL = {"kd-small-1000": "1,000", "kd-small-5000": "5,000", "kd-small": "20,000"}
+IMAGES = {f"images-{count}": str(count) for count in (256, 1024, 4096)}
+HALF = {
+    "varied-25": ("dgh-50", "deepinversion-50"),
+    "varied-50": ("dgh-100", "deepinversion-100"),
+}
 TABLES: dict[str, Callable[[], Grid]] = {
     "super-resolution": super_resolution,
     "detector": detector,
@@ -266,6 +271,9 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "resnet8-norms": partial(gaps_of, "resnet8-norms", ("student", *ALL), 2),
     "methods-curve": partial(curve, "methods-curve", Measured.mean),
     "passes-curve": partial(curve, "passes-curve", Measured.gap),
+    "passes-half": partial(gaps_of, "passes-half", ALL[1:], 1),
+    "passes-half-ahead": partial(ahead_grid, "passes-half", HALF),
+    "images": partial(by_arm, IMAGES, "images", (REAL, "varied", "dgh", "deepinversion")),
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
     "mcunet-250": partial(gaps_of, "mcunet-250", ("source", "accuracy", "gap", "agreement"), 1),
