@@ -48,7 +48,7 @@ class TeacherInput(torch.autograd.Function):
 
 
 class Materialised(torch.autograd.Function):
-    """Identity: the images in memory, and their gradient, before anything else reads them."""
+    """Identity whose result and whose gradient lie in memory, so that a compiler computes them once."""
 
     @staticmethod
     def forward(ctx: Any, images_NCHW: Tensor) -> Tensor:
