@@ -355,7 +355,7 @@ def test_a_network_that_cannot_be_captured_is_refused_in_one_line(pixels):
 def test_steps_are_compiled_once_per_structure_and_agree_with_eager(teacher, pixels, monkeypatch):
     compilations = []
 
-    def backend(graph, inputs):
+    def backend(graph, inputs, **options):
         compilations.append(graph)
         return graph.forward
 
