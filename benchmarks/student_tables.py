@@ -70,12 +70,13 @@ def gains_grid(name: str, beside: dict[str, str]) -> Grid:
     return Grid(("student", "beside", "bits", "source", "accuracy", "gain", "95 %"), tuple(lines), 4)
 
 
-def ahead_grid(name: str, beside: dict[str, tuple[str, ...]]) -> Grid:
-    """How far each source is ahead of the best of the others that stand beside it, in the first metric; the
-    interval is Welch's, as that of a gap to real images."""
+def ahead_grid(name: str, student: str, beside: dict[str, tuple[str, ...]]) -> Grid:
+    """How far each source is ahead of the best of the others that stand beside it, in the first metric of one
+    student; the interval is Welch's, as that of a gap to real images."""
     sets = {
         row["source"]: set_means(Run(**run) for run in row["runs"])
         for row in of_first_metric(Results(name).read(), "rows")
+        if row["student"] == student
     }
     lines = []
     for source, others in beside.items():
