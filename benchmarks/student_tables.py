@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def gains_grid(name: str, beside: dict[str, str]) -> Grid:
     return Grid(("student", "beside", "bits", "source", "accuracy", "gain", "95 %"), tuple(lines), 4)
 
 
-def ahead_grid(name: str, student: str, beside: dict[str, tuple[str, ...]]) -> Grid:
+def ahead_grid(name: str, student: str, beside: Mapping[str, Sequence[str]]) -> Grid:
     """How far each source is ahead of the best of the others that stand beside it, in the first metric of one
     student; the interval is Welch's, as that of a gap to real images."""
     sets = {
@@ -78,23 +78,14 @@ def ahead_grid(name: str, student: str, beside: dict[str, tuple[str, ...]]) -> G
         for row in of_first_metric(Results(name).read(), "rows")
         if row["student"] == student
     }
+    means = {source: float(np.mean(values)) for source, values in sets.items()}
     lines = []
     for source, others in beside.items():
-        best = max(others, key=lambda other: float(np.mean(sets[other])))
-        own, other = sets[source], sets[best]
-        ahead = float(np.mean(own) - np.mean(other))
-        lines.append(
-            (
-                f"`{source}`",
-                f"`{best}`",
-                number(ahead),
-                interval(welch_interval(own, other)),
-                *map(number, (np.mean(own), np.mean(other))),
-            )
-        )
-    return Grid(
-        ("source", "best of the others", "ahead", "95 %", "accuracy", "of the other"), tuple(lines), 2
-    )
+        best = max(others, key=means.__getitem__)
+        figures = number(means[source] - means[best]), interval(welch_interval(sets[source], sets[best]))
+        lines.append((f"`{source}`", f"`{best}`", *figures, number(means[source]), number(means[best])))
+    header = ("source", "best of the others", "ahead", "95 %", "accuracy", "of the other")
+    return Grid(header, tuple(lines), 2)
 
 
 def losses_grid(name: str) -> Grid:
