@@ -33,32 +33,18 @@ def _(tensors: Sequence[Tensor], channels_last: bool = False) -> list[Tensor]:
     return [torch.empty_like(tensor, memory_format=layout) for tensor in tensors]
 
 
-class TeacherInput(torch.autograd.Function):
-    """Identity: images (N, C, H, W) in the convolutions' layout, their gradient in the images'."""
-
-    @staticmethod
-    def forward(ctx: Any, images_NCHW: Tensor) -> Tensor:
-        """A channels_last copy; signals (N, C, L) have no such layout."""
-        return materialise([images_NCHW], channels_last=images_NCHW.dim() == 4)[0]
-
-    @staticmethod
-    def backward(ctx: Any, of_output: Tensor) -> Tensor:
-        """A contiguous copy."""
-        return materialise([of_output])[0]
-
-
 class Materialised(torch.autograd.Function):
-    """Identity whose result and whose gradient lie in memory, so that a compiler computes them once."""
+    """Identity: images as a copy, contiguous or channels_last, and their gradient as a contiguous one."""
 
     @staticmethod
-    def forward(ctx: Any, images_NCHW: Tensor) -> Tensor:
-        """A contiguous copy."""
-        return materialise([images_NCHW])[0]
+    def forward(ctx: Any, images: Tensor, channels_last: bool = False) -> Tensor:
+        """The copy."""
+        return materialise([images], channels_last)[0]
 
     @staticmethod
-    def backward(ctx: Any, of_output: Tensor) -> Tensor:
-        """A contiguous copy."""
-        return materialise([of_output])[0]
+    def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor, None]:
+        """That of the gradient."""
+        return materialise([of_output])[0], None
 
 
 class MaterialisedGradients(torch.autograd.Function):

@@ -20,8 +20,8 @@ from zsq.core.errors import NoBatchNormError
 from zsq.engine.executed import blank, executed
 from zsq.engine.frozen import (
     PLAIN_BATCH_NORMS,
+    Materialised,
     MaterialisedGradients,
-    TeacherInput,
     freeze_convolutions,
     tap_batch_norm,
 )
@@ -201,7 +201,9 @@ class TappedTeacher(nn.Module):
 
     def _forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         self._calls.clear()
-        returned = self.network(TeacherInput.apply(self.spec.standard_to_norm(standard_NCHW)))
+        # In the layout of convolutions, which signals (N, C, L) do not have.
+        norm_NCHW = Materialised.apply(self.spec.standard_to_norm(standard_NCHW), standard_NCHW.dim() == 4)
+        returned = self.network(norm_NCHW)
         layers = _with_materialised_gradients(_of_images(self._calls, len(standard_NCHW)))
         self._calls.clear()
         return per_image(returned, len(standard_NCHW)), layers
