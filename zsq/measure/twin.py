@@ -93,7 +93,9 @@ class Twin:
         self._biases: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
         for layer in self.layers:
             self._prepare(layer)
-        self._check(floats, blank(teacher.network, teacher.spec), fitted.student)
+        black = blank(teacher.network, teacher.spec)
+        image = torch.linspace(-1, 1, black.numel(), device=black.device, dtype=black.dtype).view_as(black)
+        self._check(floats, teacher.spec.standard_to_norm(image), fitted.student)
 
     def _prepare(self, layer: QuantizedLayer) -> None:
         for path in layer.inputs:
@@ -115,7 +117,6 @@ class Twin:
     def _check(self, floats: nn.Module, image: Tensor, student: str) -> None:
         """One image through both float networks, and each weight beside the teacher's."""
         same = SignalToNoise()
-        image = torch.linspace(-1, 1, image.numel(), device=image.device).view(image.shape)
         own, teachers = plain(self.network(image)), plain(floats(image))
         if _sizes(own) != _sizes(teachers):
             found = f"student {student} gives {shapes(own)}, and the teacher {shapes(teachers)}"

@@ -123,6 +123,14 @@ def test_scales_that_moved_from_a_layer_norm_into_the_next_layer_are_seen(pixels
         layer_noise(fitted, teacher, pixels, Runtime())
 
 
+def test_images_that_are_enlarged_before_the_network(pixels):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 5))
+    spec = image_spec(size=(8, 8), input_size=(16, 16))
+    teacher = Teacher("toy", network, spec, 5, "0" * 64)
+    assert layer_noise(fit("ptq", teacher, pixels), teacher, pixels, Runtime()).sqnr > 5
+
+
 def test_another_teacher_is_refused(digits, images):
     fitted = fit("ptq", digits, images)
     other = dataclasses.replace(digits, network=copy.deepcopy(digits.network))
