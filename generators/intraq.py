@@ -13,7 +13,6 @@ from torch import Tensor
 from zsq.contract import Facts, StepLog
 from zsq.core.imagespec import ImageSpec
 from zsq.engine.classes import ClassCentres
-from zsq.engine.executed import FeatureTap
 from zsq.engine.invert import Inversion, InversionMethod, Stage
 from zsq.engine.objectives import Term, bn_alignment, marginal_distance, soft_inception
 from zsq.engine.parameterise import Pixels
@@ -75,7 +74,7 @@ class IntraQ(InversionMethod):
     def prepare(self, seed: int, cache: Path, log: StepLog) -> None:
         """Tap the teacher once, for all batches."""
         self.tapped = TappedTeacher(self.teacher, self.name)
-        self.features = FeatureTap(self.tapped.network, self.teacher)
+        self.features = self.tapped.tap_features(self.teacher)
         num_classes = class_count(self.teacher, self.name)
         self.centres = ClassCentres(num_classes, self.features.length, self.runtime.device)
 

@@ -168,26 +168,41 @@ class Compiled:
         """Keep the compiler's results in the user's cache folder: the next process starts in seconds."""
         compiled_folder()
         self.function, self.failures = function, runtime.failures
-        self.on_cpu = torch.device(runtime.device).type == "cpu"
-        how: dict[str, Any] = {"options": CPU_OPTIONS} if self.on_cpu else {"mode": "reduce-overhead"}
-        self.compiled = torch.compile(_with_own_code(function), dynamic=False, **how)
+        self.compiled = compiled_for(runtime.device, function, cuda_graph=True)
 
     def __call__(self, *args: Any) -> Any:
         """What `function` returns."""
         from torch._dynamo.exc import TorchDynamoException
-        from torch._functorch import config
 
         if self.failures:
             return self.function(*args)
         try:
-            # On a CPU it is faster to compute a value again in the backward pass than to read it.
-            with config.patch(ban_recompute_used_far_apart=not self.on_cpu):
-                return self.compiled(*args)
+            return self.compiled(*args)
         except TorchDynamoException as error:
             reason = " ".join(str(error).strip().splitlines()[:2])
             warnings.warn(f"torch cannot compile this: running uncompiled ({reason})", stacklevel=2)
             self.failures.append(reason)
             return self.function(*args)
+
+
+def compiled_for(
+    device: str | torch.device, function: Callable[..., Any], cuda_graph: bool = False
+) -> Callable[..., Any]:
+    """`function`, compiled at its first call. A CUDA graph overwrites results with those of the next call."""
+    on_cpu = torch.device(device).type == "cpu"
+    how: dict[str, Any] = {"mode": "reduce-overhead"} if cuda_graph else {}
+    compiled = torch.compile(
+        _with_own_code(function), dynamic=False, **({"options": CPU_OPTIONS} if on_cpu else how)
+    )
+
+    def call(*args: Any) -> Any:
+        from torch._functorch import config
+
+        # On a CPU it is faster to compute a value again in the backward pass than to read it.
+        with config.patch(ban_recompute_used_far_apart=not on_cpu):
+            return compiled(*args)
+
+    return call
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

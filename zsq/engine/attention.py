@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
 from zsq.core.errors import NoAttentionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import channels_last
+from zsq.engine.chunked import InChunks, columns
 from zsq.engine.executed import blank, layer_values
 from zsq.engine.frozen import freeze_convolutions
 from zsq.engine.outputs import PerImage, in_float32, joined, per_image
@@ -115,13 +115,13 @@ class Untapped(nn.Module):
         freeze_convolutions(self.network)
         one = self.spec.standard_to_norm(blank(self.network, self.spec))
         self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * layer_values(self.network, one)))
+        self._in_chunks = InChunks(self._outputs)
 
     def forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         """Standard-space images -> outputs, and no statistics; chunks as in `AttentionTeacher`."""
         if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
             return in_float32(self._outputs(standard_NCHW)), []
-        chunks = standard_NCHW.split(self.chunk)
-        return in_float32(joined([checkpoint(self._outputs, c, use_reentrant=False) for c in chunks])), []
+        return in_float32(joined(self._in_chunks(standard_NCHW, self.chunk))), []
 
     def _outputs(self, standard_NCHW: Tensor) -> PerImage:
         return per_image(self.network(self.spec.standard_to_norm(standard_NCHW)), len(standard_NCHW))
@@ -152,6 +152,7 @@ class AttentionTeacher(nn.Module):
         if not self.blocks:
             raise _no_attention(teacher, owner)
         self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
+        self._in_chunks = InChunks(self._flat)
         self._latest: list[BlockTap] = []
         _sizes.setdefault(teacher.network, {})[teacher.spec] = self.chunk, self.num_weights
 
@@ -181,11 +182,8 @@ class AttentionTeacher(nn.Module):
         if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
             outputs, *flat = self._flat(standard_NCHW)
         else:
-            made = [
-                checkpoint(self._flat, each, use_reentrant=False) for each in standard_NCHW.split(self.chunk)
-            ]
-            outputs = joined([returned for returned, *_ in made])
-            flat = [torch.cat(part) for part in zip(*(rest for _, *rest in made), strict=True)]
+            made = self._in_chunks(standard_NCHW, self.chunk)
+            outputs, flat = joined([returned for returned, *_ in made]), columns([rest for _, *rest in made])
         parts = iter(flat)
         self._latest = [
             BlockTap(block, **{_FIELDS[part]: next(parts) for part in self.parts}) for block in self.blocks

@@ -115,6 +115,10 @@ class FeatureTap:
             features = features.flatten(1, -2).mean(1) if linear else features.flatten(2).mean(2)
         self._features.append(features)
 
+    def put(self, features_NF: Tensor) -> None:
+        """Stand in for the next `take`."""
+        self._features = [features_NF]
+
     def take(self) -> Tensor:
         """(N, F) features of the latest teacher pass, float32."""
         features = self._features[-1]

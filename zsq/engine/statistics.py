@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zsq.contract import Teacher
 from zsq.core.errors import NoBatchNormError
-from zsq.engine.executed import blank, executed
+from zsq.engine.chunked import InChunks, columns
+from zsq.engine.executed import FeatureTap, blank, executed
 from zsq.engine.frozen import (
     PLAIN_BATCH_NORMS,
     Materialised,
@@ -167,6 +167,19 @@ class TappedTeacher(nn.Module):
             raise _no_batch_norm(teacher, owner)
         values = sum(call.num_values for call in calls if not list(call.module.children()))
         self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
+        self.features: FeatureTap | None = None
+        self._in_chunks = InChunks(self._flat_forward)
+
+    def tap_features(self, teacher: Teacher) -> FeatureTap:
+        """Measure from now on what enters the last layer of `teacher`, of which this is a copy.
+
+        Raises:
+            MismatchError: there is none.
+        """
+        self.features = FeatureTap(self.network, teacher)
+        # A compiled step would be compiled once for these and once for none.
+        self._calls.clear()
+        return self.features
 
     def _tap(self, name: str, layer: nn.Module) -> None:
         if type(layer) in PLAIN_BATCH_NORMS:
@@ -209,21 +222,20 @@ class TappedTeacher(nn.Module):
         return per_image(returned, len(standard_NCHW)), layers
 
     def _chunked(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
-        parts = [
-            checkpoint(self._flat_forward, chunk, use_reentrant=False)
-            for chunk in standard_NCHW.split(self.chunk)
-        ]
-        outputs = joined_outputs([returned for returned, *_ in parts])
-        sums = [torch.cat(part) for part in zip(*(flat_sums for _, *flat_sums in parts), strict=True)]
-        return outputs, [
-            replace(like, s1_NC=s1_NC, s2_NC=s2_NC)
-            for like, s1_NC, s2_NC in zip(self._like, sums[::2], sums[1::2], strict=True)
+        parts = self._in_chunks(standard_NCHW, self.chunk)
+        if self.features:
+            self.features.put(torch.cat([features for _, (features,), _ in parts]))
+        sums = columns([flat_sums for *_, flat_sums in parts])
+        return joined_outputs([returned for returned, *_ in parts]), [
+            LayerSums(s1_NC, s2_NC, *of_layer)
+            for of_layer, s1_NC, s2_NC in zip(self._layers, sums[::2], sums[1::2], strict=True)
         ]
 
-    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[PerImage, *tuple[Tensor, ...]]:
+    def _flat_forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[Tensor], list[Tensor]]:
         outputs, layers = self._forward(standard_NCHW)
-        self._like = layers
-        return (outputs, *_flat(layers))
+        # Without the sums, which would keep the chunk's activations.
+        self._layers = [(s.num_positions, s.mean_C, s.var_C, s.num_calls) for s in layers]
+        return outputs, [self.features.take()] if self.features else [], _flat(layers)
 
 
 def _of_images(calls: Sequence[tuple[str, LayerSums]], num_images: int) -> list[LayerSums]:

@@ -1,0 +1,94 @@
+"""A teacher pass in chunks of images, where the activations of the whole batch would not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from zsq.core.runtime import compiled_for
+
+
+class InChunks:
+    """A function of images, chunk by chunk. The gradient computes the activations of each chunk again, as
+    gradient checkpointing does (Chen et al., arXiv 2016).
+
+    A compiled step calls it from outside of its graph, which would else hold every layer once per chunk. It
+    compiles the function by itself instead.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        """`function`: images (N, ...) -> tensors of one row per image, in tuples and lists."""
+        self.function = function
+        self._compiled: Callable[[Tensor], Any] | None = None
+
+    def __call__(self, images: Tensor, most: int) -> list[Any]:
+        """What the function returns of each chunk of at most `most` images, in their order."""
+        return self._apart(images, even_size(len(images), most), torch.compiler.is_compiling())
+
+    @torch.compiler.disable
+    def _apart(self, images: Tensor, size: int, compiled: bool) -> list[Any]:
+        function = self.function
+        if compiled:
+            self._compiled = function = self._compiled or compiled_for(images.device, function)
+        found = []
+        for chunk in images.split(size):
+            structure: list[TreeSpec] = []
+            tensors = _Again.apply(function, structure, compiled, chunk)
+            found.append(tree_unflatten(tensors, structure[0]))
+        return found
+
+
+def even_size(count: int, most: int) -> int:
+    """The size of chunks of at most `most` images: all alike where that takes no more than twice as many, so
+    that a compiler meets one shape."""
+    fewest = -(-count // most)
+    even = (number for number in range(fewest, 2 * fewest + 1) if count % number == 0)
+    number = next(even, None)
+    return most if number is None else count // number
+
+
+class _Again(torch.autograd.Function):
+    """Tensors of a function of images; its activations are forgotten, and computed again for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: Callable[[Tensor], Any], structure: list[TreeSpec], compiled: bool, images: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The tensors; how they stand in what the function returns goes to `structure`."""
+        ctx.function, ctx.autocast = function, _autocast(images)
+        ctx.save_for_backward(images)
+        # What is compiled for the gradient serves here too: else it would be compiled twice.
+        with torch.set_grad_enabled(compiled):
+            leaves, spec = tree_flatten(function(images.detach().requires_grad_(compiled)))
+        structure.append(spec)
+        return tuple(leaf.detach() for leaf in leaves)
+
+    @staticmethod
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[None, None, None, Tensor]:
+        """The gradient of the images."""
+        (saved,) = ctx.saved_tensors
+        images = saved.detach().requires_grad_()
+        with torch.enable_grad(), ctx.autocast():
+            outputs, _ = tree_flatten(ctx.function(images))
+        reached = [index for index, output in enumerate(outputs) if output.requires_grad]
+        (of_images,) = torch.autograd.grad(
+            [outputs[index] for index in reached], images, [of_outputs[index] for index in reached]
+        )
+        return None, None, None, of_images
+
+
+def _autocast(images: Tensor) -> Callable[[], AbstractContextManager[Any]]:
+    """Autocasting as it is in force now, for later."""
+    kind = images.device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype, enabled)
+
+
+def columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The n-th tensors of all chunks, joined, for every n."""
+    return [torch.cat(parts) for parts in zip(*rows, strict=True)]
