@@ -16,6 +16,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
+from zsq.engine.chunked import even_size
 from zsq.engine.executed import blank, executed, images_at_once, layer_values
 from zsq.engine.outputs import tensors
 from zsq.engine.scoring import SCORE_BATCH
@@ -49,7 +50,7 @@ def step_bytes(teacher: Teacher, batch: int) -> int:
     backward pass."""
     images = blank(teacher.network, teacher.spec)
     values = layer_values(teacher.network, teacher.spec.standard_to_norm(images))
-    at_once = min(batch, max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values)))
+    at_once = even_size(batch, max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values)))
     return STEP_BYTES_PER_VALUE * at_once * values
 
 
