@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -176,13 +177,24 @@ class Compiled:
 
         if self.failures:
             return self.function(*args)
+        inside = _inside_compiled.set(True)
         try:
             return self.compiled(*args)
         except TorchDynamoException as error:
             reason = " ".join(str(error).strip().splitlines()[:2])
             warnings.warn(f"torch cannot compile this: running uncompiled ({reason})", stacklevel=2)
             self.failures.append(reason)
-            return self.function(*args)
+        finally:
+            _inside_compiled.reset(inside)
+        return self.function(*args)
+
+
+_inside_compiled: ContextVar[bool] = ContextVar("inside a compiled function", default=False)
+
+
+def inside_compiled() -> bool:
+    """Whether a compiled function calls this, from outside of its graph."""
+    return _inside_compiled.get()
 
 
 def compiled_for(

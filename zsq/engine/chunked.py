@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from zsq.core.runtime import compiled_for
+from zsq.core.runtime import compiled_for, inside_compiled
 
 
 class InChunks:
@@ -28,11 +28,11 @@ class InChunks:
 
     def __call__(self, images: Tensor, most: int) -> list[Any]:
         """What the function returns of each chunk of at most `most` images, in their order."""
-        return self._apart(images, even_size(len(images), most), torch.compiler.is_compiling())
+        return self._apart(images, even_size(len(images), most))
 
     @torch.compiler.disable
-    def _apart(self, images: Tensor, size: int, compiled: bool) -> list[Any]:
-        function = self.function
+    def _apart(self, images: Tensor, size: int) -> list[Any]:
+        function, compiled = self.function, inside_compiled()
         if compiled:
             self._compiled = function = self._compiled or compiled_for(images.device, function)
         found = []
