@@ -282,6 +282,9 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-second": second,
     "methods-224px": partial(gaps_of, "methods-224px", ("bits", "source", "accuracy", "gap", "agreement"), 2),
     "methods-224px-sets": partial(sets_of, "methods-224px"),
+    "etinynet-512": partial(
+        gaps_of, "etinynet-512", ("source", "accuracy", "95 %", "gap", "95 %", "agreement"), 1
+    ),
     "digits-detector": partial(
         gaps_of, "digits-detector", ("student", "source", "agreement_ap", "gap", "95 %", "map"), 2
     ),
