@@ -21,7 +21,7 @@ from toys import (
     without_bn,
 )
 
-from zsq.config import GenerateConfig
+from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.contract import Silent
 from zsq.core.errors import MismatchError, NoBatchNormError, OptionError
 from zsq.engine.objectives import Term
@@ -63,6 +63,28 @@ def suited(name, teacher):
     facts = METHODS[name].facts
     teacher = with_attention(teacher) if facts.needs_attention else teacher
     return as_detector(teacher) if facts.needs_boxes else teacher
+
+
+# Two ways to the same sum differ in the last bit. Adam's first step has one length whatever the gradient, so
+# where that is nearly 0 its sign is chance: so many pixels may be elsewhere, all others are within so many
+# levels of 0..255.
+SHARE_ELSEWHERE, LEVELS = 0.01, 1
+
+
+def pixels_made(name, folder, *, count, batch, iterations, **runtime):
+    """Pixels of one shard that a method makes of a toy teacher, in float32 with one thread."""
+    options = METHODS[name].options_class.model_fields
+    config = GenerateConfig(
+        teacher="toy",
+        method=name,
+        count=count,
+        batch=batch,
+        shard_size=count,
+        iterations=iterations if "iterations" in options else None,
+        runtime=RuntimeConfig(precision="fp32", threads=1, **runtime),
+    )
+    run = synthesize.generate(config, folder, teacher=suited(name, make_teacher()))
+    return ShardDataset(run).pixels().numpy().astype(int)
 
 
 @pytest.fixture(params=list(METHODS))

@@ -5,17 +5,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from test_contract import METHODS, suited
-from toys import make_teacher
+from test_contract import LEVELS, METHODS, SHARE_ELSEWHERE, pixels_made
 
-from zsq.config import GenerateConfig, RuntimeConfig
 from zsq.engine import attention, statistics
 from zsq.engine.chunked import InChunks
-from zsq.shards.reader import ShardDataset
-from zsq.synthesis import synthesize
 
-# Two ways to the same sum differ in the last bit, and Adam's first step has one length whatever the gradient.
-SHARE_ELSEWHERE, LEVELS = 0.01, 1
 CHUNKED = [
     name
     for name, cls in METHODS.items()
@@ -28,18 +22,9 @@ def made(tmp_path):
     """Pixels of one batch of 6 images that a method makes in two iterations. Of tsz in one: which boxes an
     output stands for changes at once with a bit of the second gradient."""
 
-    def made(name, folder, **runtime):
-        config = GenerateConfig(
-            teacher="toy",
-            method=name,
-            count=6,
-            batch=6,
-            shard_size=6,
-            iterations=1 if name == "tsz" else 2,
-            runtime=RuntimeConfig(precision="fp32", threads=1, **runtime),
-        )
-        run = synthesize.generate(config, tmp_path / folder, teacher=suited(name, make_teacher()))
-        return ShardDataset(run).pixels().numpy().astype(int)
+    def made(name, folder, compile):
+        iterations = 1 if name == "tsz" else 2
+        return pixels_made(name, tmp_path / folder, count=6, batch=6, iterations=iterations, compile=compile)
 
     return made
 

@@ -3,19 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_contract import METHODS, suited
-from toys import make_teacher
-
-from zsq.config import GenerateConfig, RuntimeConfig
-from zsq.shards.reader import ShardDataset
-from zsq.synthesis import synthesize
+from test_contract import LEVELS, METHODS, SHARE_ELSEWHERE, pixels_made
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
-# Adam's first step has one length whatever the gradient, so where that is nearly 0 its sign is chance: so
-# many pixels may be elsewhere, all others are within so many levels of 0..255.
-SHARE_ELSEWHERE, LEVELS = 0.01, 1
 
 
 @pytest.fixture
@@ -24,18 +16,9 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
     def made(name, device, iterations, folder):
-        options = METHODS[name].options_class.model_fields
-        config = GenerateConfig(
-            teacher="toy",
-            method=name,
-            count=8,
-            batch=4,
-            shard_size=8,
-            iterations=iterations if "iterations" in options else None,
-            runtime=RuntimeConfig(device=device, precision="fp32", compile="off", threads=1),
+        return pixels_made(
+            name, tmp_path / folder, count=8, batch=4, iterations=iterations, device=device, compile="off"
         )
-        run = synthesize.generate(config, tmp_path / folder, teacher=suited(name, make_teacher()))
-        return ShardDataset(run).pixels().numpy().astype(int)
 
     return made
 

@@ -75,10 +75,9 @@ class _Again(torch.autograd.Function):
         images = saved.detach().requires_grad_()
         with torch.enable_grad(), ctx.autocast():
             outputs, _ = tree_flatten(ctx.function(images))
-        reached = [index for index, output in enumerate(outputs) if output.requires_grad]
-        (of_images,) = torch.autograd.grad(
-            [outputs[index] for index in reached], images, [of_outputs[index] for index in reached]
-        )
+        pairs = zip(outputs, of_outputs, strict=True)
+        reached, gradients = zip(*((out, of) for out, of in pairs if out.requires_grad), strict=True)
+        (of_images,) = torch.autograd.grad(reached, images, gradients)
         return None, None, None, of_images
 
 
