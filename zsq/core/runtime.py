@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,6 +30,10 @@ BREAK_EVEN_GFLOPS = {"bf16": 2300.0, "fp32": 4600.0}
 # A kernel for 16 channels in bfloat16 fills half a register. If it writes over what it reads, each load waits
 # for the store before it, and the kernel takes several times as long.
 CPU_OPTIONS = {"inplace_buffers": False}
+
+# Held while torch captures a network or looks into its operations. It notes that in globals of the process:
+# two threads that do so at once leave them set, and torch compiles nothing from then on.
+one_thread = threading.RLock()
 
 
 def fast_bf16(device: str) -> bool:

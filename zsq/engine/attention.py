@@ -22,6 +22,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import NoAttentionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import channels_last
+from zsq.core.runtime import one_thread
 from zsq.engine.chunked import InChunks, columns
 from zsq.engine.executed import blank, layer_values
 from zsq.engine.frozen import freeze_convolutions
@@ -230,7 +231,7 @@ def tapped_attention(teacher: Teacher, parts: Sequence[Part], owner: str) -> Att
         NoAttentionError, UntraceableError: as `require_attention`.
     """
     calls = _Softmaxes()
-    with torch.no_grad(), calls:
+    with one_thread, torch.no_grad(), calls:
         teacher.logits(blank(teacher.network, teacher.spec))
     if not calls.found:
         raise _no_attention(teacher, owner)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zsq.contract import Student, Teacher
 from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import duration
-from zsq.core.runtime import Runtime
+from zsq.core.runtime import Runtime, one_thread
 from zsq.core.wording import quantity
 from zsq.engine.chunked import even_size
 from zsq.engine.executed import blank, executed, images_at_once, layer_values
@@ -84,7 +84,7 @@ def forward_gflops(teacher: Teacher) -> float:
 def network_gflops(network: nn.Module, spec: ImageSpec) -> float:
     """As `forward_gflops`, of any network that takes images of `spec` in its norm space."""
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with one_thread, counter, torch.no_grad():
         network(spec.standard_to_norm(blank(network, spec)))
     return counter.get_total_flops() / 1e9
 

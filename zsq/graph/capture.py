@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import logging
-import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsq.core.errors import UntraceableError
+from zsq.core.runtime import one_thread
 from zsq.core.userline import user_line
 from zsq.graph.norms import equal_batch_norms, with_batch_norms
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _CAPTURED = "captured"
-# torch.export keeps what it is doing in globals.
-_exporting = threading.RLock()
 # Network -> the state of its tensors when it was captured, and its graph, or why there is none.
 _Known = tuple[Any, fx.GraphModule | str]
 _graphs: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -55,7 +53,7 @@ def capture(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule
         return copy.deepcopy(network).eval()  # type: ignore[return-value]
     assert example is not None, "a network that is not captured needs an example"
     state = (tuple(example.shape[1:]), *((id(t), t._version, t.device) for t in _tensors(network)))
-    with _exporting:
+    with one_thread:
         known = _graphs.get(network)
         if known is None or known[0] != state:
             known = (state, _captured_or_refused(network, example))

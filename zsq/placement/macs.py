@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from zsq.core.runtime import one_thread
 from zsq.graph.vocabulary import image_nodes, multiplied
 
 # Of an image as it is stored, where activations are quantized.
@@ -43,7 +44,7 @@ class Counting(fx.Interpreter):
         """What the node gives, counted where it multiplies."""
         if not multiplied(self.network, n):
             return super().run_node(n)
-        with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+        with one_thread, FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
             value = super().run_node(n)
         # The counter counts a multiply-add as two.
         self.macs[n] = counter.get_total_flops() // 2

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zsq.core.memory import available_bytes
+from zsq.core.runtime import one_thread
 from zsq.quantizers.grids import Quantizer
 
 MAX_BYTES = 16 * 2**30
@@ -58,7 +59,7 @@ def without_numbers(network: nn.Module) -> Iterator[FakeTensorMode]:
     for quantizer in quantizers:
         quantizer.forward = Tensor.float
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with one_thread, torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
     finally:
         for quantizer in quantizers:

@@ -23,6 +23,7 @@ from zsq.contract import THEN, FittedStudent, Teacher
 from zsq.core.errors import ExportError, MissingExtraError, OptionError, first_line
 from zsq.core.files import atomic_write_bytes
 from zsq.core.imagespec import ImageSpec
+from zsq.core.runtime import one_thread
 from zsq.graph import capture
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.runfolder import file_out
@@ -145,7 +146,7 @@ def _model(network: nn.Module, example: Tensor) -> bytes:
 
     with torch.no_grad():
         outputs = plain(network(example))
-    with warnings.catch_warnings(action="ignore"):
+    with one_thread, warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
             network,
             (example,),

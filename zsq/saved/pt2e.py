@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from zsq.contract import FittedStudent, Student
 from zsq.core.errors import ExportError, OptionError, first_line
 from zsq.core.files import atomic_write_bytes
+from zsq.core.runtime import one_thread
 from zsq.quantizers.grids import FakeQuantizer, Quantizer
 from zsq.runfolder import file_out
 from zsq.saved.stored_graph import move_to
@@ -137,7 +138,8 @@ def export_pt2(fitted: FittedStudent, path: str | Path) -> None:
     image = fitted.spec.pixels_to_norm(torch.zeros(1, *fitted.spec.shape, dtype=torch.uint8))
     # From inside the exporter, which may refuse a network in many ways.
     try:
-        program = torch.export.export(network, (image,))
+        with one_thread:
+            program = torch.export.export(network, (image,))
         # They name the folders of the machine.
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
