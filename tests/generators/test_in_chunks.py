@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_contract import LEVELS, METHODS, SHARE_ELSEWHERE, pixels_made
 
-from zsq.engine import attention, statistics
+from zsq.engine import chunked
 from zsq.engine.chunked import InChunks
 
 CHUNKED = [
@@ -31,16 +31,14 @@ def made(tmp_path):
 
 def in_chunks(monkeypatch):
     """From now on at most two images at once; the list of chunked passes."""
-    for module in (statistics, attention):
-        monkeypatch.setattr(module, "MEMORY_BUDGET", 0)
-    called, whole = [], InChunks.__call__
+    monkeypatch.setattr(chunked, "images_in_memory", lambda num_values: 2)
+    called, apart = [], InChunks.__call__
 
-    def two_at_once(self, images, most):
-        assert most == 1
+    def noted(self, images):
         called.append(len(images))
-        return whole(self, images, 2)
+        return apart(self, images)
 
-    monkeypatch.setattr(InChunks, "__call__", two_at_once)
+    monkeypatch.setattr(InChunks, "__call__", noted)
     return called
 
 

@@ -27,7 +27,7 @@ from zsq.engine.chunked import InChunks, columns
 from zsq.engine.executed import blank, layer_values
 from zsq.engine.frozen import freeze_convolutions
 from zsq.engine.outputs import PerImage, in_float32, joined, per_image
-from zsq.engine.statistics import BYTES_PER_VALUE, MEMORY_BUDGET, LayerSums
+from zsq.engine.statistics import LayerSums
 from zsq.graph import capture
 from zsq.graph.recognise import Attention, attentions
 
@@ -115,14 +115,14 @@ class Untapped(nn.Module):
         self.network = channels_last(copy.deepcopy(teacher.network))
         freeze_convolutions(self.network)
         one = self.spec.standard_to_norm(blank(self.network, self.spec))
-        self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * layer_values(self.network, one)))
-        self._in_chunks = InChunks(self._outputs)
+        self.in_chunks = InChunks(self._outputs, layer_values(self.network, one))
 
     def forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
-        """Standard-space images -> outputs, and no statistics; chunks as in `AttentionTeacher`."""
-        if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
-            return in_float32(self._outputs(standard_NCHW)), []
-        return in_float32(joined(self._in_chunks(standard_NCHW, self.chunk))), []
+        """Standard-space images -> outputs, and no statistics. Images that do not fit into memory at once go
+        `in_chunks`."""
+        if self.in_chunks.needed(standard_NCHW):
+            return in_float32(joined(self.in_chunks(standard_NCHW))), []
+        return in_float32(self._outputs(standard_NCHW)), []
 
     def _outputs(self, standard_NCHW: Tensor) -> PerImage:
         return per_image(self.network(self.spec.standard_to_norm(standard_NCHW)), len(standard_NCHW))
@@ -131,8 +131,8 @@ class Untapped(nn.Module):
 class AttentionTeacher(nn.Module):
     """A private copy of a teacher, as its captured graph, whose attention is measured.
 
-    `blocks` are in the order of their execution. `chunk` is how many images' activations fit into memory,
-    `num_weights` how many pairs of tokens one image has in all heads.
+    `blocks` are in the order of their execution. `num_weights` is how many pairs of tokens one image has in
+    all heads.
     """
 
     def __init__(self, teacher: Teacher, parts: Sequence[Part], owner: str = "this method") -> None:
@@ -152,10 +152,9 @@ class AttentionTeacher(nn.Module):
             self.blocks, values = self._look(found)
         if not self.blocks:
             raise _no_attention(teacher, owner)
-        self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
-        self._in_chunks = InChunks(self._flat)
+        self.in_chunks = InChunks(self._flat, values)
         self._latest: list[BlockTap] = []
-        _sizes.setdefault(teacher.network, {})[teacher.spec] = self.chunk, self.num_weights
+        _sizes.setdefault(teacher.network, {})[teacher.spec] = self.in_chunks.most, self.num_weights
 
     def _look(self, found: Sequence[Attention]) -> tuple[list[Block], int]:
         """Tap what has two query tokens or more: those blocks, and the values of one image at all layers and
@@ -178,13 +177,13 @@ class AttentionTeacher(nn.Module):
     def forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         """Standard-space images -> outputs, and no statistics; `take` has the attention.
 
-        More than `chunk` images at once go in chunks, whose activations the gradient computes again.
+        Images that do not fit into memory at once go `in_chunks`.
         """
-        if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
-            outputs, *flat = self._flat(standard_NCHW)
-        else:
-            made = self._in_chunks(standard_NCHW, self.chunk)
+        if self.in_chunks.needed(standard_NCHW):
+            made = self.in_chunks(standard_NCHW)
             outputs, flat = joined([returned for returned, *_ in made]), columns([rest for _, *rest in made])
+        else:
+            outputs, *flat = self._flat(standard_NCHW)
         parts = iter(flat)
         self._latest = [
             BlockTap(block, **{_FIELDS[part]: next(parts) for part in self.parts}) for block in self.blocks

@@ -12,6 +12,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from zsq.core.runtime import compiled_for, inside_compiled
 
+# Of activations kept for the backward pass. A network keeps about two values of 4 bytes for each that its
+# layers put out.
+MEMORY_BUDGET = 12 * 2**30
+BYTES_PER_VALUE = 8
+
+
+def images_in_memory(num_values: int) -> int:
+    """How many images' activations fit into memory, where the layers put out `num_values` of one image."""
+    return max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * num_values))
+
 
 class InChunks:
     """A function of images, chunk by chunk. The gradient computes the activations of each chunk again, as
@@ -21,14 +31,20 @@ class InChunks:
     compiles the function by itself instead.
     """
 
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        """`function`: images (N, ...) -> tensors of one row per image, in tuples and lists."""
+    def __init__(self, function: Callable[[Tensor], Any], num_values: int) -> None:
+        """`function`: images (N, ...) -> tensors of one row per image, in tuples and lists. `num_values`: as
+        in `images_in_memory`."""
         self.function = function
+        self.most = images_in_memory(num_values)
         self._compiled: Callable[[Tensor], Any] | None = None
 
-    def __call__(self, images: Tensor, most: int) -> list[Any]:
+    def needed(self, images: Tensor) -> bool:
+        """Whether so many images, with gradient, do not fit into memory at once."""
+        return len(images) > self.most and torch.is_grad_enabled()
+
+    def __call__(self, images: Tensor) -> list[Any]:
         """What the function returns of each chunk of at most `most` images, in their order."""
-        return self._apart(images, even_size(len(images), most))
+        return self._apart(images, even_size(len(images), self.most))
 
     @torch.compiler.disable
     def _apart(self, images: Tensor, size: int) -> list[Any]:

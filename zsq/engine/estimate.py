@@ -16,11 +16,10 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.progress import duration
 from zsq.core.runtime import Runtime, one_thread
 from zsq.core.wording import quantity
-from zsq.engine.chunked import even_size
+from zsq.engine.chunked import even_size, images_in_memory
 from zsq.engine.executed import blank, executed, images_at_once, layer_values
 from zsq.engine.outputs import tensors
 from zsq.engine.scoring import SCORE_BATCH
-from zsq.engine.statistics import BYTES_PER_VALUE, MEMORY_BUDGET
 from zsq.widths import Bits
 
 # What compiling gains and costs on a CPU: benchmarks/throughput.py, ResNet-20 and ResNet-18.
@@ -50,7 +49,7 @@ def step_bytes(teacher: Teacher, batch: int) -> int:
     backward pass."""
     images = blank(teacher.network, teacher.spec)
     values = layer_values(teacher.network, teacher.spec.standard_to_norm(images))
-    at_once = even_size(batch, max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values)))
+    at_once = even_size(batch, images_in_memory(values))
     return STEP_BYTES_PER_VALUE * at_once * values
 
 

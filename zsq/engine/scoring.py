@@ -56,7 +56,7 @@ class AttentionScorer:
             # What is left out is said by the methods that read attention.
             warnings.simplefilter("ignore")
             self.tapped = tapped_attention(teacher, ("logits", "outputs"), "its measure")
-        self.at_once = min(SCORE_BATCH, self.tapped.chunk)
+        self.at_once = min(SCORE_BATCH, self.tapped.in_chunks.most)
 
     @classmethod
     def of(cls, teacher: Teacher, runtime: Runtime) -> AttentionScorer | None:

@@ -31,11 +31,6 @@ from zsq.engine.outputs import joined as joined_outputs
 
 EPSILON = 1e-6  # under the square root of a std, for a finite gradient at zero variance
 
-# Of activations kept for the backward pass, from which the largest chunk of images follows: a network keeps
-# about two values of 4 bytes for each that its layers put out.
-MEMORY_BUDGET = 12 * 2**30
-BYTES_PER_VALUE = 8
-
 Scope = Literal["sample", "batch", "set"]
 
 
@@ -166,9 +161,8 @@ class TappedTeacher(nn.Module):
         if not self.names:
             raise _no_batch_norm(teacher, owner)
         values = sum(call.num_values for call in calls if not list(call.module.children()))
-        self.chunk = max(1, MEMORY_BUDGET // (BYTES_PER_VALUE * values))
+        self.in_chunks = InChunks(self._flat_forward, values)
         self.features: FeatureTap | None = None
-        self._in_chunks = InChunks(self._flat_forward)
 
     def tap_features(self, teacher: Teacher) -> FeatureTap:
         """Measure from now on what enters the last layer of `teacher`, of which this is a copy.
@@ -203,13 +197,10 @@ class TappedTeacher(nn.Module):
     def forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
         """Standard-space images -> outputs and the sums at each executed BN, in order of execution.
 
-        More than `chunk` images at once would not fit into memory: they go in chunks, whose activations
-        the gradient computes again.
+        Images that do not fit into memory at once go `in_chunks`.
         """
-        if len(standard_NCHW) <= self.chunk or not torch.is_grad_enabled():
-            outputs, layers = self._forward(standard_NCHW)
-        else:
-            outputs, layers = self._chunked(standard_NCHW)
+        run = self._chunked if self.in_chunks.needed(standard_NCHW) else self._forward
+        outputs, layers = run(standard_NCHW)
         return in_float32(outputs), layers
 
     def _forward(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
@@ -222,7 +213,7 @@ class TappedTeacher(nn.Module):
         return per_image(returned, len(standard_NCHW)), layers
 
     def _chunked(self, standard_NCHW: Tensor) -> tuple[PerImage, list[LayerSums]]:
-        parts = self._in_chunks(standard_NCHW, self.chunk)
+        parts = self.in_chunks(standard_NCHW)
         if self.features:
             self.features.put(torch.cat([features for _, (features,), _ in parts]))
         sums = columns([flat_sums for *_, flat_sums in parts])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from toys import make_teacher
 
-from zsq.engine import statistics
+from zsq.engine import chunked
 from zsq.engine.frozen import FrozenConv2d, freeze_convolutions, tap_batch_norm
 from zsq.engine.statistics import Alignment, TappedTeacher
 
@@ -132,10 +132,11 @@ def test_images_in_chunks_give_the_same_loss_and_gradient(monkeypatch):
         return loss, torch.autograd.grad(loss, images)[0]
 
     whole = TappedTeacher(teacher)
-    assert whole.chunk > 1000
+    most = whole.in_chunks.most
+    assert most > 1000
     wanted = loss_and_gradient(whole)
-    monkeypatch.setattr(statistics, "MEMORY_BUDGET", statistics.MEMORY_BUDGET * 3 // whole.chunk)
-    chunked = TappedTeacher(teacher)
-    assert chunked.chunk == 3
-    for found, plain in zip(loss_and_gradient(chunked), wanted, strict=True):
+    monkeypatch.setattr(chunked, "MEMORY_BUDGET", chunked.MEMORY_BUDGET * 3 // most)
+    parts = TappedTeacher(teacher)
+    assert parts.in_chunks.most == 3
+    for found, plain in zip(loss_and_gradient(parts), wanted, strict=True):
         torch.testing.assert_close(found, plain)

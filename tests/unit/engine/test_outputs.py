@@ -56,7 +56,7 @@ def test_a_tapped_teacher_in_chunks_is_the_whole(kind):
     tapped, images = TappedTeacher(teacher), torch.randn(5, *teacher.spec.shape, requires_grad=True)
     outputs, layers = tapped(images)
     place_sums(TeacherPass(images, outputs, layers, None))
-    tapped.chunk = 2
+    tapped.in_chunks.most = 2
     again, parts = tapped(images)
     for one, other in zip(flat(outputs), flat(again), strict=True):
         torch.testing.assert_close(one, other)

@@ -30,7 +30,7 @@ def test_a_step_is_what_layers_put_out(tiny_teacher):
 
 
 def test_large_batches_go_in_chunks(tiny_teacher, monkeypatch):
-    monkeypatch.setattr("zsq.engine.estimate.MEMORY_BUDGET", 8 * 3 * VALUES)
+    monkeypatch.setattr("zsq.engine.chunked.MEMORY_BUDGET", 8 * 3 * VALUES)
     assert step_bytes(tiny_teacher, 99) == STEP_BYTES_PER_VALUE * 3 * VALUES
     assert step_bytes(tiny_teacher, 100) == STEP_BYTES_PER_VALUE * 2 * VALUES
 
