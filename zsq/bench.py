@@ -120,7 +120,11 @@ class Bench:
         with self.reporter.job("students", left) as job, p.runtime.in_force():
 
             def keep(record: RunRecord, fitted: FittedStudent) -> None:
-                self.fits.add(record, fitted.tensors, self._layers(record, fitted))
+                layers = None
+                try:
+                    layers = self._layers(record, fitted)
+                finally:  # whatever comes of the look at its layers, the fit is done
+                    self.fits.add(record, fitted.tensors, layers)
                 job.advance(counted(), **record["metrics"])
 
             gap.fit_and_score(

@@ -217,6 +217,16 @@ def test_what_a_dead_rank_left_is_taken_up(recipe, tmp_path, finished, monkeypat
     assert not (tmp_path / "run" / "fits-1.jsonl").exists()
 
 
+def test_a_fit_is_kept_whatever_comes_of_the_look_at_its_layers(recipe, tmp_path, monkeypatch, no_pages):
+    def fails(*args, **options):
+        raise Killed
+
+    monkeypatch.setattr(bench, "layer_noise", fails)
+    with pytest.raises(Killed):
+        run_recipe(recipe, tmp_path / "run")
+    assert len((tmp_path / "run" / "fits.jsonl").read_text().splitlines()) == 1
+
+
 AUDIT = """
 [audit]
 train = "embedded:digits:train"
