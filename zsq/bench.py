@@ -102,10 +102,11 @@ class Bench:
         self._share()
 
     def arms(self, num_sets: int) -> dict[str, list[Tensor]]:
-        """Source -> pixels of its first `num_sets` shard sets, as many as the real sets hold."""
-        count = self.protocol.num_images
-        arms = {REAL: [images.pixels for images in self.protocol.real_sets[:num_sets]]}
+        """Source -> pixels of its first `num_sets` shard sets, as many as the protocol asks for."""
+        p = self.protocol
+        arms = {REAL: [images.pixels for images in p.real_sets[:num_sets]]}
         for source, folders in self.sets.items():
+            count = p.images_of(source)
             arms[source] = [ShardDataset(folder).pixels()[:count] for folder in folders[:num_sets]]
         return arms
 

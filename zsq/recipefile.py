@@ -39,11 +39,13 @@ class RecipeTeacher(Record):
 class RecipeSource(Record):
     """One synthetic arm: a method and how it differs from the recipe's `[generate]`.
 
-    `name`: what tables call it, by default the method. `real`: images for a method that reads some.
+    `name`: what tables call it, by default the method. `count`: images of a set, more or fewer than the real
+    sets hold. `real`: images for a method that reads some.
     """
 
     method: str
     name: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
+    count: Images | None = None
     batch: Images | None = None
     iterations: PositiveInt | None = None
     real: str | None = None

@@ -28,7 +28,15 @@ from zsq.images.shared import (
     warn_of_scored,
 )
 from zsq.images.sources import images_for
-from zsq.measure.protocol import Owned, Protocol, ResolvedStudent, RunRecord, StudentSpec, resolve_students
+from zsq.measure.protocol import (
+    REAL,
+    Owned,
+    Protocol,
+    ResolvedStudent,
+    RunRecord,
+    StudentSpec,
+    resolve_students,
+)
 from zsq.recipefile import Recipe, RecipeSource, RecipeStudent
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
@@ -129,6 +137,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         | own_defaults_of(students, teacher.spec)
         | photo_fits_of(real=real, eval=evaluation),
         owned=_owned(recipe, teacher),
+        counts={source.label: source.count for source in recipe.sources if source.count},
     )
 
 
@@ -236,7 +245,7 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
         teacher=recipe.teacher.name,
         weights=recipe.teacher.weights,
         method=source.method,
-        count=plan.count,
+        count=source.count or plan.count,
         batch=source.batch,
         shard_size=plan.shard_size,
         seed=plan.seed + shard_set,
@@ -254,32 +263,31 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     plan, teacher = recipe.generate, protocol.teacher
     generating = 0  # teacher passes of one shard set of every source
     for source in recipe.sources:
-        method, _, options = method_options(source_config(recipe, source, 0), teacher.spec, plan.count)
-        generating += method.teacher_passes(options, plan.count)
-    arms = (len(recipe.sources) + 1) * recipe.seeds
-    num_fits, fitting = _fits_of_an_arm(protocol, plan.shard_sets)
-    total = round(plan.shard_sets * generating + arms * fitting)
+        count = protocol.images_of(source.label)
+        method, _, options = method_options(source_config(recipe, source, 0), teacher.spec, count)
+        generating += method.teacher_passes(options, count)
+    num_fits, fitting = _all_fits(protocol, (REAL, *(source.label for source in recipe.sources)))
+    total = round(plan.shard_sets * generating + fitting)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
         f"{recipe.title}: {quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')} from "
         f"{quantity(len(recipe.sources), 'method')}, "
-        f"{quantity(arms * num_fits, 'fit')}; about {duration(seconds)}"
+        f"{quantity(num_fits, 'fit')}; about {duration(seconds)}"
     )
 
 
-def _fits_of_an_arm(protocol: Protocol, shard_sets: int) -> tuple[int, float]:
-    """Fits on the sets of one source from one seed, and the teacher passes that they and their scores take as
-    long as."""
-    teacher, num_fits, passes = protocol.teacher, 0, 0.0
-    trained: dict[Hashable, int] = {}  # training -> the sets on which an earlier student has done it
-    for each in protocol.students:
-        sets = min(shard_sets, each.spec.shard_sets or shard_sets)
-        left = max(sets - trained.get(each.training, 0), 0)
-        passes += left * fit_passes(each.student, teacher, protocol.num_images, each.spec.bits)
-        passes += sets * len(protocol.eval)
-        trained[each.training] = trained.get(each.training, 0) + left
-        num_fits += sets
-    return num_fits, passes
+def _all_fits(protocol: Protocol, sources: Iterable[str]) -> tuple[int, float]:
+    """Fits on all sets of `sources`, and the teacher passes that they and their scores take as long as."""
+    fits, passes = protocol.fits(dict.fromkeys(sources, protocol.real_sets)), 0.0
+    trained: set[Hashable] = set()
+    for fit in fits:
+        once = (fit.source, fit.shard_set, fit.seed, fit.student.training)
+        if once not in trained:
+            bits = fit.student.spec.bits
+            passes += fit_passes(fit.student.student, protocol.teacher, fit.num_images, bits)
+        passes += len(protocol.eval)
+        trained.add(once)
+    return len(fits), passes
 
 
 def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dict[str, Any]:

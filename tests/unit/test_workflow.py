@@ -16,7 +16,7 @@ from zsq import bench
 from zsq.config import GenerateConfig
 from zsq.core.errors import RunFolderError, UsageError
 from zsq.core.jobs import in_jobs
-from zsq.report.build import html, markdown
+from zsq.report.build import explanation, html, markdown
 from zsq.runfolder import RUN_FILE, held_folder
 from zsq.shards.manifest import read_manifest
 from zsq.shards.reader import ShardDataset
@@ -215,6 +215,16 @@ def test_what_a_dead_rank_left_is_taken_up(recipe, tmp_path, finished, monkeypat
     assert values(data) == values(finished[0])
     assert len(made) == 2 + NUM_FITS - 4  # two were only in the other's file, two in none
     assert not (tmp_path / "run" / "fits-1.jsonl").exists()
+
+
+def test_a_source_may_hold_more_images_than_the_real_sets(tmp_path, no_pages):
+    recipe = load(tmp_path, RECIPE.replace("batch = 2\n", "batch = 2\ncount = 12\n"))
+    data = run_recipe(recipe, tmp_path / "run")
+    images = {"real": 8, "zeroq": 12, "noise": 8}
+    assert {row.source: row.num_images for row in data.rows} == images
+    assert {gap.source: gap.num_images for gap in data.gaps} == {"zeroq": 12, "noise": 8}
+    assert verify_run(tmp_path / "run" / "zeroq-1").num_images == 12
+    assert "2 shard sets of 8 images per source (12 of zeroq), with 1 seed" in explanation(data.rows)[0]
 
 
 def test_a_fit_is_kept_whatever_comes_of_the_look_at_its_layers(recipe, tmp_path, monkeypatch, no_pages):

@@ -23,8 +23,8 @@ BOOTSTRAP_DRAWS = 10_000
 
 Interval = tuple[float, float]
 
-# Source, student, bits, number of images, metric.
-RowKey = tuple[str, str, str, int, str]
+# Source, student, bits, metric.
+RowKey = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def replicates_of(records: Iterable[Mapping[str, Any]]) -> dict[RowKey, np.ndarr
     found: dict[RowKey, list[list[float]]] = {}
     for record in records:
         for metric, draws in record.get("replicates", {}).items():
-            key = (record["source"], record["student"], record["bits"], record["num_images"], metric)
+            key = (record["source"], record["student"], record["bits"], metric)
             found.setdefault(key, []).append(draws)
     return {key: np.mean(draws, axis=0) for key, draws in found.items()}
 

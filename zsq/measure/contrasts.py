@@ -47,6 +47,7 @@ def contrasts(rows: Sequence[Row], replicates: Mapping[RowKey, np.ndarray]) -> l
                 row.mean - means[other] if there else None,
                 paired_interval(replicates[own], replicates[other]) if there else None,
             ]
-        found.append(Contrast(*own, row.mean, *against))  # type: ignore[arg-type]
-    order = list(dict.fromkeys((c.student, c.bits, c.num_images, c.metric) for c in found))
-    return sorted(found, key=lambda c: order.index((c.student, c.bits, c.num_images, c.metric)))
+        named = (row.source, row.student, row.bits, row.num_images, row.metric)
+        found.append(Contrast(*named, row.mean, *against))  # type: ignore[arg-type]
+    order = list(dict.fromkeys((c.student, c.bits, c.metric) for c in found))
+    return sorted(found, key=lambda c: order.index((c.student, c.bits, c.metric)))

@@ -42,7 +42,8 @@ from zsq.tasks.metrics import metric_range
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one student on one source: mean over shard sets; `seconds` is the mean time of a fit.
+    """One metric of one student on one source: mean over shard sets of `num_images`; `seconds` is the mean
+    time of a fit.
 
     `ci95` is over shard sets, or with one set and replicates over identities or evaluation images; within
     the metric's range.
@@ -61,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gap:
-    """Mean on real images minus mean on the source, in the metric's unit.
+    """Mean on real images minus mean on the source, in the metric's unit. `num_images` are the source's.
 
     `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; with one set and replicates,
     `ci95` is the paired bootstrap's. Both end where a difference of the metric ends. `recovery` is
@@ -92,7 +93,7 @@ def fit_and_score(
     """Fit and score every student on every shard set of every arm.
 
     Args:
-        arms: source -> its shard sets, uint8 (N, C, H, W) each; N is the protocol's number of images.
+        arms: source -> its shard sets, uint8 (N, C, H, W) each; N is the protocol's number of its images.
         reference: of `score_teacher` on the protocol's evaluation images.
         done: records of an earlier call; a fit found there is not repeated.
         on_run: called after each new fit, to store its record and what it wants of the student.
@@ -103,7 +104,7 @@ def fit_and_score(
         Records of this protocol's fits that were done or that this process made, in the protocol's order.
 
     Raises:
-        MismatchError: arms of different size, or images of another shape.
+        MismatchError: a set of another size, or images of another shape.
         OptionError: a source without a shard set.
     """
     _check_arms(protocol, arms)
@@ -151,29 +152,28 @@ def _measured(
 
 
 def _check_arms(protocol: Protocol, arms: Mapping[str, Sequence[Tensor]]) -> None:
-    sizes: dict[int, str] = {}
     for source, sets in arms.items():
         if not sets:
             raise OptionError(f"source '{source}' has no shard set", "at least 1")
         for index, pixels in enumerate(sets):
             protocol.teacher.spec.check_pixels(pixels, f"images of {source} set {index}")
-            sizes.setdefault(len(pixels), f"{source} set {index}")
-    if len(sizes) != 1:
-        found = (
-            " and ".join(f"{quantity(size, 'image')} in {where}" for size, where in sizes.items())
-            or "no arms"
-        )
-        raise MismatchError(found, "the same number of images in every set", "pass --count with the smallest")
+            if len(pixels) != protocol.images_of(source):
+                raise MismatchError(
+                    f"{quantity(len(pixels), 'image')} in {source} set {index}",
+                    str(protocol.images_of(source)),
+                    "pass --count with the smallest",
+                )
 
 
 def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
-    """One row per source, student, bits, number of images and metric, in order of first appearance."""
+    """One row per source, student, bits and metric, in order of first appearance."""
     records = list(records)
     replicates = replicates_of(records)
     values: dict[RowKey, list[tuple[Run, float]]] = {}
+    num_images = {record["source"]: record["num_images"] for record in records}
     for record in records:
         for metric, value in record["metrics"].items():
-            key = (record["source"], record["student"], record["bits"], record["num_images"], metric)
+            key = (record["source"], record["student"], record["bits"], metric)
             run = Run(record["shard_set"], record["seed"], value)
             values.setdefault(key, []).append((run, record["seconds"]))
     rows = []
@@ -183,7 +183,9 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
         seconds = float(np.mean([seconds for _, seconds in pairs]))
         interval = mean_interval(means) or percentile_interval(replicates.get(key))
         interval = within(interval, metric_range(key[-1]))
-        rows.append(Row(*key, float(means.mean()), interval, runs, seconds))
+        source, student, bits, metric = key
+        mean, count = float(means.mean()), num_images[source]
+        rows.append(Row(source, student, bits, count, metric, mean, interval, runs, seconds))
     return rows
 
 
@@ -232,4 +234,4 @@ def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.
 
 def row_key(row: Row, source: str) -> RowKey:
     """What names the row of `source` that stands beside `row`."""
-    return (source, row.student, row.bits, row.num_images, row.metric)
+    return (source, row.student, row.bits, row.metric)

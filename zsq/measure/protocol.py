@@ -189,7 +189,8 @@ class Protocol:
         teacher: on the runtime's device.
         eval: labelled images that every student is scored on.
         real_sets: disjoint sets of real images, one per shard set, of equal size. Every student is fitted on
-            as many images of each source.
+            as many images of each source, but of those in `counts`.
+        counts: source -> its number of images, where that is not the real sets'.
         seeds: number of student seeds; each is used on all sets and sources.
         owned: what the sets are audited against; None: they are not.
         title, show_real, settings: of the report; see `zsq.report.data.ReportData`.
@@ -208,16 +209,16 @@ class Protocol:
     show_real: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     owned: Owned | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the number of seeds."""
         if self.seeds < 1:
             raise OptionError(f"--seeds {self.seeds}", "at least 1")
 
-    @property
-    def num_images(self) -> int:
-        """Images that each student is fitted on."""
-        return len(self.real_sets[0].pixels)
+    def images_of(self, source: str) -> int:
+        """Images of `source` that each student is fitted on."""
+        return self.counts.get(source, len(self.real_sets[0].pixels))
 
     def fits(self, arms: Mapping[str, Sized]) -> list[PlannedFit]:
         """All fits on these arms, source -> its shard sets.
@@ -227,7 +228,7 @@ class Protocol:
         """
         most_sets = max((len(sets) for sets in arms.values()), default=0)
         return [
-            PlannedFit(source, shard_set, seed, student, self.num_images)
+            PlannedFit(source, shard_set, seed, student, self.images_of(source))
             for shard_set in range(most_sets)
             for seed in range(self.seeds)
             for student in self.students

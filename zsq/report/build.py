@@ -13,6 +13,7 @@ from markupsafe import Markup
 from zsq.core.files import atomic_write_text
 from zsq.datasetcard.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.measure.gap import Row
+from zsq.measure.protocol import REAL
 from zsq.report import embeddings
 from zsq.report.choices import TEXT as CHOSEN_TEXT
 from zsq.report.choices import choice_verdicts, choices_grid
@@ -222,10 +223,9 @@ def explanation(rows: Sequence[Row], embeds: bool = False) -> list[str]:
     """What numbers and intervals mean, with the counts of this report."""
     sets = sorted({len({run.shard_set for run in row.runs}) for row in rows})
     seeds = sorted({len({run.seed for run in row.runs}) for row in rows})
-    images = sorted({row.num_images for row in rows})
     text = [
-        f"Each student was fitted on {_listed(sets)} shard set{_s(sets)} of {_listed(images)} images per "
-        f"source, with {_listed(seeds)} seed{_s(seeds)} per set, and scored after its last step. The gap is "
+        f"Each student was fitted on {_listed(sets)} shard set{_s(sets)} of {_images(rows)}, "
+        f"with {_listed(seeds)} seed{_s(seeds)} per set, and scored after its last step. The gap is "
         f"the mean with real images minus the mean with the images of the source, in {_unit(rows)}: above 0, "
         "the source is worse than real images. Recovery puts the source between noise, 0 %, and real images, "
         "100 %. It is left out where these two differ by less than 3 standard errors.",
@@ -247,6 +247,14 @@ def _unit(rows: Sequence[Row]) -> str:
 
 def _listed(numbers: Sequence[int]) -> str:
     return " or ".join(str(n) for n in numbers) or "no"
+
+
+def _images(rows: Sequence[Row]) -> str:
+    """How many images of a source, and of which sources there are more or fewer."""
+    counts = {row.source: row.num_images for row in rows}
+    usual = counts.get(REAL, next(iter(counts.values()), 0))
+    others = [f"{count} of {source}" for source, count in counts.items() if count != usual]
+    return f"{usual} images per source" + (f" ({', '.join(others)})" if others else "")
 
 
 def _s(numbers: Sequence[int]) -> str:

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from zsq.core.wording import quantity
 from zsq.measure.confidence import Interval
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.svg import GREY, INK, as_svg, blank, looks
@@ -249,11 +248,8 @@ def distance_figure(layers: Sequence[str], distances: Mapping[str, Sequence[floa
 
 
 def panels_of(table: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """'student bits', with the number of images where it differs -> its entries in the table's order."""
-    several = len({entry.main.num_images for entry in table}) > 1
+    """'student bits' -> its entries in the table's order."""
     panels: dict[str, list[Entry]] = {}
     for entry in table:
-        title = f"{entry.main.student} {entry.main.bits}"
-        title += f", {quantity(entry.main.num_images, 'image')}" if several else ""
-        panels.setdefault(title, []).append(entry)
+        panels.setdefault(f"{entry.main.student} {entry.main.bits}", []).append(entry)
     return panels

@@ -37,16 +37,16 @@ class Entry:
 
 def entries(rows: Sequence[Row], gaps: Sequence[Gap]) -> list[Entry]:
     """One entry per student, bits and source: by student, then real first and noise last."""
-    by_source: dict[tuple[str, str, int, str], list[Row]] = {}
-    students: dict[tuple[str, str, int], int] = {}
+    by_source: dict[tuple[str, str, str], list[Row]] = {}
+    students: dict[tuple[str, str], int] = {}
     sources: dict[str, int] = {}
     for row in rows:
-        student = (row.student, row.bits, row.num_images)
+        student = (row.student, row.bits)
         students.setdefault(student, len(students))
         sources.setdefault(row.source, len(sources))
         by_source.setdefault((*student, row.source), []).append(row)
-    by_key = {(g.student, g.bits, g.num_images, g.source, g.metric): g for g in gaps}
-    keys = sorted(by_source, key=lambda k: (students[k[:3]], _rank(k[3]), sources[k[3]]))
+    by_key = {(g.student, g.bits, g.source, g.metric): g for g in gaps}
+    keys = sorted(by_source, key=lambda k: (students[k[:2]], _rank(k[2]), sources[k[2]]))
     return [
         Entry(
             main,

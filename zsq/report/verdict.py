@@ -9,8 +9,8 @@ from zsq.measure.protocol import NOISE, REAL
 from zsq.report.tables import number
 from zsq.tasks.metrics import unit, words
 
-# Student, bits, number of images: what one gap is measured at.
-Setting = tuple[str, str, int]
+# Student, bits: what one gap is measured at.
+Setting = tuple[str, str]
 
 
 def verdict(rows: Sequence[Row], gaps: Sequence[Gap]) -> str:
@@ -27,7 +27,7 @@ def verdict(rows: Sequence[Row], gaps: Sequence[Gap]) -> str:
     by_source: dict[str, dict[Setting, Gap]] = {}
     for gap in gaps:
         if gap.metric == main:
-            by_source.setdefault(gap.source, {})[gap.student, gap.bits, gap.num_images] = gap
+            by_source.setdefault(gap.source, {})[gap.student, gap.bits] = gap
     if not by_source:
         return "Only real images are measured so far, so there is no gap to state."
     noise = by_source.pop(NOISE, {})
