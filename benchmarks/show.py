@@ -14,7 +14,7 @@ from common import DOCS, Results
 from tables import TABLES, measured
 
 from zsq.report.plots import cost_figure, gap_figure, roc_figure
-from zsq.report.svg import INK, as_svg, blank
+from zsq.report.svg import INK, as_svg, empty_figure
 from zsq.report.tables import entries, gap_grid, markdown_table
 
 
@@ -63,7 +63,7 @@ def draw(name: str, figure: str) -> None:
 @as_svg
 def rates_figure(rows: dict[str, Any]) -> Any:
     """One panel per network with a bar per contender."""
-    figure = blank(1.75 * len(rows))
+    figure = empty_figure(1.75 * len(rows))
     for ax, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.values(), strict=True):
         rate = {key: statistics.median(values) for key, values in row["rates"].items()}
         ax.set_title(f"{row['network']}, batch {row['batch']}, {row['precision']}")

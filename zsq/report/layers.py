@@ -12,7 +12,7 @@ from zsq.core.files import atomic_write_text
 from zsq.core.wording import quantity
 from zsq.measure.layernoise import LayerNoise, StudentNoise, TensorRange
 from zsq.report.page import page
-from zsq.report.svg import COLOURS, GREY, as_svg, blank
+from zsq.report.svg import COLOURS, GREY, as_svg, empty_figure
 from zsq.report.tables import DASH, Grid, markdown_table, number, ordered_sources
 
 MAX_DRAWN = 40
@@ -97,7 +97,7 @@ def _worst(layers: Sequence[LayerNoise]) -> list[str]:
 def layers_figure(layers: Sequence[LayerNoise]) -> Figure:
     """A line per layer, worst on top: weights, activations, both, and the network up to it."""
     drawn = layers[:MAX_DRAWN]
-    figure = blank(1.0 + 0.2 * len(drawn))
+    figure = empty_figure(1.0 + 0.2 * len(drawn))
     ax = figure.subplots()
     marks = (("weights", "o", 0), ("activations", "s", 1), ("both", "D", 2))
     heights = range(len(drawn))

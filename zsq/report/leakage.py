@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from zsq.measure.audits import SPACES, Audit, Space
 from zsq.report.plots import panels_of
-from zsq.report.svg import GREY, as_svg, blank, looks
+from zsq.report.svg import GREY, as_svg, empty_figure, looks
 from zsq.report.tables import Entry, Grid, interval, number, ordered_sources
 from zsq.tasks.metrics import words
 
@@ -65,7 +65,7 @@ def leakage_figure(table: Sequence[Entry], audits: Mapping[str, Audit]) -> Figur
     panels = panels_of([entry for entry in table if entry.main.source in audits])
     columns = min(2, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    figure = blank(3.0 * num_rows + 0.2 * math.ceil(len(audits) / 4) + 0.5)
+    figure = empty_figure(3.0 * num_rows + 0.2 * math.ceil(len(audits) / 4) + 0.5)
     axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
     look = looks(audits)
     fitted = {entry.main.source for entry in table}

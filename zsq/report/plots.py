@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from zsq.measure.confidence import Interval
 from zsq.measure.protocol import NOISE, REAL
-from zsq.report.svg import GREY, INK, as_svg, blank, looks
+from zsq.report.svg import GREY, INK, as_svg, empty_figure, looks
 from zsq.report.tables import Entry, number, ordered_sources
 from zsq.tasks.metrics import metric_range
 from zsq.tasks.verification import ROC_FARS
@@ -31,7 +31,7 @@ def gap_figure(table: Sequence[Entry]) -> Figure:
     """Bars of the gap with intervals, one panel per student and bits."""
     bars = [entry for entry in table if entry.gap is not None]
     panels = panels_of(bars)
-    figure = blank(0.28 * len(bars) + 0.74 * len(panels) + 0.3)
+    figure = empty_figure(0.28 * len(bars) + 0.74 * len(panels) + 0.3)
     figure.set_layout_engine("constrained", h_pad=0.1)
     ratios = [len(panel) + 0.6 for panel in panels.values()]
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
@@ -107,7 +107,7 @@ def cost_figure(
     panels = panels_of([entry for entry in table if entry.main.source in cost or entry.main.source == REAL])
     columns = min(2, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    figure = blank(2.5 * num_rows + 0.5)
+    figure = empty_figure(2.5 * num_rows + 0.5)
     axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
     name = {entry.main.source: (curves or {}).get(entry.main.source, entry.main.source) for entry in table}
     look = looks(name.values())
@@ -199,7 +199,7 @@ def roc_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     look = looks(sources)
     columns = min(3, len(curves))
     num_rows = math.ceil(len(curves) / columns)
-    figure = blank(2.6 * num_rows + 0.5)
+    figure = empty_figure(2.6 * num_rows + 0.5)
     axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
     for ax, (title, tars) in zip(axes, curves.items(), strict=False):
         ax.set_title(title.replace(" ", "\n"), fontsize="small")
@@ -224,7 +224,7 @@ def distance_figure(layers: Sequence[str], distances: Mapping[str, Sequence[floa
     """BN distance per layer, one line per source, on a logarithmic axis."""
     sources = ordered_sources(distances)
     look = looks(sources)
-    figure = blank(3.8 if len(layers) <= MAX_NAMED_LAYERS else 3.2)
+    figure = empty_figure(3.8 if len(layers) <= MAX_NAMED_LAYERS else 3.2)
     ax = figure.subplots()
     for source in sources:
         colour, marker = look[source]

@@ -63,7 +63,7 @@ def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
     return drawn
 
 
-def blank(height_inches: float) -> Figure:
+def empty_figure(height_inches: float) -> Figure:
     """An empty figure as wide as the page."""
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
 
