@@ -224,7 +224,7 @@ def test_a_source_may_hold_more_images_than_the_real_sets(tmp_path, no_pages):
     assert {row.source: row.num_images for row in data.rows} == images
     assert {gap.source: gap.num_images for gap in data.gaps} == {"zeroq": 12, "noise": 8}
     assert verify_run(tmp_path / "run" / "zeroq-1").num_images == 12
-    assert "2 shard sets of 8 images per source (12 of zeroq), with 1 seed" in explanation(data.rows)[0]
+    assert "2 shard sets of 8 images per source (12 of zeroq), with 1 seed" in explanation(data)[0]
 
 
 def test_a_fit_is_kept_whatever_comes_of_the_look_at_its_layers(recipe, tmp_path, monkeypatch, no_pages):

@@ -52,8 +52,17 @@ def set_means(runs: Iterable[Run]) -> np.ndarray:
     return np.array([np.mean(values[shard_set]) for shard_set in sorted(values)])
 
 
+def repeats(*arms: Sequence[Run]) -> list[np.ndarray]:
+    """What the intervals of `arms` are taken over: the means of their shard sets, float64 (sets,); where each
+    has one set, the values of its student seeds, (seeds,)."""
+    sets = [set_means(runs) for runs in arms]
+    if any(len(means) > 1 for means in sets):
+        return sets
+    return [np.array([run.value for run in runs]) for runs in arms]
+
+
 def mean_interval(sets: np.ndarray) -> Interval | None:
-    """95 % t-interval of the mean of set means; None for one set, a point where they do not vary."""
+    """95 % t-interval of the mean of `repeats`; None for a single one, a point where they do not vary."""
     if len(sets) < 2:
         return None
     if np.ptp(sets) == 0:
@@ -64,7 +73,7 @@ def mean_interval(sets: np.ndarray) -> Interval | None:
 
 
 def welch_interval(real_sets: np.ndarray, own_sets: np.ndarray) -> Interval | None:
-    """95 % interval of the difference of means by Welch's t; None where an arm has one set."""
+    """95 % interval of the difference of means by Welch's t; None where an arm of `repeats` has one."""
     if min(len(real_sets), len(own_sets)) < 2:
         return None
     if np.ptp(real_sets) == 0 and np.ptp(own_sets) == 0:

@@ -30,6 +30,7 @@ from zsq.measure.confidence import (
     paired_recovery,
     percentile_interval,
     recovery,
+    repeats,
     replicates_of,
     set_means,
     welch_interval,
@@ -45,8 +46,8 @@ class Row:
     """One metric of one student on one source: mean over shard sets of `num_images`; `seconds` is the mean
     time of a fit.
 
-    `ci95` is over shard sets, or with one set and replicates over identities or evaluation images; within
-    the metric's range.
+    `ci95` is over shard sets. With one set it is over identities or evaluation images where there are
+    replicates, else over student seeds. It stays within the metric's range.
     """
 
     source: str
@@ -64,9 +65,9 @@ class Row:
 class Gap:
     """Mean on real images minus mean on the source, in the metric's unit. `num_images` are the source's.
 
-    `ci95` is Welch's interval, `bootstrap95` the two-level bootstrap's; with one set and replicates,
-    `ci95` is the paired bootstrap's. Both end where a difference of the metric ends. `recovery` is
-    the share of the way from noise to real images: 0 like noise, 1 like real images.
+    `ci95` is Welch's interval over what a row's is over, `bootstrap95` the two-level bootstrap's; with one
+    set and replicates, `ci95` is the paired bootstrap's. Both end where a difference of the metric ends.
+    `recovery` is the share of the way from noise to real images: 0 like noise, 1 like real images.
     """
 
     source: str
@@ -181,7 +182,8 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
         runs = tuple(run for run, _ in pairs)
         means = set_means(runs)
         seconds = float(np.mean([seconds for _, seconds in pairs]))
-        interval = mean_interval(means) or percentile_interval(replicates.get(key))
+        interval = percentile_interval(replicates.get(key)) if len(means) == 1 else None
+        interval = interval or mean_interval(*repeats(runs))
         interval = within(interval, metric_range(key[-1]))
         source, student, bits, metric = key
         mean, count = float(means.mean()), num_images[source]
@@ -213,7 +215,7 @@ def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.
         None if of_sets else replicates.get(row_key(row, source)) for source in (REAL, row.source, NOISE)
     )
     low, high = metric_range(row.metric)
-    interval = welch_interval(real_sets, own_sets) or paired_interval(real_R, own_R)
+    interval = paired_interval(real_R, own_R) or welch_interval(*repeats(real.runs, row.runs))
     recovered = None
     if noise is not None and of_sets:
         recovered = recovery(real_sets, own_sets, set_means(noise.runs))

@@ -62,6 +62,12 @@ INTERVALS_OVER_SETS = (
     "narrow."
 )
 
+INTERVALS_OVER_SEEDS = (
+    "Brackets hold 95 % intervals over the seeds of the students: how far a value would move if the same "
+    "images were fitted again. How far it would move with other images of the same sources is not known: "
+    "there is one shard set per source."
+)
+
 INTERVALS_OVER_IMAGES = (
     "Brackets hold 95 % intervals from a bootstrap over the evaluation images: how far a value would move "
     "with others. All students share the draws, so their differences are paired. How far a value would move "
@@ -90,7 +96,7 @@ def markdown(data: ReportData) -> str:
         *(f"- {name}: {value}" for name, value in teacher_facts(data)),
         "## Gap to real images",
         markdown_table(gap_grid(data.rows, data.gaps)),
-        *explanation(data.rows, data.embeds),
+        *explanation(data),
         *choice_verdicts(data.choices),
     ]
     if has_bootstrap(data.gaps):
@@ -138,7 +144,7 @@ def html(data: ReportData) -> str:
         facts=teacher_facts(data),
         heading="Gap to real images",
         grid=gap_grid(data.rows, data.gaps),
-        explanation=[*explanation(data.rows, data.embeds), *choice_verdicts(data.choices)],
+        explanation=[*explanation(data), *choice_verdicts(data.choices)],
         figures=figures(data),
         sheets={source: png_data_uri(contact_sheet(pixels)) for source, pixels in sheets.items()},
         sheet_sizes={source: min(len(pixels), MAX_IMAGES) for source, pixels in sheets.items()},
@@ -219,8 +225,9 @@ def teacher_facts(data: ReportData) -> list[tuple[str, str]]:
     return facts
 
 
-def explanation(rows: Sequence[Row], embeds: bool = False) -> list[str]:
+def explanation(data: ReportData) -> list[str]:
     """What numbers and intervals mean, with the counts of this report."""
+    rows = data.rows
     sets = sorted({len({run.shard_set for run in row.runs}) for row in rows})
     seeds = sorted({len({run.seed for run in row.runs}) for row in rows})
     text = [
@@ -232,13 +239,15 @@ def explanation(rows: Sequence[Row], embeds: bool = False) -> list[str]:
     ]
     if sets and max(sets) > 1:
         text.append(INTERVALS_OVER_SETS)
-    elif embeds:
+    elif data.embeds:
         text.append(embeddings.INTERVALS)
-    elif any(row.ci95 is not None for row in rows):
+    elif data.contrasts:
         text.append(INTERVALS_OVER_IMAGES)
+    elif seeds and max(seeds) > 1:
+        text.append(INTERVALS_OVER_SEEDS)
     else:
         text.append("There is one shard set per source, so there is no interval: a difference may be chance.")
-    return [*text, embeddings.METRICS, embeddings.REVEALED] if embeds else text
+    return [*text, embeddings.METRICS, embeddings.REVEALED] if data.embeds else text
 
 
 def _unit(rows: Sequence[Row]) -> str:

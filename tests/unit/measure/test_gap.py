@@ -180,6 +180,23 @@ def test_intervals_end_where_the_metric_ends():
     assert gaps["dsg", "cosine"] == pytest.approx(wanted)
 
 
+def test_intervals_of_one_set_are_over_seeds():
+    values = {"real": (88.0, 89.0, 87.5), "dsg": (86.0, 86.5, 88.0)}
+    records = [
+        record(source, 0, seed, value)
+        for source, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    rows = rows_from_runs(records)
+    found = {(row.source, row.metric): row.ci95 for row in rows}
+    assert found["dsg", "accuracy"] == pytest.approx(mean_interval(np.array(values["dsg"])))
+    gap = gaps_from_rows(rows)[0]
+    assert gap.ci95 == pytest.approx(welch_interval(*map(np.array, values.values())))
+    assert gap.bootstrap95 is None
+    more = [*records, record("real", 1, 0, 88.0)]
+    assert gaps_from_rows(rows_from_runs(more))[0].ci95 is None  # dsg has no second set yet
+
+
 def test_without_noise_there_is_no_recovery():
     records = [record(source, k, 0, 50.0 + k) for source in ("real", "dsg") for k in range(2)]
     assert [gap.recovery for gap in gaps_from_rows(rows_from_runs(records))] == [None, None]

@@ -16,12 +16,12 @@ ACCURACY = {
 def make_data():
     """Builds a ReportData: exact means, sets a quarter of a point apart."""
 
-    def make(sets=3, synthetic="dsg", **changes):
+    def make(sets=3, synthetic="dsg", seeds=1, **changes):
         records = [
             {
                 "source": synthetic if source == "dsg" else source,
                 "shard_set": k,
-                "seed": 0,
+                "seed": seed,
                 "student": student,
                 "bits": bits,
                 "first_last": 8,
@@ -33,6 +33,7 @@ def make_data():
             for (student, bits), sources in ACCURACY.items()
             for source, value in sources.items()
             for k in range(sets)
+            for seed in range(seeds)
         ]
         rows = rows_from_runs(records)
         random = np.random.default_rng(0)

@@ -63,9 +63,10 @@ def test_one_set_gives_null_and_says_so(make_data, text, tmp_path):
     report = json.loads((page.parent / "report.json").read_text())
     assert all(row["ci95"] is None for row in report["rows"])
     assert all(g["ci95"] is None and g["recovery"] is None for g in report["gaps"])
-    assert "no interval" in " ".join(explanation(data.rows))
+    assert "no interval" in " ".join(explanation(data))
+    assert "over the seeds of the students" in " ".join(explanation(make_data(sets=1, seeds=2)))
     assert "Both intervals" not in page.read_text() and "Both intervals" in text
-    assert "3 shard sets of 256 images" in " ".join(explanation(make_data().rows))
+    assert "3 shard sets of 256 images" in " ".join(explanation(make_data()))
 
 
 def test_the_page_fetches_nothing(text):
