@@ -52,13 +52,10 @@ def set_means(runs: Iterable[Run]) -> np.ndarray:
     return np.array([np.mean(values[shard_set]) for shard_set in sorted(values)])
 
 
-def repeats(*arms: Sequence[Run]) -> list[np.ndarray]:
-    """What the intervals of `arms` are taken over: the means of their shard sets, float64 (sets,); where each
-    has one set, the values of its student seeds, (seeds,)."""
-    sets = [set_means(runs) for runs in arms]
-    if any(len(means) > 1 for means in sets):
-        return sets
-    return [np.array([run.value for run in runs]) for runs in arms]
+def repeats(runs: Sequence[Run], over_seeds: bool) -> np.ndarray:
+    """What an interval is taken over: the values of all runs, which are those of one set's student seeds,
+    (seeds,); else the means of shard sets, (sets,). float64."""
+    return np.array([run.value for run in runs]) if over_seeds else set_means(runs)
 
 
 def mean_interval(sets: np.ndarray) -> Interval | None:

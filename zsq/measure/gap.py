@@ -47,7 +47,7 @@ class Row:
     time of a fit.
 
     `ci95` is over shard sets. With one set it is over identities or evaluation images where there are
-    replicates, else over student seeds. It stays within the metric's range.
+    replicates, and over student seeds where the whole table has one. It stays within the metric's range.
     """
 
     source: str
@@ -170,6 +170,7 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
     """One row per source, student, bits and metric, in order of first appearance."""
     records = list(records)
     replicates = replicates_of(records)
+    over_seeds = len({record["shard_set"] for record in records}) == 1
     values: dict[RowKey, list[tuple[Run, float]]] = {}
     num_images = {record["source"]: record["num_images"] for record in records}
     for record in records:
@@ -183,7 +184,7 @@ def rows_from_runs(records: Iterable[RunRecord]) -> list[Row]:
         means = set_means(runs)
         seconds = float(np.mean([seconds for _, seconds in pairs]))
         interval = percentile_interval(replicates.get(key)) if len(means) == 1 else None
-        interval = interval or mean_interval(*repeats(runs))
+        interval = interval or mean_interval(repeats(runs, over_seeds))
         interval = within(interval, metric_range(key[-1]))
         source, student, bits, metric = key
         mean, count = float(means.mean()), num_images[source]
@@ -200,22 +201,27 @@ def gaps_from_rows(
         replicates: of `replicates_of`; they give the intervals where an arm has one shard set.
     """
     by_key = {row_key(row, row.source): row for row in rows}
+    over_seeds = len({run.shard_set for row in rows for run in row.runs}) == 1
     gaps = []
     for row in rows:
         real = by_key.get(row_key(row, REAL))
         if row.source != REAL and real is not None:
-            gaps.append(_gap(row, real, by_key.get(row_key(row, NOISE)), replicates))
+            gaps.append(_gap(row, real, by_key.get(row_key(row, NOISE)), replicates, over_seeds))
     return gaps
 
 
-def _gap(row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.ndarray]) -> Gap:
+def _gap(
+    row: Row, real: Row, noise: Row | None, replicates: Mapping[RowKey, np.ndarray], over_seeds: bool
+) -> Gap:
     real_sets, own_sets = set_means(real.runs), set_means(row.runs)
     of_sets = min(len(real_sets), len(own_sets)) > 1
     real_R, own_R, noise_R = (
         None if of_sets else replicates.get(row_key(row, source)) for source in (REAL, row.source, NOISE)
     )
     low, high = metric_range(row.metric)
-    interval = paired_interval(real_R, own_R) or welch_interval(*repeats(real.runs, row.runs))
+    interval = paired_interval(real_R, own_R) or welch_interval(
+        repeats(real.runs, over_seeds), repeats(row.runs, over_seeds)
+    )
     recovered = None
     if noise is not None and of_sets:
         recovered = recovery(real_sets, own_sets, set_means(noise.runs))
