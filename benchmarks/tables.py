@@ -250,6 +250,7 @@ def face() -> Grid:
 
 
 ARMS = (REAL, "dgh", NOISE)
+OF_ONE_STUDENT = ("source", "accuracy", "95 %", "gap", "95 %", "agreement")
 KD_SMALL = {"kd-small-1000": "1,000", "kd-small-5000": "5,000", "kd-small": "20,000"}
 IMAGES = {f"images-{count}": str(count) for count in (256, 1024, 4096)}
 HALF = {
@@ -276,15 +277,13 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "images": partial(by_arm, IMAGES, "images", (REAL, "varied", "dgh", "deepinversion")),
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
-    "mcunet-250": partial(gaps_of, "mcunet-250", ("source", "accuracy", "gap", "agreement"), 1),
+    "mcunet-250": partial(gaps_of, "mcunet-250", OF_ONE_STUDENT, 1),
     "effort-cifar10": partial(efforts, "effort-cifar10"),
     "cifar10-resnet20": partial(gaps_of, "cifar10-resnet20", ("student", *ALL), 3),
     "methods-second": second,
     "methods-224px": partial(gaps_of, "methods-224px", ("bits", "source", "accuracy", "gap", "agreement"), 2),
     "methods-224px-sets": partial(sets_of, "methods-224px"),
-    "etinynet-512": partial(
-        gaps_of, "etinynet-512", ("source", "accuracy", "95 %", "gap", "95 %", "agreement"), 1
-    ),
+    "etinynet-512": partial(gaps_of, "etinynet-512", OF_ONE_STUDENT, 1),
     "digits-detector": partial(
         gaps_of, "digits-detector", ("student", "source", "agreement_ap", "gap", "95 %", "map"), 2
     ),
