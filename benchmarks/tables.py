@@ -268,6 +268,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "methods-headline-sets": partial(sets_of, "methods-headline"),
     "resnet20-2048": partial(gaps_of, "resnet20-2048", ("student", *ALL), 3),
     "resnet20-2048-norms": partial(gaps_of, "resnet20-2048-norms", ("student", *ALL), 2),
+    "resnet20-20000": partial(gaps_of, "resnet20-20000", ("student", *ALL), 3),
     "resnet8-1024": partial(gaps_of, "resnet8-1024", ALL, 1),
     "resnet8-norms": partial(gaps_of, "resnet8-norms", ("student", *ALL), 2),
     "methods-curve": partial(curve, "methods-curve", Measured.mean),
