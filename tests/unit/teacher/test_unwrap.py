@@ -305,24 +305,24 @@ def test_entries_that_hold_themselves_and_each_other_end_soon(network, state, pa
     rings = [{} for _ in range(300)]
     for ring in rings:
         ring.update({f"key{index}": other for index, other in enumerate(rings)})
-    start = time.monotonic()
+    start = time.process_time()
     chosen, _ = unwrap({"model": rings[0], "net": state}, network.state_dict(), None, path)
-    assert chosen.keys() == state.keys() and time.monotonic() - start < 5
+    assert chosen.keys() == state.keys() and time.process_time() - start < 5
 
 
 def test_a_file_of_many_entries_is_looked_through_soon(network, state, path):
     content = {f"key{index}": {"a": state["3.bias"]} for index in range(50_000)}
-    start = time.monotonic()
+    start = time.process_time()
     chosen, _ = unwrap(content | {"net": state}, network.state_dict(), None, path)
-    assert chosen.keys() == state.keys() and time.monotonic() - start < 10
+    assert chosen.keys() == state.keys() and time.process_time() - start < 10
 
 
 def test_prefixes_without_end_are_left(network, state, path):
     torch.save(prefixed("module." * 100_000, {"0.weight": state["0.weight"]}), path)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(MismatchError):
         load_weights(network, read_state_dict(path, network)[0], "file")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("value", [[], {}, 3, {"a": {}}, [torch.ones(1)]])
