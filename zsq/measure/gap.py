@@ -126,7 +126,7 @@ def _by_training(fits: Mapping[str, PlannedFit]) -> list[list[str]]:
     """The keys of `fits`; those that train once stand together."""
     groups: dict[Hashable, list[str]] = {}
     for key, fit in fits.items():
-        groups.setdefault((fit.source, fit.shard_set, fit.seed, fit.student.training), []).append(key)
+        groups.setdefault(fit.training, []).append(key)
     return list(groups.values())
 
 

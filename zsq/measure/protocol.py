@@ -145,6 +145,11 @@ class PlannedFit:
     student: ResolvedStudent
     num_images: int
 
+    @property
+    def training(self) -> Hashable:
+        """Equal for fits that train once."""
+        return self.source, self.shard_set, self.seed, self.student.training
+
     def record(self) -> RunRecord:
         """Its record, before anything is measured."""
         spec = self.student.spec
