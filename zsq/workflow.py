@@ -16,7 +16,7 @@ from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
-from zsq.core.wording import quantity
+from zsq.core.wording import other_than, quantity
 from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
 from zsq.images.imageset import ImageSet, photo_fits_of, said
 from zsq.images.shared import (
@@ -270,8 +270,8 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
     total = round(plan.shard_sets * generating + fitting)
     seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
     reporter.say(
-        f"{recipe.title}: {quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')} from "
-        f"{quantity(len(recipe.sources), 'method')}, "
+        f"{recipe.title}: {quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')}"
+        f"{other_than(plan.count, protocol.counts)} from {quantity(len(recipe.sources), 'source')}, "
         f"{quantity(num_fits, 'fit')}; about {duration(seconds)}"
     )
 

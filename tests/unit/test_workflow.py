@@ -142,7 +142,7 @@ def test_report_knows_cost_and_distances(finished):
 def test_estimate_is_said_first(recipe, tmp_path, no_pages):
     reporter = Spoken()
     run_recipe(recipe, tmp_path / "run", budget_hours=0, reporter=reporter)
-    assert reporter.lines[0].startswith("Tiny: 2 sets of 8 images from 2 methods, 6 fits; about ")
+    assert reporter.lines[0].startswith("Tiny: 2 sets of 8 images from 2 sources, 6 fits; about ")
     assert "budget is spent: run the same command with --resume" in reporter.lines[1]
 
 
@@ -219,7 +219,9 @@ def test_what_a_dead_rank_left_is_taken_up(recipe, tmp_path, finished, monkeypat
 
 def test_a_source_may_hold_more_images_than_the_real_sets(tmp_path, no_pages):
     recipe = load(tmp_path, RECIPE.replace("batch = 2\n", "batch = 2\ncount = 12\n"))
-    data = run_recipe(recipe, tmp_path / "run")
+    reporter = Spoken()
+    data = run_recipe(recipe, tmp_path / "run", reporter=reporter)
+    assert "2 sets of 8 images (12 of zeroq) from 2 sources, 6 fits" in reporter.lines[0]
     images = {"real": 8, "zeroq": 12, "noise": 8}
     assert {row.source: row.num_images for row in data.rows} == images
     assert {gap.source: gap.num_images for gap in data.gaps} == {"zeroq": 12, "noise": 8}

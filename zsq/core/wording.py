@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 MOST_NEAR = 3  # names that one line says
@@ -16,6 +16,12 @@ def quantity(number: float, noun: str) -> str:
     if noun.endswith("y"):
         return f"{shown} {noun[:-1]}ies"
     return f"{shown} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def other_than(usual: int, counts: Mapping[str, int]) -> str:
+    """` (12 of zeroq)`: the names whose number is not the usual one, or nothing where there are none."""
+    others = [f"{count} of {name}" for name, count in counts.items() if count != usual]
+    return f" ({', '.join(others)})" if others else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from zsq.core.files import atomic_write_text
+from zsq.core.wording import other_than
 from zsq.datasetcard.sheets import MAX_IMAGES, contact_sheet, png_data_uri
 from zsq.measure.gap import Row
 from zsq.measure.protocol import REAL
@@ -262,8 +263,7 @@ def _images(rows: Sequence[Row]) -> str:
     """How many images of a source, and of which sources there are more or fewer."""
     counts = {row.source: row.num_images for row in rows}
     usual = counts.get(REAL, next(iter(counts.values()), 0))
-    others = [f"{count} of {source}" for source, count in counts.items() if count != usual]
-    return f"{usual} images per source" + (f" ({', '.join(others)})" if others else "")
+    return f"{usual} images per source{other_than(usual, counts)}"
 
 
 def _s(numbers: Sequence[int]) -> str:
