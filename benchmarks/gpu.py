@@ -62,7 +62,7 @@ def contenders(name: str, batch: int, device: str) -> dict[str, Callable[[], Ste
 
 
 def throughput(name: str, batch: int, device: str, steps: int) -> list[dict[str, Any]]:
-    """A row per contender at the table's batch, and one of zsq compiled at the largest that fits."""
+    """A row per contender at the table's batch, and one of uncompiled zsq at the largest that fits."""
     ready = {label: make() for label, make in contenders(name, batch, device).items()}
     first = {label: timed(run, 2, device)[0] for label, run in ready.items()}
     found: dict[str, list[tuple[float, int]]] = {label: [] for label in ready}

@@ -7,7 +7,6 @@ from the estimate that a run states. No image is made. Keeps benchmarks/results/
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 
@@ -17,10 +16,11 @@ from common import Results
 
 from zsq.contract import Teacher
 from zsq.core.imagespec import ImageSpec
-from zsq.engine.estimate import image_bytes, score_bytes, step_bytes
+from zsq.engine.estimate import shard_bytes
 from zsq.generators import create, default_effort, effort_iterations, method_class
 from zsq.plan import Plan
 from zsq.report.tables import Grid
+from zsq.synthesis.forecast import Memory
 
 COUNT, SHARD_SIZE, METHOD = 1_000_000, 256, "deepinversion"
 # (machines, processes on each), of two threads like the measured ones
@@ -42,8 +42,7 @@ def main() -> None:
     rates = Results("throughput").read()["rows"]["resnet18"]["rates"]["zsq"]
     passes = cls.teacher_passes(method.options, COUNT) // COUNT
     seconds_per_image = passes / statistics.median(rates)
-    held = max(unit.num_images for unit in units)
-    memory = step_bytes(teacher, batch) + score_bytes(teacher, held) + image_bytes(teacher, held)
+    memory = Memory.of(method, plan).host
     rows = []
     for machines, each in SPLITS:
         processes = machines * each
@@ -59,7 +58,7 @@ def main() -> None:
                 "memory_per_machine_gb": round(each * memory / 1e9, 1),
             }
         )
-    disk = COUNT * (math.prod(teacher.spec.shape) + 4 * 1000 + 64)
+    disk = shard_bytes(teacher, COUNT)
     Results("million", "python benchmarks/million.py").write(
         count=COUNT, method=METHOD, passes=passes, batch=batch, shards=plan.num_shards,
         planning_seconds=round(planning, 1), disk_gb=round(disk / 1e9, 1), rows=rows,

@@ -21,13 +21,13 @@ from zsq.core.progress import Reporter
 from zsq.fitlog import FitEntry, FitLog
 from zsq.generators import available_methods
 from zsq.measure import gap
-from zsq.measure.audits import Audit, Auditor, planted
+from zsq.measure.audits import Audit, Auditor, identities_of, planted
 from zsq.measure.choices import choices_by_student
 from zsq.measure.contrasts import contrasts
 from zsq.measure.evaluate import Reference, score_teacher
 from zsq.measure.layernoise import BOTH, StudentNoise, layer_noise
 from zsq.measure.protocol import NOISE, REAL, Protocol, RunRecord, by_student, fit_key, student_at_bits
-from zsq.measure.setfacts import attention_figures, bn_distances, intra_class_distances
+from zsq.measure.setfacts import SetFigures, set_figures
 from zsq.report.build import build_report
 from zsq.report.data import ReportData
 from zsq.runfolder import held_folder, open_run
@@ -75,6 +75,7 @@ class Bench:
         self._share()
         self.sets: dict[str, list[Path]] = {}
         self.audits: dict[str, Audit] = {}
+        self.figures: dict[tuple[str, ...], SetFigures] = {}
 
     def _share(self) -> None:
         """Each process knows the fits of all."""
@@ -91,11 +92,11 @@ class Bench:
     def adopt(self, records: Iterable[RunRecord], sources: Iterable[str]) -> None:
         """Take fits made elsewhere for finished, where they are of this protocol and one of `sources`.
 
-        An embedder's fits without replicates are made again: there would be no intervals.
+        Fits without the replicates that their task has are made again: there would be no intervals.
         """
         arms = dict.fromkeys((REAL, *sources), self.protocol.real_sets)
         own = self.protocol.belonging(records, arms)
-        if isinstance(self.protocol.teacher.task, Embed):
+        if self.protocol.teacher.task.has_replicates:
             own = [record for record in own if "replicates" in record]
         if self.processes.first:
             self.fits.adopt(own)
@@ -159,7 +160,6 @@ class Bench:
         rows = gap.rows_from_runs(records)
         replicates = gap.replicates_of(records)
         first_sets = {source: sets[0] for source, sets in self.arms(1).items() if sets}
-        names, distances = bn_distances(p.teacher, first_sets, p.runtime)
         data = ReportData(
             title=p.title,
             teacher={
@@ -173,10 +173,7 @@ class Bench:
             settings={**p.settings, "runtime": p.runtime.record()},
             rows=rows,
             gaps=gap.gaps_from_rows(rows, replicates),
-            layer_names=names,
-            bn_distance=distances,
-            attention=attention_figures(p.teacher, first_sets, p.runtime),
-            intra_class_distance=intra_class_distances(p.teacher, first_sets, p.runtime),
+            **vars(self._figures(first_sets)),
             cost=self._costs(),
             sheets={source: pixels[:SHEET_IMAGES] for source, pixels in first_sets.items()},
             quantized_tensors=quantized_tensors(entries),
@@ -191,11 +188,19 @@ class Bench:
             build_report(data, self.out)
         return data
 
+    def _figures(self, sets: Mapping[str, Tensor]) -> SetFigures:
+        """Of first sets, which stay the same from report to report."""
+        sources = tuple(sets)
+        if sources not in self.figures:
+            self.figures[sources] = set_figures(self.protocol.teacher, sets, self.protocol.runtime)
+        return self.figures[sources]
+
     @cached_property
     def _auditor(self) -> Auditor:
         p, owned = self.protocol, self.protocol.owned
         assert owned is not None
-        return Auditor(p.teacher, owned.train.pixels, owned.holdout.pixels, p.runtime)
+        identities = identities_of(p.teacher, owned.train, owned.holdout)
+        return Auditor(p.teacher, owned.train.pixels, owned.holdout.pixels, p.runtime, identities)
 
     def _leakage(self, sets: Mapping[str, Tensor]) -> dict[str, Audit]:
         """What each set reveals, where the owner's images are known; a set is audited once."""

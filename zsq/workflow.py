@@ -17,7 +17,7 @@ from zsq.core.progress import Reporter, duration
 from zsq.core.runtime import Runtime
 from zsq.core.selection import split_source
 from zsq.core.wording import other_than, quantity
-from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops
+from zsq.engine.estimate import STEP_COST, estimated_seconds, fit_passes, forward_gflops, score_passes
 from zsq.images.imageset import ImageSet, photo_fits_of, said
 from zsq.images.shared import (
     check_compared,
@@ -279,7 +279,7 @@ def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None
 def _all_fits(protocol: Protocol, sources: Iterable[str]) -> tuple[int, float]:
     """Fits on all sets of `sources`, and the teacher passes that they and their scores take as long as."""
     fits = protocol.fits(dict.fromkeys(sources, protocol.real_sets))
-    passes = float(len(fits) * len(protocol.eval))
+    passes = len(fits) * score_passes(len(protocol.eval))
     alike: dict[Hashable, float] = {}  # by set and seed nothing changes, and some students look at a network
     for fit in {fit.training: fit for fit in reversed(fits)}.values():
         key = (fit.student.training, fit.num_images)

@@ -105,9 +105,8 @@ def audit(
     from zsq.core.files import atomic_write_text
     from zsq.datasetcard.audited import AUDIT_NAME
     from zsq.datasetcard.writing import write_run_card
-    from zsq.measure.audits import audit_images, audit_json
+    from zsq.measure.audits import audit_images, audit_json, identities_of
     from zsq.shards.manifest import read_manifest
-    from zsq.tasks.embed import Embed
 
     teacher, target = teacher_of(teacher), None if out is None else file_out(out)
     resolved = Runtime.resolve(**runtime_given(runtime, AUDIT_RUNTIME).model_dump())
@@ -118,8 +117,7 @@ def audit(
         (reporter or Reporter(quiet=True)).say(line)
     check_known_membership(seen, unseen)
     warn_of_seen(own, unseen)
-    labelled = isinstance(loaded.task, Embed) and all(bool((s.labels >= 0).all()) for s in (seen, unseen))
-    identities = (seen.labels, unseen.labels) if labelled else None
+    identities = identities_of(loaded, seen, unseen)
     found = audit_images(loaded, own.pixels, seen.pixels, unseen.pixels, resolved, identities)
     if target is not None:
         sources: dict[str, Any] = {"teacher": teacher, "shards": str(shards), "train": str(train)}

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 from torch.distributed import PrefixStore, TCPStore
 
 from zsq.core.errors import OptionError, ProcessesError, ZsqError
-from zsq.core.processes import ENDED, Processes, connected, joined
+from zsq.core.processes import ENDED, Processes, connected, joined, take_device
 
 HOST = "127.0.0.1"
 PREFIX = "zsq 0"
@@ -117,6 +117,7 @@ def take_part() -> None:
     told: IO[bytes] = sys.stdin.buffer
     sys.path[:] = pickle.load(told)
     rank, jobs, port = pickle.load(told)
+    take_device(rank)
     processes = _member(connected(HOST, port, keeps=False), rank, jobs)
     try:
         with joined(processes), processes.job():

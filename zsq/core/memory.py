@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,14 @@ def device_bytes(device: str) -> int | None:
     import torch
 
     return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else None
+
+
+def sharing(device: str, processes: int) -> int:
+    """How many of `processes` on this machine work on one CUDA device at most: `cuda` is each one's own as
+    long as there are some, see `zsq.core.processes.take_device`."""
+    import torch
+
+    return math.ceil(processes / torch.cuda.device_count()) if device == "cuda" else processes
 
 
 def resident_bytes() -> int:

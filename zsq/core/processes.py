@@ -214,6 +214,12 @@ def joined(processes: Processes) -> Iterator[Processes]:
         _joined = before
 
 
+def take_device(local_rank: int) -> None:
+    """Work on the GPU of the process with this number on its machine: its own where there are enough."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+
+
 @cache
 def _of_environment() -> Processes:
     """From the variables that `torchrun` sets, and `accelerate launch` and others after it."""
@@ -221,8 +227,7 @@ def _of_environment() -> Processes:
         return Processes()
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    take_device(local_rank)
     local_count = min(count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
     if count == 1:
         return Processes(launched=True)

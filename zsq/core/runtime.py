@@ -144,15 +144,19 @@ class Runtime:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     @contextmanager
-    def in_force(self) -> Iterator[None]:
+    def in_force(self, exact: bool = False) -> Iterator[None]:
         """Run with the chosen number of intra-op threads, and on CUDA with kernels that give the same bytes
-        each time; restore what was before. Torch warns of an operation that has no such kernel."""
+        each time; restore what was before. Torch warns of an operation that has no such kernel.
+
+        Args:
+            exact: for what is measured: float32 proper. Torch's convolutions on CUDA are TF32 otherwise.
+        """
         before = torch.get_num_threads()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         _keep_freed_memory()
         try:
-            with _deterministic_cuda(self.device):
+            with _deterministic_cuda(self.device, exact):
                 yield
         finally:
             torch.set_num_threads(before)
@@ -237,8 +241,9 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _deterministic_cuda(device: str) -> Iterator[None]:
-    """Sums in a fixed order instead of the order in which threads of a GPU arrive; nothing on a CPU."""
+def _deterministic_cuda(device: str, exact: bool) -> Iterator[None]:
+    """Sums in a fixed order instead of the order in which threads of a GPU arrive, and if `exact` no TF32;
+    nothing on a CPU."""
     if torch.device(device).type != "cuda":
         yield
         return
@@ -246,16 +251,16 @@ def _deterministic_cuda(device: str) -> Iterator[None]:
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn, memory = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
     filling = memory.fill_uninitialized_memory
-    flags = cudnn.deterministic, cudnn.benchmark
+    flags = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
     torch.use_deterministic_algorithms(True, warn_only=True)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, cudnn.allow_tf32 and not exact
     # Memory that is filled before it is written again costs time and changes nothing.
     memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        cudnn.deterministic, cudnn.benchmark = flags
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
         memory.fill_uninitialized_memory = filling
 
 

@@ -36,6 +36,9 @@ STEP_COST = 1.7
 # Forward passes of each image in a fit: ranges of activations, and what enters the units.
 FORWARDS_PER_FIT = 10
 
+# A forward pass of a student, in those of its teacher: ptq at W4A4 on ResNet-20.
+FORWARDS_PER_SCORE = 1.7
+
 # Of a value that a layer puts out, over a step: some are kept for the backward pass, some are not. Measured 3
 # to 6 on ResNet-18 and MobileNetV2.
 STEP_BYTES_PER_VALUE = 5
@@ -75,6 +78,11 @@ def image_bytes(teacher: Teacher, images: int) -> int:
     return 4 * 4 * images * math.prod(teacher.spec.shape)
 
 
+def shard_bytes(teacher: Teacher, images: int) -> int:
+    """Of `images` on disk, about: pixels, outputs, and what is said of each."""
+    return images * (math.prod(teacher.spec.shape) + 4 * (teacher.num_outputs or 0) + 64)
+
+
 def forward_gflops(teacher: Teacher) -> float:
     """10^9 floating-point operations of one image's forward pass; a multiply-add counts as two."""
     return network_gflops(teacher.network, teacher.spec)
@@ -109,6 +117,11 @@ def fit_passes(student: Student, teacher: Teacher, num_images: int, bits: Bits) 
     """Teacher passes that a fit of `student` at `bits` takes as long as, about."""
     looks = FORWARDS_PER_FIT * num_images / FORWARDS_PER_ITERATION if bits.quantize() else 0.0
     return STEP_COST * student.training_work(teacher, num_images, bits) + looks
+
+
+def score_passes(num_images: int) -> float:
+    """Teacher passes that scoring a student on so many images takes as long as, about."""
+    return FORWARDS_PER_SCORE * num_images / FORWARDS_PER_ITERATION
 
 
 def job_seconds(seconds_per_pass: float, passes: int, runtime: Runtime) -> float:

@@ -26,6 +26,7 @@ from zsq.core.runtime import Runtime
 from zsq.core.seeding import numpy_generator
 from zsq.engine.executed import FeatureTap
 from zsq.measure.confidence import Interval, percentile_interval
+from zsq.tasks.base import Truth
 from zsq.tasks.embed import Embed
 from zsq.tasks.verification import Curve, area, normalised
 
@@ -108,6 +109,12 @@ class Audit:
     def named(self) -> list[int]:
         """Indices of synthetic images that are suspects in any space."""
         return sorted({suspect.synthetic for suspect in self.suspects})
+
+
+def identities_of(teacher: Teacher, train: Truth, holdout: Truth) -> tuple[Tensor, Tensor] | None:
+    """int64 (N,) of the images of an embedding teacher; None where they are not known of all."""
+    known = isinstance(teacher.task, Embed) and all(bool((s.labels >= 0).all()) for s in (train, holdout))
+    return (train.labels, holdout.labels) if known else None
 
 
 def audit_images(
@@ -202,7 +209,7 @@ class _Embedder:
     def spaces(self, pixels_NCHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Pixels scaled so that distances are root mean squares, and features, float64 (N, D) each."""
         levels = pixels_NCHW.flatten(1).numpy().astype(np.float64)
-        with self.runtime.in_force(), torch.inference_mode():
+        with self.runtime.in_force(exact=True), torch.inference_mode():
             parts = [self._features(part) for part in pixels_NCHW.split(BATCH)]
         return levels / np.sqrt(levels.shape[1]), normalised(torch.cat(parts).numpy())
 

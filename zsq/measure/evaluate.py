@@ -125,7 +125,7 @@ def outputs_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, what: str
     Raises:
         MismatchError: outputs that are not finite.
     """
-    with runtime.in_force(), torch.inference_mode():
+    with runtime.in_force(exact=True), torch.inference_mode():
         standard = model.spec.pixels_to_standard(pixels_NCHW.to(runtime.device))
         found = model.logits(maps_channels_last(standard))
         outputs = mapped(lambda tensor: tensor.float().cpu(), found)

@@ -141,12 +141,12 @@ def layer_noise(
             for the teacher's, see `zsq.measure.twin`.
     """
     fitted.spec.check_pixels(pixels_NCHW)
-    twin = Twin(fitted, teacher, runtime.device)
     at_once = images_at_once(teacher.network, teacher.spec, BATCH)
     batches = list(norm_batches(fitted.spec, pixels_NCHW, runtime.device, at_once))
-    walk = _Walk(twin)
-    start, told = time.monotonic(), reporter or Reporter(quiet=True)
-    with runtime.in_force(), torch.no_grad():
+    told = reporter or Reporter(quiet=True)
+    with runtime.in_force(exact=True), torch.no_grad():
+        twin = Twin(fitted, teacher, runtime.device)
+        walk, start = _Walk(twin), time.monotonic()
         for norm in batches:
             walk.see(norm)
         per_pass = (time.monotonic() - start) / (WALK_PASSES * len(pixels_NCHW))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,26 @@ from zsq.engine.scoring import AttentionScorer
 from zsq.engine.statistics import Alignment, TappedTeacher, set_sums
 
 CHUNK = 128  # images at once, at most
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """What `bn_distances`, `attention_figures` and `intra_class_distances` say of the same sets."""
+
+    layer_names: list[str]
+    bn_distance: dict[str, list[float]]
+    attention: dict[str, dict[str, float]]
+    intra_class_distance: dict[str, float]
+
+
+def set_figures(teacher: Teacher, arms: Mapping[str, Tensor], runtime: Runtime) -> SetFigures:
+    """All of them; `arms` is source -> uint8 (N, C, H, W)."""
+    with runtime.in_force(exact=True):
+        return SetFigures(
+            *bn_distances(teacher, arms, runtime),
+            attention_figures(teacher, arms, runtime),
+            intra_class_distances(teacher, arms, runtime),
+        )
 
 
 def bn_distances(

@@ -13,6 +13,7 @@ from zsq.engine.estimate import (
     FORWARDS_PER_ITERATION,
     fit_passes,
     job_seconds,
+    score_passes,
     seconds_per_image_iteration,
 )
 from zsq.measure.quantize import FIT_IMAGES, Preparation
@@ -42,8 +43,13 @@ class Forecast:
         return self.images + self.student + self.scores + self.spent
 
     def line(self) -> str:
-        """`about 41 min 0 s in all: images 32 min 0 s, student 8 min 30 s, scores 30 s`."""
-        parts = [("images", self.images), ("student", self.student), ("scores", self.scores)]
+        """`about 41 min 0 s in all: images 32 min 0 s, student 8 min 40 s, this forecast 20 s`."""
+        parts = [
+            ("images", self.images),
+            ("student", self.student),
+            ("scores", self.scores),
+            ("this forecast", self.spent),
+        ]
         named = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts if round(seconds))
         return f"about {duration(self.total)} in all{f': {named}' if named else ''}"
 
@@ -54,9 +60,12 @@ def forecast_of(prepared: Preparation, count: int, job: ResolvedRun | None) -> F
     per_pass = seconds_per_image_iteration(prepared.teacher, TRIAL_IMAGES[1])
     images = 0.0 if job is None else images_seconds(job)
     student = students_seconds(prepared, count, per_pass)
-    # The teacher has its scores already where there are evaluation images.
-    scored = 2 * min(FIT_IMAGES, count) if prepared.evaluation is None else len(prepared.evaluation)
-    scores = len(list(prepared.each())) * scored * per_pass / FORWARDS_PER_ITERATION
+    if prepared.evaluation is None:
+        scored = min(FIT_IMAGES, count)
+        score = score_passes(scored) + scored / FORWARDS_PER_ITERATION
+    else:  # the teacher has its scores already
+        score = score_passes(len(prepared.evaluation))
+    scores = len(list(prepared.each())) * score * per_pass
     return Forecast(images, student, scores, time.perf_counter() - start)
 
 

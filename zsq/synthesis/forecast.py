@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
 
+from zsq.contract import Generator
 from zsq.core.effort import Effort
 from zsq.core.errors import MemoryShortageError
-from zsq.core.memory import available_bytes, device_bytes, resident_bytes
+from zsq.core.memory import available_bytes, device_bytes, resident_bytes, sharing
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import (
     Work,
@@ -18,6 +18,7 @@ from zsq.engine.estimate import (
     forward_gflops,
     image_bytes,
     score_bytes,
+    shard_bytes,
     step_bytes,
 )
 from zsq.generators import effort_iterations, measured
@@ -33,14 +34,15 @@ class Memory:
     device: int
 
     @classmethod
-    def of(cls, job: ResolvedRun) -> Memory:
+    def of(cls, method: Generator, plan: Plan) -> Memory:
         """From the shapes of one image's teacher pass; within about a third."""
-        images = max(unit.num_images for unit in job.plan.units)
-        work = score_bytes(job.teacher, images)
-        if job.method.teacher_passes(job.method.options, images):
-            work += step_bytes(job.teacher, job.plan.batch) + job.method.network_bytes(job.plan.batch)
-        kept = image_bytes(job.teacher, images)
-        return cls(kept + work, 0) if torch.device(job.runtime.device).type == "cpu" else cls(kept, work)
+        teacher, images = method.teacher, max(unit.num_images for unit in plan.units)
+        work = score_bytes(teacher, images)
+        if method.teacher_passes(method.options, images):
+            work += step_bytes(teacher, plan.batch) + method.network_bytes(plan.batch)
+        kept = image_bytes(teacher, images)
+        on_cpu = torch.device(method.runtime.device).type == "cpu"
+        return cls(kept + work, 0) if on_cpu else cls(kept, work)
 
 
 def check_memory(job: ResolvedRun, processes: int) -> None:
@@ -49,10 +51,10 @@ def check_memory(job: ResolvedRun, processes: int) -> None:
     Raises:
         MemoryShortageError: it does not.
     """
-    needed = Memory.of(job)
+    needed, device = Memory.of(job.method, job.plan), job.runtime.device
     for what, wanted, free in (
         ("memory", needed.host * processes, available_bytes()),
-        (f"memory of {job.runtime.device}", needed.device, device_bytes(job.runtime.device)),
+        (f"memory of {device}", needed.device * sharing(device, processes), device_bytes(device)),
     ):
         if free is not None and wanted > free:
             raise MemoryShortageError(
@@ -93,9 +95,9 @@ def forecast_lines(job: ResolvedRun, missing: list[WorkUnit]) -> list[str]:
     fresh = len(missing) == len(job.plan.units)
     others = _other_efforts(job) if fresh and passes else []
     line = forecast(Work(passes, job.runtime), others, images, per_pass)
-    per_image = math.prod(job.teacher.spec.shape) + 4 * (job.teacher.num_outputs or 0) + 64
-    memory = f"{(Memory.of(job).host + resident_bytes()) / 1e9:.1f} GB memory"
-    lines.append(f"{job.method.name}: {line}, {images * per_image / 1e6:.1f} MB on disk, {memory}")
+    disk = f"{shard_bytes(job.teacher, images) / 1e6:.1f} MB on disk"
+    memory = f"{(Memory.of(job.method, job.plan).host + resident_bytes()) / 1e9:.1f} GB memory"
+    lines.append(f"{job.method.name}: {line}, {disk}, {memory}")
     if "--effort" in line:
         lines.append(f"{job.method.name}, measured: {measured(type(job.method))}")
     return lines

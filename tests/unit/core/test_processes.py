@@ -12,7 +12,7 @@ from torch.distributed import HashStore
 
 from zsq.core.errors import OptionError, ProcessesError, StorageError
 from zsq.core.jobs import in_jobs
-from zsq.core.processes import Processes
+from zsq.core.processes import Processes, take_device
 
 ITEMS = [str(number) for number in range(6)]
 
@@ -25,6 +25,16 @@ def die(folder):
     processes.wait()
     for item in processes.taken(ITEMS):
         (folder / item).touch()
+
+
+def test_each_process_has_a_gpu_of_its_own_as_long_as_there_are_some(monkeypatch):
+    taken = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    for local_rank in range(3):
+        take_device(local_rank)
+    assert taken == [0, 1, 0]
 
 
 def test_each_item_is_taken_once_whoever_is_first(monkeypatch):

@@ -3,6 +3,7 @@
 import importlib
 import os
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -193,11 +194,16 @@ def test_on_cuda_sums_have_an_order_within_the_context_alone(monkeypatch):
 
     def flags():
         cudnn = torch.backends.cudnn
-        return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+        ordered = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, not cudnn.benchmark
+        return {"ordered": all(ordered), "tf32": cudnn.allow_tf32}
 
+    usual = {"ordered": False, "tf32": True}
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    for device in ("cpu", "cuda"):
-        with Runtime(device).in_force():
-            seen[device] = flags()
-        assert flags() == (False, False, True)
-    assert seen == {"cpu": (False, False, True), "cuda": (True, True, False)}
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    for device, exact in product(("cpu", "cuda"), (False, True)):
+        with Runtime(device).in_force(exact):
+            seen[device, exact] = flags()
+        assert flags() == usual
+    assert seen["cpu", False] == seen["cpu", True] == usual
+    assert seen["cuda", False] == {"ordered": True, "tf32": True}
+    assert seen["cuda", True] == {"ordered": True, "tf32": False}

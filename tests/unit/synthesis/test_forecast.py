@@ -17,6 +17,10 @@ from zsq.teacher import load_teacher
 VALUES = 2 * (8 * 8 * 8 + 12 * 4 * 4) + 8 * 8 * 8 + 12 * 4 * 4 + 12 + 12 + 5  # of the toy's leaves at 16 px
 
 
+def needed_by(job):
+    return Memory.of(job.method, job.plan)
+
+
 def config(method="zeroq", **changes):
     runtime = RuntimeConfig(threads=1, compile="off")
     values = {"teacher": "toy", "method": method, "count": 8, "batch": 4, "shard_size": 4, "iterations": 2}
@@ -41,7 +45,7 @@ def test_training_counts_weights_with_gradient_and_moments():
 
 
 def memory(tmp_path, teacher=None, **changes):
-    return Memory.of(resolve(config(**changes), tmp_path, teacher or make_teacher())).host
+    return needed_by(resolve(config(**changes), tmp_path, teacher or make_teacher())).host
 
 
 def test_what_decides_the_memory(tmp_path):
@@ -89,7 +93,7 @@ def test_a_run_that_does_not_fit_is_refused(tmp_path, monkeypatch, method, advic
 
 def test_every_process_of_this_machine_counts(tmp_path, monkeypatch):
     job = resolve(config(), tmp_path, make_teacher())
-    monkeypatch.setattr(forecast, "available_bytes", lambda: Memory.of(job).host * 3 // 2)
+    monkeypatch.setattr(forecast, "available_bytes", lambda: needed_by(job).host * 3 // 2)
     forecast.check_memory(job, 1)
     with pytest.raises(MemoryShortageError):
         forecast.check_memory(job, 2)
@@ -98,11 +102,24 @@ def test_every_process_of_this_machine_counts(tmp_path, monkeypatch):
 def test_a_device_has_memory_of_its_own(tmp_path, monkeypatch):
     job = resolve(config(), tmp_path, make_teacher())
     object.__setattr__(job.runtime, "device", "cuda:0")
-    needed = Memory.of(job)
+    needed = needed_by(job)
     assert needed.host > 0 and needed.device > 0
     monkeypatch.setattr(forecast, "device_bytes", lambda device: needed.device - 1)
     with pytest.raises(MemoryShortageError, match="of memory of cuda:0"):
         forecast.check_memory(job, 1)
+
+
+@pytest.mark.parametrize(("device", "together"), [("cuda", 2), ("cuda:0", 4)])
+def test_processes_share_the_memory_of_a_device(tmp_path, monkeypatch, device, together):
+    job = resolve(config(), tmp_path, make_teacher())
+    object.__setattr__(job.runtime, "device", device)
+    needed = needed_by(job).device
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(forecast, "device_bytes", lambda device: needed * together)
+    forecast.check_memory(job, 4)
+    monkeypatch.setattr(forecast, "device_bytes", lambda device: needed * together - 1)
+    with pytest.raises(MemoryShortageError):
+        forecast.check_memory(job, 4)
 
 
 def test_running_out_at_work_is_one_line_on_the_command_line(capsys, tmp_path, monkeypatch):
