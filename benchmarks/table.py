@@ -2,7 +2,8 @@
 
 Continues `outputs/RECIPE`, keeps finished fits in `benchmarks/results/RECIPE.json`, and takes up the fits
 found there, so that a table can be completed in several sittings and on several machines. The bootstrap
-replicates of an embedding teacher stay in `outputs/RECIPE`: without that folder its fits are made again.
+replicates of an embedding teacher or a detector stay in `outputs/RECIPE`: without that folder its fits are
+made again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from zsq.measure.gap import gaps_from_rows, rows_from_runs
 from zsq.measure.protocol import RunRecord
 from zsq.recipefile import Recipe, load_recipe
 from zsq.report.data import ReportData
+from zsq.tasks import TASKS
 from zsq.workflow import run_recipe
 
 SHOWN = (
@@ -79,8 +81,8 @@ def fits_of(target: Path, recipe: Recipe) -> list[RunRecord]:
 
 
 def computed_again(table: dict[str, Any]) -> dict[str, Any]:
-    """The table with rows and gaps of its fits; an embedder's are kept, since its replicates are not."""
-    if table["teacher"].get("task") == "embed":
+    """The table with rows and gaps of its fits; those of replicates stay, since no table keeps replicates."""
+    if TASKS[table["teacher"].get("task", "classify")].has_replicates:
         return table
     rows = rows_from_runs(table["fits"])
     gaps = gaps_from_rows(rows)

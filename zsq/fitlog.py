@@ -82,9 +82,11 @@ class FitLog:
         self.entries.append(entry)
 
     def adopt(self, records: Iterable[RunRecord]) -> None:
-        """Add fits finished elsewhere, such as those of a committed table."""
+        """Add fits finished elsewhere, such as those of a committed table, where there are none yet."""
+        known = {fit_key(record) for record in self.records}
         for record in records:
-            if record not in self.records:
+            if fit_key(record) not in known:
+                known.add(fit_key(record))
                 self.add(record, [])
 
 

@@ -139,6 +139,16 @@ def test_fits_without_replicates_are_made_again(tmp_path, finished, monkeypatch)
     assert all(own["seconds"] != fit["seconds"] for own, fit in zip(made[6:], fits[6:], strict=True))
 
 
+def test_an_audit_draws_identities(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "build_report", lambda data, out: None)
+    sets = [
+        f'{key} = "embedded:digits:{images}"' for key, images in (("train", "train"), ("holdout", "test"))
+    ]
+    audited = "\n".join([RECIPE, "[audit]", *sets, "count = 40"])
+    data = run_recipe(load(tmp_path, audited), tmp_path / "run")
+    assert {audit.resampled for audit in data.leakage.values()} == {"identities"}
+
+
 def test_no_committed_table_holds_replicates():
     tables = [
         json.loads(path.read_text())

@@ -31,6 +31,12 @@ FIGURE_TEXT = (
 )
 
 
+def leakage_text(audits: Mapping[str, Audit]) -> str:
+    """What the columns are, and over what the intervals were drawn."""
+    (over,) = {audit.resampled for audit in audits.values()}
+    return f"{TEXT} Intervals are 95 %, of a bootstrap over {over}."
+
+
 def leakage_grid(audits: Mapping[str, Audit]) -> Grid:
     """One line per source."""
     lines = tuple((source, *_cells(audits[source])) for source in ordered_sources(audits))

@@ -127,6 +127,7 @@ class Task(ABC):
         trains: there is a `loss`.
         needs_truth: sources of images are compared by labels; without, by the teacher's outputs.
         takes_signals: its network may take signals in the place of images.
+        has_replicates: scores come with those of a bootstrap.
     """
 
     name: ClassVar[str]
@@ -140,6 +141,7 @@ class Task(ABC):
     trains: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = True
     takes_signals: ClassVar[bool] = True
+    has_replicates: ClassVar[bool] = False
 
     @abstractmethod
     def suits(self, outputs: Outputs) -> bool:

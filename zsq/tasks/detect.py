@@ -58,6 +58,7 @@ class Detect(Task):
     trains: ClassVar[bool] = True
     takes_signals: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    has_replicates: ClassVar[bool] = True
 
     decode: Decode | None = None
     dense: Dense | None = None

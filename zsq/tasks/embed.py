@@ -25,6 +25,7 @@ class Embed(Labelled):
     }
     size_key: ClassVar[str | None] = "embedding_size"
     counted: ClassVar[str] = "dimension"
+    has_replicates: ClassVar[bool] = True
     labels_are: ClassVar[str] = "identities"
     labelled_by: ClassVar[str] = "identity folders"
 

@@ -41,6 +41,7 @@ class Image(Task):
     quality: ClassVar[str | None] = "psnr"
     trains: ClassVar[bool] = True
     takes_signals: ClassVar[bool] = False
+    has_replicates: ClassVar[bool] = True
 
     psnr_on: Literal["y", "rgb"] = "rgb"
     border: int = 0

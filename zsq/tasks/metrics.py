@@ -23,9 +23,14 @@ def unit(metric: str) -> str:
     return _metric(metric).unit
 
 
+def symbol(metric: str) -> str:
+    """What stands behind a value: `%`, `dB`, or nothing."""
+    return "%" if unit(metric) == "points" else unit(metric)
+
+
 def with_unit(metric: str, value: float) -> str:
-    """`91.52 %` or `28.46 dB`."""
-    return f"{value:.2f} {'dB' if unit(metric) == 'dB' else '%'}"
+    """`91.52 %`, `28.46 dB`, or `0.31` of an error."""
+    return f"{value:.2f} {symbol(metric)}".rstrip()
 
 
 def metric_range(metric: str) -> tuple[float, float]:

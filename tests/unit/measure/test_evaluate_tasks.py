@@ -77,6 +77,7 @@ def test_an_image_network_is_scored_against_targets_and_teacher():
     assert list(found) == ["psnr", "ssim", "psnr_teacher", "sqnr", "sqnr_centred"]
     assert found["psnr"] == found["psnr_teacher"] < 60 and found["ssim"] < 100
     replicates = all_scores(student_of(teacher), reference).replicates
+    assert Image.has_replicates
     assert set(replicates) == {"psnr", "ssim", "psnr_teacher"} and len(replicates["psnr"]) == 1000
     assert np.mean(replicates["psnr"]) == pytest.approx(found["psnr"], abs=0.1)
     stated = dataclasses.replace(teacher, expected_accuracy=90.0)
