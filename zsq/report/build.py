@@ -20,8 +20,7 @@ from zsq.report.choices import TEXT as CHOSEN_TEXT
 from zsq.report.choices import choice_verdicts, choices_grid
 from zsq.report.data import ReportData, finite
 from zsq.report.layers import GAP_TEXT, worst_grid
-from zsq.report.leakage import FIGURE_TEXT, leakage_figure, leakage_grid
-from zsq.report.leakage import TEXT as LEAKAGE_TEXT
+from zsq.report.leakage import FIGURE_TEXT, leakage_figure, leakage_grid, leakage_text
 from zsq.report.page import page
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
 from zsq.report.tables import (
@@ -36,7 +35,7 @@ from zsq.report.tables import (
     number,
     runs_grid,
 )
-from zsq.tasks.metrics import against_teacher, unit, words
+from zsq.tasks.metrics import against_teacher, symbol, unit, words
 
 AGAINST = "Every metric against real images and noise"
 SETS = "What the sets are like"
@@ -107,7 +106,7 @@ def markdown(data: ReportData) -> str:
     if sets_grid(data).lines:
         parts += ["## " + SETS, markdown_table(sets_grid(data)), SETS_TEXT]
     if data.leakage:
-        parts += ["## " + REVEALED, markdown_table(leakage_grid(data.leakage)), LEAKAGE_TEXT]
+        parts += ["## " + REVEALED, markdown_table(leakage_grid(data.leakage)), leakage_text(data.leakage)]
     for student, choices in data.choices.items():
         parts += [f"## {CHOSEN}: {student}", markdown_table(choices_grid(choices)), CHOSEN_TEXT]
     for student, layers in data.layers.items():
@@ -174,7 +173,8 @@ def figures(data: ReportData) -> list[dict[str, Any]]:
     drawn = []
     if data.gaps:
         text = (
-            f"{metric} with real images minus that with the images of each source, in {unit(main)}. A "
+            f"{metric} with real images minus that with the images of each source"
+            f"{unit(main) and ', in '}{unit(main)}. A "
             "shorter bar is better. Thin lines are 95 % intervals. Each panel has an axis of its own."
         )
         drawn.append(("Gap per source", text, gap_figure(table)))
@@ -217,9 +217,7 @@ def teacher_facts(data: ReportData) -> list[tuple[str, str]]:
     facts = []
     for key, value in data.teacher.items():
         if isinstance(value, float) or key == "accuracy":
-            shown = (
-                "not measured" if value is None else f"{number(value)} {'dB' if unit(key) == 'dB' else '%'}"
-            )
+            shown = "not measured" if value is None else f"{number(value)} {symbol(key)}".rstrip()
             facts.append((f"full-precision {words(key)}", shown))
         elif value is not None:
             facts.append((titles.get(key, key.replace("_", " ")), str(value)))

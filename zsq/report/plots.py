@@ -16,7 +16,7 @@ from zsq.measure.confidence import Interval
 from zsq.measure.protocol import NOISE, REAL
 from zsq.report.svg import GREY, INK, as_svg, empty_figure, looks
 from zsq.report.tables import Entry, number, ordered_sources
-from zsq.tasks.metrics import metric_range
+from zsq.tasks.metrics import metric_range, symbol, unit
 from zsq.tasks.verification import ROC_FARS
 
 # Where noise needs an axis this many times longer than the rest, it is cut: the rest would not be readable.
@@ -49,8 +49,14 @@ def gap_figure(table: Sequence[Entry]) -> Figure:
             _gap_bar(ax, height, entry, look[entry.main.source][0], high)
         ax.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
         _end_axis(ax, "x", (least - most, most - least))
-    figure.supxlabel(f"{bars[0].main.metric}: real images minus source, points", fontsize="medium")
+    main = bars[0].main.metric
+    figure.supxlabel(_label(f"{main}: real images minus source", unit(main)), fontsize="medium")
     return figure
+
+
+def _label(what: str, measured_in: str) -> str:
+    """Of an axis, with its unit if there is one."""
+    return f"{what}, {measured_in}" if measured_in else what
 
 
 def _reach(entry: Entry) -> Interval:
@@ -117,7 +123,7 @@ def cost_figure(
         _cost_panel(ax, panel, cost, name, look, teacher_accuracy)
         ax.tick_params(labelbottom=index >= len(panels) - columns)
         if index % columns == 0:
-            ax.set_ylabel(f"{panel[0].main.metric}, %")
+            ax.set_ylabel(_label(panel[0].main.metric, symbol(panel[0].main.metric)))
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     figure.supxlabel("teacher passes per image", fontsize="medium")

@@ -9,6 +9,9 @@ from zsq.measure.protocol import NOISE, REAL
 from zsq.report.tables import number
 from zsq.tasks.metrics import unit, words
 
+# What is less is written as zero.
+SHOWN = 0.005
+
 # Student, bits: what one gap is measured at.
 Setting = tuple[str, str]
 
@@ -22,7 +25,8 @@ def verdict(rows: Sequence[Row], gaps: Sequence[Gap]) -> str:
     if not rows:
         return "Nothing is measured yet."
     main = rows[0].metric
-    if not any(row.source == REAL for row in rows):
+    num_real = next((row.num_images for row in rows if row.source == REAL), None)
+    if num_real is None:
         return "No student is fitted on real images yet, so there is no gap to state."
     by_source: dict[str, dict[Setting, Gap]] = {}
     for gap in gaps:
@@ -32,25 +36,28 @@ def verdict(rows: Sequence[Row], gaps: Sequence[Gap]) -> str:
         return "Only real images are measured so far, so there is no gap to state."
     noise = by_source.pop(NOISE, {})
     if not by_source:
-        return _sentence("noise", "s", list(noise.values()), main)
+        return _sentence("noise", "s", list(noise.values()), main, num_real)
     best = min(by_source, key=lambda source: _rank(by_source[source]))
     subject = f"images of {best}"
     if len(by_source) > 1:
         subject += f", the best of {len(by_source)} sources,"
     beside = [gap for setting, gap in noise.items() if setting in by_source[best]]
-    return _sentence(subject, "", list(by_source[best].values()), main, beside)
+    return _sentence(subject, "", list(by_source[best].values()), main, num_real, beside)
 
 
 def _rank(gaps: dict[Setting, Gap]) -> tuple[int, float]:
     return -len(gaps), sum(gap.gap for gap in gaps.values()) / len(gaps)
 
 
-def _sentence(subject: str, s: str, gaps: Sequence[Gap], metric: str, noise: Sequence[Gap] = ()) -> str:
+def _sentence(
+    subject: str, s: str, gaps: Sequence[Gap], metric: str, num_real: int, noise: Sequence[Gap] = ()
+) -> str:
     """`At W4A4 with lsq-kd, images of dgh cost 0.1 points of accuracy against ...`; `s` ends the verb."""
     largest = max(gaps, key=lambda gap: gap.gap)
     verb, sign = _verb(gaps)
-    points = f"{unit(metric)} of {words(metric)}"
-    against = f"{'against' if sign > 0 else 'over'} as many real images"
+    points = f"{unit(metric)} of {words(metric)}".lstrip()
+    as_many = all(gap.num_images == num_real for gap in gaps)
+    against = f"{'against' if sign > 0 else 'over'} {'as many' if as_many else num_real} real images"
     where, extreme = f"At {largest.bits} with {largest.student}", ""
     if len(gaps) > 1:
         where = f"Over {len(gaps)} pairs of student and bit width"
@@ -63,8 +70,8 @@ def _sentence(subject: str, s: str, gaps: Sequence[Gap], metric: str, noise: Seq
 
 
 def _verb(gaps: Sequence[Gap]) -> tuple[str, int]:
-    """Sources whose largest gap is no loss gain: their gaps are told with the other sign."""
-    return ("cost", 1) if max(gap.gap for gap in gaps) > 0 else ("gain", -1)
+    """Sources whose largest gap is a gain that shows: their gaps are told with the other sign."""
+    return ("cost", 1) if max(gap.gap for gap in gaps) > -SHOWN else ("gain", -1)
 
 
 def _amounts(gaps: Sequence[Gap]) -> str:
@@ -87,4 +94,4 @@ def _interval(gap: Gap, sign: int) -> str:
 
 def _short(value: float) -> str:
     """One digit; two where one would make a small value nothing."""
-    return number(value, 2 if 0.005 <= abs(value) < 0.05 else 1)
+    return number(value, 2 if SHOWN <= abs(value) < 0.05 else 1)

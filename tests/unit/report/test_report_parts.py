@@ -34,6 +34,16 @@ def texts(svg):
     return ["".join(node.itertext()) for node in root.iter() if node.tag.endswith("text")]
 
 
+@pytest.mark.parametrize(("metric", "ends"), [("accuracy", ("points", "%")), ("psnr", ("dB", "dB"))])
+def test_axes_say_the_unit_of_the_metric(metric, ends):
+    table = [
+        replace(each, main=replace(each.main, metric=metric))
+        for each in entries([row("real", 40.0), row("a", 38.0)], [gap("a", 2.0)])
+    ]
+    assert f"{metric}: real images minus source, {ends[0]}" in texts(gap_figure(table))
+    assert f"{metric}, {ends[1]}" in texts(cost_figure(table, {"a": 9.0}, None))
+
+
 def test_numbers_are_written_alike_everywhere():
     assert number(-0.126) == f"{MINUS}0.13" and number(-0.001) == "0.00" and number(None) == DASH
     assert number(87.456, 0) == "87"

@@ -1,5 +1,7 @@
 """The sentence that opens a report, for each shape that data can have."""
 
+import dataclasses
+
 import pytest
 
 from zsq.measure.gap import Gap, Row, Run
@@ -81,6 +83,17 @@ def test_several_widths_give_a_range_and_the_interval_of_the_largest():
     assert "gain 0.2 to 0.6 points of accuracy over as many real images, least with kd at W8A8" in verdict(
         *made(gains)
     )
+
+
+def test_the_number_of_real_images_is_told_where_it_is_another():
+    rows, gaps = made([one("dgh", 1.0), one("noise", 42.4)])
+    more = [dataclasses.replace(gap, num_images=1024) for gap in gaps]
+    assert "cost 1.0 points of accuracy against 256 real images (" in verdict(rows, more)
+
+
+def test_what_is_written_as_zero_is_no_gain():
+    told = verdict(*made([one("dgh", 1.0), one("noise", 0.0)]))
+    assert told.endswith("noise costs 0.0.")
 
 
 def test_a_narrow_range_is_still_told():
