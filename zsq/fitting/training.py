@@ -30,6 +30,8 @@ LOG_EVERY = 20
 EPOCHS = 80
 # Weights of so many bits are so coarse that what enters a batch norm has other statistics than the teacher's.
 COARSE_BITS = 3
+# Structures that stay compiled. A pass that looks at images makes a network of its own for each fit.
+MOST_TWINS = 16
 
 Loss = Callable[[Any, Any], Tensor]
 Norms = Literal["frozen", "train"]
@@ -181,9 +183,12 @@ class Training:
         self, structure: Hashable, network: nn.Module, function: Callable[..., Any]
     ) -> tuple[nn.Module, Callable[..., Any]]:
         """A copy of the first network of this structure, and the function compiled for it."""
-        if structure not in self._twins:
-            self._twins[structure] = copy.deepcopy(network), self.runtime.compiled(function)
-        return self._twins[structure]
+        known = self._twins.pop(structure, None)
+        twin = known or (copy.deepcopy(network), self.runtime.compiled(function))
+        self._twins[structure] = twin  # the last in use stands last
+        while len(self._twins) > MOST_TWINS:
+            del self._twins[next(iter(self._twins))]
+        return twin
 
     def _target(self, course: Course) -> tuple[nn.Module, Callable[..., Any], dict[str, Tensor]]:
         # Without a structure the target is one network that never changes: its twin has its tensors.

@@ -6,6 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,10 +19,12 @@ from zsq.core.layout import channels_last
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.fitting.calibration import observe, searched_activation, searched_weight
+from zsq.fitting.features import Features
 from zsq.fitting.frontier import Frontier, Images
 from zsq.fitting.reconstruction import Annealing, Engine, Inputs, ParameterGroup, Phase
 from zsq.fitting.unit_losses import rounding_loss, unit_error
 from zsq.fitting.unitdata import UnitData, gather
+from zsq.graph import capture
 from zsq.placement.by_image import view_by_image
 from zsq.placement.policies import quantize_residuals, with_second_input
 from zsq.placement.sites import Placement, Site, place
@@ -88,6 +91,19 @@ class Fitting:
     def network(self) -> fx.GraphModule:
         """The student as it is so far."""
         return self.placement.network
+
+    @cached_property
+    def outputs(self) -> Features:
+        """Those of the float network for all images."""
+        (output,) = (node.all_input_nodes[0] for node in self.full.graph.nodes if node.op == "output")
+        (outputs,) = Frontier(self.full, self.images).features([output.name])
+        return outputs
+
+    @cached_property
+    def unfolded(self) -> fx.GraphModule:
+        """The teacher's network with its batch norms, frozen, on the images' device."""
+        captured = capture(self.teacher.network, self.teacher.example())
+        return captured.to(self.images.runtime.device).requires_grad_(False)
 
     def between_units(self) -> list[Site]:
         """The sites that belong to no unit: of products outside of blocks."""

@@ -44,6 +44,7 @@ class AQuant(DroppingStudent):
     )
     options_class: ClassVar[type[Options]] = AQuantOptions
     options: AQuantOptions
+    step_work = 1.9
 
     def groups(self) -> tuple[ParameterGroup, ...]:
         """Those of QDrop, and the borders."""

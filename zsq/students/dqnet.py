@@ -84,7 +84,7 @@ class DQNet(TrainedStudent):
     options: DQNetOptions
     form = "chosen"
     takes_tasks = True
-    step_work = 1.8
+    step_work = 2.6
     refused_passes = dict.fromkeys(("prune", "prune-global"), "its weights have several widths")
 
     def __init__(self, options: DQNetOptions, runtime: Runtime) -> None:

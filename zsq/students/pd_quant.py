@@ -17,13 +17,11 @@ from zsq.core.runtime import Runtime
 from zsq.fitting.distribution import BATCH, Correction
 from zsq.fitting.dropping import DEVIATIONS, DroppingOptions, DroppingStudent
 from zsq.fitting.features import Features, fits_in_memory
-from zsq.fitting.frontier import Frontier
 from zsq.fitting.losses import distillation
 from zsq.fitting.reconstruction import Phase
 from zsq.fitting.unit_losses import UnitLoss, prediction_loss
 from zsq.fitting.unitdata import Beyond, UnitData
 from zsq.fitting.unitwise import Fitting
-from zsq.graph import capture
 from zsq.placement.sites import Site
 from zsq.placement.subgraphs import beyond, unit_network, up_to
 from zsq.placement.units import Unit
@@ -143,14 +141,11 @@ class PDQuant(DroppingStudent):
             data = self._corrected(state, unit, data)
         if not self.options.prediction_weight:
             return data
-        (output,) = (node.all_input_nodes[0] for node in state.full.graph.nodes if node.op == "output")
-        (outputs,) = Frontier(state.full, state.images).features([output.name])
-        return replace(data, beyond=Beyond(beyond(state.full, unit.output), state.images, outputs))
+        return replace(data, beyond=Beyond(beyond(state.full, unit.output), state.images, state.outputs))
 
     def _corrected(self, state: Fitting, unit: Unit, data: UnitData) -> UnitData:
-        teacher, runtime = state.teacher, self.runtime
-        unfolded = capture(teacher.network, teacher.example()).to(runtime.device).requires_grad_(False)
-        correction = Correction.of(unfolded, state.network, unit)
+        runtime = self.runtime
+        correction = Correction.of(state.unfolded, state.network, unit)
         if correction is None:
             return data
         plain = unit_network(state.full, unit, lambda node, module: module).to(runtime.device)

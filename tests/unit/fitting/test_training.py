@@ -9,6 +9,7 @@ from toys import image_spec
 
 from zsq.contract import Fit, Teacher
 from zsq.core.runtime import Runtime
+from zsq.fitting import training as training_module
 from zsq.fitting.training import Course, Training, TrainingOptions, shuffled_batches
 from zsq.widths import Bits
 
@@ -108,6 +109,17 @@ def test_a_twin_shows_more_than_the_network_returns(pixels):
     assert seen == [(8, 144)] * 3
     assert not torch.equal(network[4].weight, embedder(1)[4].weight), "the network trains, not the twin"
     assert not torch.equal(network[4].weight, embedder(3)[4].weight)
+
+
+def test_structures_that_no_fit_uses_any_more_are_forgotten(pixels, monkeypatch):
+    monkeypatch.setattr(training_module, "MOST_TWINS", 3)
+    training = Training("toy", TrainingOptions(iterations=1, batch=16), Runtime(), cosine_loss)
+    target = embedder(2).eval().requires_grad_(False)
+    for structure in ("first", "second", "third"):
+        network = embedder(1)
+        course = Course(network, target, [{"params": list(network.parameters())}], structure)
+        training.run(course, asked(pixels))
+    assert len(training._twins) == 3 and ("target", target) in training._twins
 
 
 def test_hooks_surround_each_step(pixels):
