@@ -143,7 +143,7 @@ def effort_iterations(cls: type[Generator], spec: ImageSpec, effort: Effort) -> 
 
 def measured(cls: type[Generator]) -> str:
     """What is known of a method's quality at fewer iterations, in one line."""
-    return cls.curve.measured if cls.curve else "nothing; its standard is that of dgh"
+    return cls.curve.measured if cls.curve else "no curve of its own, so its standard is that of dgh"
 
 
 def create(

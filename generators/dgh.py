@@ -54,6 +54,7 @@ class DGH(Generator):
         paper="Data Generation for Hardware-Friendly Post-Training Quantization (DGH), WACV 2025",
         summary="BN statistics of the whole set at once, seen through flips, blur and crops; output range",
         needs_batch_norm=True,
+        recommended=True,
         deviations=(
             "pixels are clamped to valid values after each step too, not only where the teacher sees them",
             "a batch counts as its last teacher pass saw it; there is no second pass after the step",

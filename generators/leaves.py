@@ -45,6 +45,7 @@ class Leaves(Generator):
         paper="our own; dead leaves: Lee, Mumford, Huang, IJCV 2001; as training images: Baradad et al., "
         "Learning to See by Looking at Noise, NeurIPS 2021",
         summary="textured dead leaves: edges, surfaces and spectra of natural images; no network is asked",
+        recommended=True,
         deviations=("our own combination: leaves have power-law textures, and images are for calibration",),
     )
 

@@ -54,6 +54,7 @@ class MimiQ(InversionMethod):
         summary="all heads of an attention see alike, class targets, total variation, colours that shift",
         needs_labels=True,
         needs_attention=True,
+        recommended=True,
         deviations=(
             "Adam without the weight decay of 1e-6",
             "total variation is that of what the teacher sees, and its diagonals count like its sides",

@@ -58,6 +58,7 @@ class PyramidMethod(Generator):
         paper="our own; statistics of the whole set: DGH, WACV 2025; image pyramids: Burt and Adelson 1983",
         summary="BN statistics of the whole set relative to their spread; images from coarse to fine",
         needs_batch_norm=True,
+        recommended=True,
         takes_labels=True,
     )
 

@@ -181,7 +181,7 @@ def _without_name(refused: Suited) -> str:
 
 def _efforts(cls: type[Generator]) -> dict[str, Any]:
     """How many iterations each effort is at 224 px, and what was measured of them."""
-    from zsq.generators import effort_iterations
+    from zsq.generators import effort_iterations, measured
 
     if "iterations" not in cls.options_class.model_fields:
         return {}
@@ -189,7 +189,7 @@ def _efforts(cls: type[Generator]) -> dict[str, Any]:
     numbers = {effort: effort_iterations(cls, spec, effort) for effort in get_args(Effort)}
     return {
         "iterations": ", ".join(f"{effort} {number}" for effort, number in numbers.items()),
-        "measured": cls.curve.measured if cls.curve else "not measured",
+        "measured": measured(cls),
     }
 
 

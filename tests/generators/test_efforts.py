@@ -22,6 +22,7 @@ from zsq.workflow import source_config
 
 METHODS = available_methods()
 LARGE = image_spec(size=(224, 224))
+NO_CURVE = "no curve of its own, so its standard is that of dgh"
 LENGTHY = [name for name, cls in METHODS.items() if "iterations" in cls.options_class.model_fields]
 
 
@@ -111,10 +112,10 @@ def test_the_list_says_the_numbers_and_what_was_measured():
     assert entries["dgh"]["iterations"] == f"quick 30, standard {standard}, published 1000"
     assert entries["dgh"]["measured"] == METHODS["dgh"].curve.measured
     assert entries["dsg"]["measured"] == METHODS["dsg"].curve.measured
-    assert entries["zeroq"]["measured"] == "not measured"
+    assert entries["zeroq"]["measured"] == NO_CURVE
     assert "iterations" not in entries["noise"] and "measured" not in entries["noise"]
     for name in LENGTHY:
-        assert (entries[name]["measured"] == "not measured") == (method_class(name).curve is None)
+        assert (entries[name]["measured"] == NO_CURVE) == (method_class(name).curve is None)
 
 
 def said(tmp_path, monkeypatch, seconds, **changes):
@@ -139,7 +140,7 @@ def test_a_long_run_says_what_others_cost_and_what_is_known(tmp_path, monkeypatc
 
 def test_a_method_without_a_curve_says_so(tmp_path, monkeypatch):
     lines = said(tmp_path, monkeypatch, 10.0, method="zeroq", iterations=2)
-    assert lines[1] == "zeroq, measured: nothing; its standard is that of dgh"
+    assert lines[1] == f"zeroq, measured: {NO_CURVE}"
 
 
 def test_a_short_run_and_a_continued_one_say_no_more_than_their_time(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_methods_with_classes_refuse_other_outputs_in_one_line(name):
         if cls.facts.needs_labels:
             with pytest.raises(MismatchError, match="no classes; expected a classifier") as caught:
                 require(method, teacher)
-            assert "this teacher suits zeroq" in str(caught.value)
+            assert "this teacher suits dgh" in str(caught.value)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])

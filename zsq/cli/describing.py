@@ -15,7 +15,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="methods, teachers, timm, students, passes or recipes.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     teacher: Annotated[
-        str | None, typer.Option(help="Of methods: say which suit this teacher, those to try first in front.")
+        str | None, typer.Option(help="Of methods: say which suit this teacher, the recommended first.")
     ] = None,
     offline: Offline = OFFLINE,
 ) -> None:

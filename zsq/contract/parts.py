@@ -29,7 +29,8 @@ class Facts:
     the layers that follow from the weights. `needs_boxes`: a detector that can be asked for boxes.
     `needs_layer_norm`: a LayerNorm in front of a linear layer. `data_read` is what of the real world it
     reads: "none", or e.g. "1 image per class". `own_rows`: of a student, why its rows are not those of the
-    network with a width each; `mixed` chooses no bits for such a student.
+    network with a width each; `mixed` chooses no bits for such a student. `recommended`: it is named before
+    others that suit a network alike, see docs/choosing.md.
     """
 
     paper: str
@@ -45,4 +46,5 @@ class Facts:
     trains_network: bool = False
     data_read: str = "none"
     own_rows: str = ""
+    recommended: bool = False
     deviations: tuple[str, ...] = ()

@@ -22,9 +22,9 @@ NEEDS: Mapping[str, Callable[[Teacher, str], object]] = {
 }
 Refusal = (NoBatchNormError, NoAttentionError, MismatchError, UntraceableError)
 
-# Who needs one of these is named before all others. Batch norm comes first: of teachers that have both, such
+# Who has one of these is named before all others. Batch norm comes first: of teachers that have both, such
 # as LeViT and MobileViT, `pyramid` was ahead on the one that was measured (docs/transformers.md).
-NAMED_FIRST = ("needs_batch_norm", "needs_attention")
+NAMED_FIRST = ("needs_batch_norm", "needs_attention", "recommended")
 
 
 def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Facts]) -> None:
@@ -57,8 +57,9 @@ def suited(teacher: Teacher, others: Mapping[str, Facts]) -> list[str]:
 
 
 def ordered(names: Sequence[str], others: Mapping[str, Facts]) -> list[str]:
-    """First those that read what a teacher stores of its images: batch norm statistics or attention."""
-    return sorted(names, key=lambda name: [not getattr(others[name], need) for need in NAMED_FIRST])
+    """First those that read what a teacher stores of its images, batch norm statistics or attention, and of
+    them those that are recommended."""
+    return sorted(names, key=lambda name: [not getattr(others[name], fact) for fact in NAMED_FIRST])
 
 
 def refusals(teacher: Teacher, others: Mapping[str, Facts]) -> dict[str, str | None]:

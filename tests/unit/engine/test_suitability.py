@@ -37,7 +37,7 @@ def test_where_nothing_follows_from_the_weights_what_asks_nothing_is_named(build
     teacher = make_teacher(build)
     for name in ("dsg", "gzsq", "gzsq_moment"):
         with pytest.raises(
-            (NoBatchNormError, MismatchError), match=r"this teacher suits noise, leaves, ce_tv$"
+            (NoBatchNormError, MismatchError), match=r"this teacher suits leaves, noise, ce_tv$"
         ):
             require(name, teacher)
     require("noise", teacher)
@@ -58,17 +58,17 @@ def test_who_suits_follows_from_the_facts():
 
 def test_methods_that_read_attention_are_named_first_where_there_is_no_batch_norm():
     with pytest.raises(
-        NoBatchNormError, match=r"this teacher suits psaq, fdd, mimiq, sardfq, noise, leaves, ce_tv$"
+        NoBatchNormError, match=r"this teacher suits mimiq, psaq, fdd, sardfq, leaves, noise, ce_tv$"
     ):
         require("dgh", with_attention(make_teacher(without_bn)))
-    with pytest.raises(NoAttentionError, match=r"which psaq reads; .* suits noise, leaves, gzsq"):
+    with pytest.raises(NoAttentionError, match=r"which psaq reads; .* suits leaves, noise, gzsq"):
         require("psaq", make_teacher(without_bn))
 
 
 def test_of_a_teacher_with_both_one_family_is_named_first():
     facts = {name: cls.facts for name, cls in METHODS.items()}
     names = suited(with_attention(make_teacher()), facts)
-    assert names.index("dgh") < names.index("psaq") < names.index("noise")
+    assert names.index("dgh") < names.index("zeroq") < names.index("mimiq") < names.index("noise")
 
 
 def test_refusal_leaves_no_trace_on_the_teacher():
