@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,6 +302,7 @@ def made(
         iterations = source.passes * count * source.passes // taken
         method = create_method(source.method, wanted, source.options, iterations, runtime, batch)
     plan = Plan(count, batch, count, seed, method.grouping(method.options))
-    method.prepare(seed, Path("outputs") / "sources" / wanted.name.replace(":", "-"), Silent())
+    with tempfile.TemporaryDirectory() as folder:
+        method.prepare(seed, Path(folder), Silent())
     images = [method.synthesize(group, Silent()).standard_NCHW for group in plan.groups]
     return wanted.spec.standard_to_pixels(torch.cat(images))

@@ -12,11 +12,11 @@ import statistics
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
 from common import BudgetHours, Results, Threads, load_resnet20, test_images
-from scipy import stats
 from torch import Tensor
 
 from zsq.bench import Budget
@@ -26,6 +26,7 @@ from zsq.engine.invert import LOG_EVERY
 from zsq.engine.objectives import TeacherPass, bn_alignment, cross_entropy
 from zsq.engine.statistics import Alignment, TappedTeacher
 from zsq.generators import create as create_method
+from zsq.measure.confidence import mean_interval
 from zsq.measure.evaluate import Reference, score_student, score_teacher
 from zsq.plan import Group
 from zsq.students import create as create_student
@@ -104,9 +105,11 @@ def final_losses(teacher: Teacher, runtime: Runtime, number: int) -> dict[str, f
 
 def interval(differences: list[float]) -> dict[str, Any]:
     """Mean difference and its 95 % interval over sets."""
-    mean = statistics.mean(differences)
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
-    return {"mean": mean, "ci95": [mean - half, mean + half], "n": len(differences)}
+    return {
+        "mean": statistics.mean(differences),
+        "ci95": mean_interval(np.array(differences)),
+        "n": len(differences),
+    }
 
 
 def main(

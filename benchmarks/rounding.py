@@ -1,7 +1,7 @@
 """What storing images as uint8 costs: `python benchmarks/rounding.py`.
 
-On the CIFAR-10 ResNet-20 of ZSQ_DATA, 64 images of every method: BN distance of the images as the method made
-them and as shards hold them, and for how many the teacher's top-1 class is the same. Kept in
+On the CIFAR-10 ResNet-20 of ZSQ_DATA, 64 images of every method that it suits: BN distance of the images as
+the method made them and as shards hold them, and for how many the teacher's top-1 class is the same. Kept in
 benchmarks/results/rounding.json.
 """
 
@@ -18,7 +18,7 @@ from common import TRAIN, Results, Threads, load_resnet20
 from zsq.contract import Silent, Teacher
 from zsq.core.runtime import Runtime
 from zsq.engine.statistics import TappedTeacher, image_distances
-from zsq.generators import available_methods, create
+from zsq.generators import create, method_class, suited
 from zsq.images.sources import load_images
 from zsq.plan import Plan
 
@@ -27,7 +27,7 @@ COUNT, PASSES = 64, 250
 
 def rounded(teacher: Teacher, method_name: str, runtime: Runtime) -> dict[str, float]:
     """One method's images before and after rounding."""
-    cls = available_methods()[method_name]
+    cls = method_class(method_name)
     method = create(method_name, teacher, iterations=PASSES, batch=COUNT, runtime=runtime)
     if cls.facts.needs_real:
         images = load_images(TRAIN, teacher.spec, one_per_class=True)
@@ -54,8 +54,9 @@ def main(threads: Threads = None) -> None:
     results = Results("rounding", "python benchmarks/rounding.py")
     runtime = Runtime(threads=threads)
     with runtime.in_force():
-        for name in available_methods():
-            results.once("methods", name, partial(rounded, teacher, name, runtime))
+        for name, refusal in suited(teacher).items():
+            if refusal is None:
+                results.once("methods", name, partial(rounded, teacher, name, runtime))
 
 
 if __name__ == "__main__":
