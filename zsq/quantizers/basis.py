@@ -44,7 +44,16 @@ def level_index(x_CM: Tensor, levels_CL: Tensor) -> Tensor:
 def level_sums(index_K: Tensor, values_K: Tensor | None, length: int) -> Tensor:
     """float64 (length,): the sum of the values, or their number, at each index. Its own operator, since
     torch.compile would leave the whole network uncompiled because of bincount."""
+    if index_K.is_cuda:
+        return added(index_K, values_K, length)
     return torch.bincount(index_K, values_K, length).double()
+
+
+def added(index_K: Tensor, values_K: Tensor | None, length: int) -> Tensor:
+    """As `level_sums`, for a GPU: bincount waits there for its largest index, which no CUDA graph may, and
+    adds in no fixed order."""
+    values = torch.ones_like(index_K) if values_K is None else values_K
+    return values.new_zeros(length, dtype=torch.float64).index_add_(0, index_K, values.double())
 
 
 @level_sums.register_fake

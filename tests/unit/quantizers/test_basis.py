@@ -8,9 +8,11 @@ from zsq.quantizers.basis import (
     LearnedBasis,
     SignedBasis,
     UnsignedBasis,
+    added,
     codes,
     fitted_basis,
     level_index,
+    level_sums,
     searched_basis,
     sorted_levels,
     squared_error,
@@ -36,6 +38,13 @@ def test_counts_and_sums_give_what_the_matrix_gives(lowest, with_counts):
             matrix.T @ (scale[:, None] * matrix), matrix.T @ (scale * x[channel].double())
         )
         torch.testing.assert_close(found[:, channel].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [None, [0.5, -2.0, 1.25, 4.0, 3.0]])
+def test_a_gpu_adds_what_a_cpu_counts(values):
+    index = torch.tensor([2, 0, 2, 5, 0])
+    given = None if values is None else torch.tensor(values, dtype=torch.float64)
+    torch.testing.assert_close(added(index, given, 7), level_sums(index, given, 7), rtol=0, atol=0)
 
 
 def test_neither_half_of_an_alternation_makes_the_error_larger():
