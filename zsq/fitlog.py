@@ -49,12 +49,16 @@ class FitLog:
         return [entry.record for entry in self.entries]
 
     def read(self) -> None:
-        """Take what `fits.jsonl` holds; a last line that a kill cut short is left out.
+        """Take what `fits.jsonl` holds: of lines for the same fit the first, and no last line that a kill cut
+        short.
 
         Raises:
             RunFolderError: the file cannot be read, or a whole line is no fit.
         """
-        self.entries = _entries(self.path)
+        known: dict[str, FitEntry] = {}
+        for entry in _entries(self.path):
+            known.setdefault(fit_key(entry.record), entry)
+        self.entries = list(known.values())
 
     def collect(self) -> None:
         """Move what other processes left into `fits.jsonl`, and read it all; for the first process alone.

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from zsq.config import (
     BY_ORDER,
     GENERATE,
+    GenerateConfig,
     Images,
     ImagesConfig,
     OfflineConfig,
@@ -27,12 +28,16 @@ from zsq.core.records import Record, read_toml
 from zsq.core.selection import split_source
 from zsq.widths import BitsText, WidthOrFloat
 
+Named = Annotated[str, Field(min_length=1)]
+# Of sources and students, as tables and folders have it.
+NAME = r"^[a-z0-9][a-z0-9_.-]{0,99}$"
+
 
 class RecipeTeacher(Record):
     """The teacher of a recipe; `expected_accuracy` in points stops a run that measures another one."""
 
-    name: str
-    weights: str | None = None
+    name: Named
+    weights: Named | None = None
     expected_accuracy: float | None = None
 
 
@@ -44,11 +49,11 @@ class RecipeSource(Record):
     """
 
     method: str
-    name: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
+    name: Annotated[str | None, Field(pattern=NAME)] = None
     count: Images | None = None
     batch: Images | None = None
     iterations: PositiveInt | None = None
-    real: str | None = None
+    real: Named | None = None
     set: dict[str, Any] = Field({})
 
     @property
@@ -73,9 +78,13 @@ class RecipeStudent(Record):
     apart. `widths`: of single rows, or the file that has them."""
 
     name: str
-    called: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] = None
-    bits: Annotated[tuple[BitsText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
-    first_last: int | None = None
+    called: Annotated[str | None, Field(pattern=NAME)] = None
+    bits: Annotated[
+        tuple[BitsText, ...],
+        Field(min_length=1),
+        BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
+    ]
+    first_last: WidthOrFloat | None = None
     widths: dict[str, WidthOrFloat] | str = Field(default={})
     passes: tuple[str, ...] = ()
     shard_sets: PositiveInt | None = None
@@ -86,8 +95,8 @@ class RecipeAudit(Record):
     """Images of known membership, `count` of each, against which the first set of each source is audited, and
     one with `planted` training images in it."""
 
-    train: str
-    holdout: str
+    train: Named
+    holdout: Named
     count: Images = 5000
     planted: Annotated[int, Field(ge=0)] = 16
 
@@ -105,8 +114,8 @@ class Recipe(ImagesConfig, OfflineConfig):
     generate: RecipeGenerate
     sources: Annotated[tuple[RecipeSource, ...], Field(min_length=1)]
     students: Annotated[tuple[RecipeStudent, ...], Field(min_length=1)]
-    real: str
-    eval: str
+    real: Named
+    eval: Named
     seeds: Repeats = 1
     show_real: bool = False
     audit: RecipeAudit | None = None
@@ -160,6 +169,26 @@ class Recipe(ImagesConfig, OfflineConfig):
         sources = [split_source(self.located_images(text))[0] for text in (self.real, self.eval, *audited)]
         paths += [Path(source) for source in sources if is_path(source)]
         return next((str(path) for path in paths if not path.exists()), None)
+
+
+def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> GenerateConfig:
+    """What `zsq generate` would be called with for one shard set of one source."""
+    plan = recipe.generate
+    return GenerateConfig(
+        teacher=recipe.teacher.name,
+        weights=recipe.teacher.weights,
+        method=source.method,
+        count=source.count or plan.count,
+        batch=source.batch,
+        shard_size=plan.shard_size,
+        seed=plan.seed + shard_set,
+        iterations=source.iterations or plan.iterations,
+        effort="published",
+        real=None if source.real is None else recipe.located_images(source.real),
+        set=source.set,
+        runtime=recipe.runtime,
+        offline=recipe.offline,
+    )
 
 
 def recipe_paths() -> dict[str, Path]:

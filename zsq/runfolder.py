@@ -147,6 +147,21 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {out}: {reason}", remedy="choose another --out") from None
 
 
+def make_folder(folder: Path) -> None:
+    """Create it, where it is not there.
+
+    Raises:
+        RunFolderError: a file is in its place.
+        StorageError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"{folder}: a file is in the way", "a folder", "choose another --out") from None
+    except OSError as error:
+        raise StorageError(f"cannot create {folder}: {error.strerror}") from None
+
+
 def open_run(
     folder: Path, options: dict[str, Any], resume: bool, grows: tuple[str, ...] = (), whole: str = RUN_FILE
 ) -> None:
@@ -161,12 +176,7 @@ def open_run(
             with other options.
         StorageError: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(f"{folder}: a file is in the way", "a folder", "choose another --out") from None
-    except OSError as error:
-        raise StorageError(f"cannot create {folder}: {error.strerror}") from None
+    make_folder(folder)
     path = folder / RUN_FILE
     if all(is_leftover(entry.name) for entry in list(os.scandir(folder))):
         atomic_write_text(path, config_json(options) + "\n")

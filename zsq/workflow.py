@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zsq.bench import Budget, opened_bench
-from zsq.config import GapConfig, GenerateConfig, ImagesConfig, RuntimeConfig
+from zsq.config import GapConfig, ImagesConfig, RuntimeConfig
 from zsq.contract import Teacher
-from zsq.core.errors import ImagesError, MismatchError, OptionError
+from zsq.core.errors import MismatchError, OptionError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.processes import Processes, failing_together
 from zsq.core.progress import Reporter, duration
@@ -37,11 +37,12 @@ from zsq.measure.protocol import (
     StudentSpec,
     resolve_students,
 )
-from zsq.recipefile import Recipe, RecipeSource, RecipeStudent
+from zsq.recipechecks import check_recipe
+from zsq.recipefile import Recipe, RecipeSource, RecipeStudent, source_config
 from zsq.report.data import ReportData
 from zsq.shards.reader import ShardDataset
 from zsq.students import own_defaults, own_defaults_line
-from zsq.synthesis.resolved import method_options
+from zsq.synthesis.resolved import check_method, method_options
 from zsq.synthesis.synthesize import generate
 from zsq.tasks.embed import Embed
 from zsq.teacher import load_teacher
@@ -115,8 +116,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     Raises:
         ZsqError: a teacher, image source, student or option that cannot work.
     """
-    _check_files(recipe)
-    _check_labels(recipe)
+    check_recipe(recipe)
     teacher = _recipe_teacher(recipe)
     specs, plan = _recipe_students(recipe), recipe.generate
     runtime = _recipe_runtime(recipe, teacher, specs)
@@ -124,7 +124,9 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     real, evaluation = _images(teacher, *sources, recipe.images)
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
-    return Protocol(
+    for source in recipe.sources:
+        check_method(source_config(recipe, source, 0), teacher)
+    protocol = Protocol(
         teacher=teacher.to(runtime.device),
         eval=evaluation,
         real_sets=real.disjoint_sets(plan.shard_sets, plan.count, plan.seed),
@@ -139,6 +141,8 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
         owned=_owned(recipe, teacher),
         counts={source.label: source.count for source in recipe.sources if source.count},
     )
+    protocol.check_students()
+    return protocol
 
 
 def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
@@ -153,22 +157,6 @@ def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
     seen, unseen = (each.disjoint_sets(1, min(asked.count, len(each)), seed)[0] for each in (train, holdout))
     check_known_membership(seen, unseen)
     return Owned(seen, unseen, asked.planted)
-
-
-def _check_files(recipe: Recipe) -> None:
-    """Say what a recipe needs, where some of it is missing, before the teacher is looked for."""
-    missing = recipe.missing() if recipe.needs else None
-    if missing:
-        raise ImagesError(f"{missing} does not exist", str(recipe.needs), "export ZSQ_DATA=FOLDER")
-
-
-def _check_labels(recipe: Recipe) -> None:
-    """Two sources of one label would be one arm."""
-    labels = [source.label for source in recipe.sources]
-    for label in labels:
-        if labels.count(label) > 1:
-            found = f"recipe with {labels.count(label)} sources called '{label}'"
-            raise OptionError(found, 'a `name` of its own for each, as in name = "dsg-long"')
 
 
 def _recipe_teacher(recipe: Recipe) -> Teacher:
@@ -236,26 +224,6 @@ def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> 
             "each identity in one of them",
             "divide them, as in SRC#labels=0-9 and SRC#labels=10-29",
         )
-
-
-def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> GenerateConfig:
-    """What `zsq generate` would be called with for one shard set of one source."""
-    plan = recipe.generate
-    return GenerateConfig(
-        teacher=recipe.teacher.name,
-        weights=recipe.teacher.weights,
-        method=source.method,
-        count=source.count or plan.count,
-        batch=source.batch,
-        shard_size=plan.shard_size,
-        seed=plan.seed + shard_set,
-        iterations=source.iterations or plan.iterations,
-        effort="published",
-        real=None if source.real is None else recipe.located_images(source.real),
-        set=source.set,
-        runtime=recipe.runtime,
-        offline=recipe.offline,
-    )
 
 
 def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None:
@@ -354,6 +322,7 @@ def run_gap(
         | own_defaults_of(students, teacher.spec)
         | photo_fits_of(real=real, eval=evaluation),
     )
+    protocol.check_students()
     say_images(protocol, reporter)
     check_compared(shown, protocol.real_sets)
     warn_of_scored(shown, protocol.eval)

@@ -15,10 +15,9 @@ from zsq.generators import (
     effort_iterations,
     method_class,
 )
-from zsq.recipefile import Recipe, load_recipe
+from zsq.recipefile import Recipe, load_recipe, source_config
 from zsq.synthesis import synthesize
 from zsq.synthesis.resolved import ResolvedRun, resolve
-from zsq.workflow import source_config
 
 METHODS = available_methods()
 LARGE = image_spec(size=(224, 224))

@@ -11,7 +11,7 @@ from zsq.core.runtime import Runtime
 from zsq.engine.estimate import STEP_COST, score_passes
 from zsq.generators import METHODS
 from zsq.measure.protocol import StudentSpec, resolve_students
-from zsq.recipefile import load_recipe, recipe_paths
+from zsq.recipefile import load_recipe, recipe_paths, source_config
 from zsq.students import create
 from zsq.teacher import load_teacher
 from zsq.teacher.cifar_resnet import CIFAR_SPEC
@@ -21,7 +21,6 @@ from zsq.workflow import (
     recipe_protocol,
     run_recipe,
     say_estimate,
-    source_config,
 )
 
 

@@ -24,6 +24,7 @@ from zsq.core.errors import StorageError, ZsqError
 from zsq.core.interrupt import INTERRUPTED, kept, one_line_at_interrupt
 from zsq.core.memory import is_shortage
 from zsq.core.version import __version__
+from zsq.core.wording import one_line
 
 app = typer.Typer(
     help="A trained network goes in, the calibration images that its quantizer needs come out.",
@@ -102,5 +103,5 @@ def _help_of(error: Any) -> str:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    print(f"zsq: {' '.join(message.split())}", file=sys.stderr)
+    print(f"zsq: {one_line(message)}", file=sys.stderr)
     sys.exit(status)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from zsq.core.wording import did_you_mean
+from zsq.core.wording import did_you_mean, one_line
 
 MOST_NAMES = 12  # that one line says
 
@@ -40,9 +40,9 @@ class ZsqError(Exception):
     exit_code = 1
 
     def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
-        """Join the parts into one line; line breaks inside them are folded."""
+        """Join the parts into one line."""
         message = "; ".join(part for part in (found, expected and f"expected {expected}", remedy) if part)
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class UsageError(ZsqError):

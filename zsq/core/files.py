@@ -92,7 +92,11 @@ def open_regular(path: Path) -> BufferedReader:
         OSError: missing, unreadable or no regular file; `strerror` says which.
     """
     # Before, since opening a device can do something; and after, since a name can change its file.
-    _check_regular(path.stat(), path)
+    try:
+        status = path.stat()
+    except ValueError:  # a zero byte
+        raise OSError(errno.EINVAL, "no file has such a name", repr(str(path))) from None
+    _check_regular(status, path)
     return os.fdopen(_opened(path, os.O_RDONLY), "rb")
 
 

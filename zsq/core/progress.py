@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from zsq.core.errors import StorageError
 from zsq.core.files import append_regular
+from zsq.core.wording import printable
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -96,7 +97,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """One line, also in the event log."""
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(printable(line), highlight=False, markup=False)
         self.events.write("say", text=line)
 
     @contextmanager

@@ -18,6 +18,16 @@ def quantity(number: float, noun: str) -> str:
     return f"{shown} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
+def printable(text: str) -> str:
+    """Without what a terminal would obey: names of files may come from strangers."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_line(text: str) -> str:
+    """`printable`, without line breaks."""
+    return printable(" ".join(text.split()))
+
+
 def other_than(usual: int, counts: Mapping[str, int]) -> str:
     """` (12 of zeroq)`: the names whose number is not the usual one, or nothing where there are none."""
     others = [f"{count} of {name}" for name, count in counts.items() if count != usual]

@@ -68,8 +68,8 @@ def import_images(
     """
     start = time.perf_counter()
     source, out = str(source), folder_out(out)
-    if not NAME.fullmatch(name) or name == "real":
-        raise OptionError(f"--name '{name}'", "letters, digits, '.', '_', '+', '-'; 'real' is taken")
+    if not NAME.fullmatch(name) or name in ("real", "noise"):
+        raise OptionError(f"--name '{name}'", "letters, digits, '.', '_', '+', '-'; real and noise are taken")
     opened = open_source(source, _moments(mean, std), layout)
     moments = {} if mean is None else {"mean": list(opened.spec.mean), "std": list(opened.spec.std)}
     config = {"command": "import", "source": source, "name": name, "layout": layout, "set": moments}

@@ -10,7 +10,7 @@ from typing import Any, NotRequired
 from pydantic import FiniteFloat, ValidationError
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
-from zsq.contract import Student, Teacher
+from zsq.contract import Fit, Silent, Student, Teacher
 from zsq.core.errors import OptionError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.options import check_given_once
@@ -220,6 +220,16 @@ class Protocol:
         """Check the number of seeds."""
         if self.seeds < 1:
             raise OptionError(f"--seeds {self.seeds}", "at least 1")
+
+    def check_students(self) -> None:
+        """Refuse what no fit could begin with, before images are made.
+
+        Raises:
+            ZsqError: whatever `Student.check` raises.
+        """
+        for each in self.students:
+            spec, pixels = each.spec, self.real_sets[0].pixels
+            each.student.check(Fit(self.teacher, pixels, spec.bits, spec.first_last, 0, Silent()))
 
     def images_of(self, source: str) -> int:
         """Images of `source` that each student is fitted on."""

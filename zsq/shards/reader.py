@@ -312,7 +312,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """The boxes of all images or those at `indices`, see `zsq.core.boxes`; None where none are stored."""
         if not self._has_boxes:
             return None
-        rows = np.arange(self.num_images) if indices is None else np.asarray(indices, dtype=np.int64)
+        rows = self._rows(indices)
         numbers = np.searchsorted(self._ends, rows, side="right").tolist()
         found: list[Target] = []
         for row, number in zip(rows.tolist(), numbers, strict=True):
@@ -325,7 +325,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return self.__dict__ | {"_opened": OrderedDict()}
 
     def _gather(self, name: str, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
-        rows = np.arange(self.num_images) if indices is None else np.asarray(indices, dtype=np.int64)
+        rows = self._rows(indices)
         gathered = np.empty((len(rows), *(self.spec.shape if name == "pixels" else ())), ARRAYS[name][0])
         numbers = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(numbers).tolist():
@@ -335,6 +335,17 @@ class ShardDataset(Dataset[dict[str, Any]]):
             block = self._shard(number).read(name, slice(first, stored.max() + 1))
             gathered[here] = block[stored - first]
         return gathered
+
+    def _rows(self, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        """int64 indices; all without any."""
+        if indices is None:
+            return np.arange(self.num_images)
+        rows = np.asarray(indices)
+        if rows.size and not np.issubdtype(rows.dtype, np.integer):
+            raise IndexError(f"indices of {rows.dtype}; expected whole numbers")
+        if rows.size and not 0 <= rows.min() <= rows.max() < self.num_images:
+            raise IndexError(f"indices {rows.min()} to {rows.max()}; expected 0 to {self.num_images - 1}")
+        return rows.astype(np.int64)
 
     def _start(self, number: int) -> int:
         return self._ends[number - 1] if number else 0

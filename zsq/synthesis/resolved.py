@@ -139,6 +139,27 @@ def counts_of(config: GenerateConfig, out: Path, resume: bool) -> tuple[int, ...
     return counts if config.count in (None, last) else (*counts, config.count)
 
 
+def check_method(config: GenerateConfig, teacher: Teacher) -> None:
+    """Refuse a configuration whose method cannot work, before anything is built.
+
+    Raises:
+        ZsqError: this teacher does not suit it, or it gets images that it does not read, or none.
+    """
+    _check_reads(config)
+    require(config.method, teacher)
+
+
+def _check_reads(config: GenerateConfig) -> None:
+    facts = method_class(config.method).facts
+    if config.real is not None and not facts.needs_real:
+        raise OptionError(f"--real {config.real}", f"no --real: {config.method} reads no images")
+    if config.real is None and facts.needs_real:
+        what = f"{facts.data_read}, or the folder of a zsq run"
+        raise OptionError(f"{config.method} without --real", f"--real SRC: {what}")
+    if config.sealed and config.real is not None:
+        raise OptionError("--sealed with --real", "a run that reads no images")
+
+
 def resolve(
     config: GenerateConfig, out: Path, teacher: Teacher | None = None, counts: tuple[int, ...] = ()
 ) -> ResolvedRun:
@@ -150,21 +171,14 @@ def resolve(
     Raises:
         ZsqError: an option, a teacher or a combination of both that cannot work.
     """
-    cls = method_class(config.method)
-    if config.real is not None and not cls.facts.needs_real:
-        raise OptionError(f"--real {config.real}", f"no --real: {config.method} reads no images")
-    if config.real is None and cls.facts.needs_real:
-        what = f"{cls.facts.data_read}, or the folder of a zsq run"
-        raise OptionError(f"{config.method} without --real", f"--real SRC: {what}")
-    if config.sealed and config.real is not None:
-        raise OptionError("--sealed with --real", "a run that reads no images")
+    _check_reads(config)
     if teacher is None:
         weights = Path(config.weights) if config.weights is not None else None
         teacher = load_teacher(config.teacher, weights, offline=config.offline)
     require(config.method, teacher)
     require_finite_outputs(teacher)
     counts = counts or (config.count or DEFAULT_COUNT,)
-    _, batch, options = method_options(config, teacher.spec, counts[0])
+    cls, batch, options = method_options(config, teacher.spec, counts[0])
     passes = cls.teacher_passes(options, counts[0])
     asked = config.runtime.model_dump()
     asked["threads"] = Processes.started().threads(asked["threads"])

@@ -23,7 +23,7 @@ from zsq.datasetcard.writing import write_run_card
 from zsq.engine.scoring import Scorer
 from zsq.images.imageset import said
 from zsq.plan import WorkUnit
-from zsq.runfolder import open_run
+from zsq.runfolder import make_folder, open_run
 from zsq.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -82,7 +82,7 @@ def _make(job: ResolvedRun, resume: bool, reporter: Reporter | None, seal: Seal 
     reporter = processes.spoken(reporter).logging_to(events)
     for line in said(job.images) if job.images is not None else ():
         reporter.say(line)
-    job.shards.mkdir(exist_ok=True)
+    make_folder(job.shards)
     start = time.perf_counter()
     found = [(unit, _finished(job, unit, reporter)) for unit in job.plan.units]
     missing = [unit for unit, entries in found if entries is None]

@@ -255,7 +255,7 @@ def _build(card: TeacherCard, path: Path, code: _UserCode) -> nn.Module:
         try:
             return architecture(**card.arguments)
         # The architecture is the user's own code and may raise anything.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise code.failed(
                 card.architecture, "architecture", error, "that takes the card's arguments"
             ) from error
@@ -288,13 +288,13 @@ class _UserCode:
                 self.modules[module_name] = card_module(module_name, self.card.parent)
             found = getattr(self.modules[module_name], name)
         # Importing runs the user's own code.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failed(named, key, error) from error
         if not callable(found):
             raise UsageError(f"{key} '{named}' of {self.card} is a {type(found).__name__}", "a callable")
         return found
 
-    def failed(self, named: str, key: str, error: Exception, which: str = "") -> UsageError:
+    def failed(self, named: str, key: str, error: BaseException, which: str = "") -> UsageError:
         """What to say where it cannot be had or used."""
         return UsageError(
             f"{key} '{named}' of {self.card} failed with {type(error).__name__}{user_line(error)}: "

@@ -136,3 +136,8 @@ def test_a_link_called_like_a_leftover_is_left_alone(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "mine")
     remove_leftovers(tmp_path)
     assert link.is_symlink() and (tmp_path / "mine").read_text() == "mine"
+
+
+def test_no_file_has_a_zero_byte_in_its_name() -> None:
+    with pytest.raises(OSError, match="no file has such a name"):
+        open_regular(Path("a\0b"))

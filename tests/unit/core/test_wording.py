@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import zsq
-from zsq.core.wording import quantity
+from zsq.core.errors import ZsqError
+from zsq.core.wording import printable, quantity
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,9 @@ def test_no_module_builds_a_plural_of_its_own():
         if own.search(line) and "re." not in line
     ]
     assert found == []
+
+
+def test_nothing_that_a_terminal_obeys_is_in_a_message():
+    told = str(ZsqError("file\x1b[2J\u202e.png", "none\nelse"))
+    assert told == "file\ufffd[2J\ufffd.png; expected none else"
+    assert printable("two\nlines\t\u00e9") == "two\nlines\t\u00e9"

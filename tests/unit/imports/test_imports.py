@@ -114,7 +114,12 @@ def test_values_outside_are_clamped_and_counted(tmp_path):
         (torch.zeros(2, 3, 4, 4, dtype=torch.int32), {}, ImagesError, "int32"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), {}, ImagesError, "shape"),
         ({"pictures": torch.zeros(1)}, {}, ImagesError, "no `images`"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), {"name": "real"}, OptionError, "'real' is taken"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            {"name": "real"},
+            OptionError,
+            "noise are taken",
+        ),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), {"name": "../x"}, OptionError, "--name"),
     ],
 )

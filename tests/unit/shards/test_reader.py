@@ -46,6 +46,10 @@ def test_items_are_the_images_in_order(make_run):
         assert item["index"] == index % 11
     with pytest.raises(IndexError):
         images[11]
+    for indices, said in (([11], "expected 0 to 10"), ([-1], "expected 0 to 10"), ([0.5], "whole numbers")):
+        with pytest.raises(IndexError, match=said):
+            images.pixels(indices)
+    assert images.labels([]).shape == (0,)
 
 
 def test_items_carry_logits_and_targets_where_asked(make_run):

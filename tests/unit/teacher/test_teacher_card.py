@@ -32,6 +32,10 @@ class Net(nn.Module):
 def numbers():
     return 7
 
+def leave(**arguments):
+    raise SystemExit
+
+
 def broken():
     raise ZeroDivisionError("oh")
 """
@@ -252,6 +256,7 @@ def test_a_wrong_field_is_named(folder, old, new, message):
             "made a int; expected a torch nn.Module",
         ),
         ("outputs = 5", "width = 5", "failed with TypeError.*width"),
+        ('my_net:Net"', 'my_net:leave"', "failed with SystemExit"),
     ],
 )
 def test_an_architecture_that_fails_is_one_line(folder, old, new, message):
