@@ -1,7 +1,7 @@
 """Show results that are kept: `python benchmarks/show.py NAME` prints the tables made of them as markdown.
 
-Of a recipe it draws docs/NAME.svg, docs/NAME-cost.svg where sources differ in cost, and docs/NAME-roc.svg of
-embedding teachers; of `throughput`, a bar per contender.
+Of a recipe it draws docs/NAME.svg, docs/NAME-cost.svg where sources differ in cost, docs/NAME-roc.svg of
+embedding teachers, and docs/NAME-leakage.svg where sets were audited; of `throughput`, a bar per contender.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 from common import DOCS, Results
 from tables import TABLES, measured
 
+from zsq.report.leakage import leakage_figure
 from zsq.report.plots import cost_figure, gap_figure, roc_figure
 from zsq.report.svg import INK, as_svg, empty_figure
 from zsq.report.tables import entries, gap_grid, markdown_table
@@ -44,6 +45,8 @@ def draw_recipe(name: str) -> None:
     found = measured(name)
     shown = entries(found.rows, found.gaps)
     draw(name, gap_figure(shown))
+    if found.data.leakage:
+        draw(f"{name}-leakage", leakage_figure(shown, found.data.leakage))
     if found.data.roc:
         draw(f"{name}-roc", roc_figure(found.data.roc))
     elif len({cost for cost in found.data.cost.values() if cost}) > 1:

@@ -19,7 +19,7 @@ import typer
 from common import DOCS, Results
 from deploy_tables import inspect_grid, runtimes_grid, taken_grid
 from fidelity import fidelity_grid
-from leakage_tables import leakage_table
+from leakage_tables import audits_of, leakage_table
 from million import million_grid
 from network_tables import detector, library_transformers, super_resolution, zoo
 from one_command import calls_grid, defaults_grid
@@ -84,6 +84,7 @@ def measured(name: str) -> Measured:
         intra_class_distance=table.get("intra_class_distance", {}),
         cost=table.get("cost", {}),
         roc=table.get("roc", {}),
+        leakage=audits_of(table),
     )
     return Measured(rows, gaps, data)
 
@@ -308,7 +309,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "students-gains": partial(gains_grid, "students-gains", {"lq-net": "lsq-kd", "dir-net": "binary"}),
     "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
     "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),
-    "leakage-quick": partial(leakage_table, "leakage-quick"),
+    "leakage": partial(leakage_table, "leakage"),
     "tuning": tuning,
     "tuning-norms": tuning_norms,
     "tuning-views": tuning_views,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from zsq.measure.audits import SPACES, Audit, Space
 from zsq.report.plots import panels_of
-from zsq.report.svg import GREY, as_svg, empty_figure, looks
+from zsq.report.svg import GREY, as_svg, empty_figure, legend_columns, looks
 from zsq.report.tables import Entry, Grid, interval, number, ordered_sources
 from zsq.tasks.metrics import words
 
@@ -71,7 +71,8 @@ def leakage_figure(table: Sequence[Entry], audits: Mapping[str, Audit]) -> Figur
     panels = panels_of([entry for entry in table if entry.main.source in audits])
     columns = min(2, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    figure = empty_figure(3.0 * num_rows + 0.2 * math.ceil(len(audits) / 4) + 0.5)
+    across = legend_columns(audits, 4)
+    figure = empty_figure(3.0 * num_rows + 0.2 * math.ceil(len(audits) / across) + 0.5)
     axes = figure.subplots(num_rows, columns, sharex=True, squeeze=False).ravel()
     look = looks(audits)
     fitted = {entry.main.source for entry in table}
@@ -89,7 +90,7 @@ def leakage_figure(table: Sequence[Entry], audits: Mapping[str, Audit]) -> Figur
         ax.set_visible(False)
     figure.supxlabel("membership in features, % (50: chance)", fontsize="medium")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=4)
+    figure.legend(handles, names, loc="outside upper left", ncols=across)
     return figure
 
 

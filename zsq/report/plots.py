@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from zsq.measure.confidence import Interval
 from zsq.measure.protocol import NOISE, REAL
-from zsq.report.svg import GREY, INK, as_svg, empty_figure, looks
+from zsq.report.svg import GREY, INK, as_svg, empty_figure, legend_columns, looks
 from zsq.report.tables import Entry, number, ordered_sources
 from zsq.tasks.metrics import metric_range, symbol, unit
 from zsq.tasks.verification import ROC_FARS
@@ -131,7 +131,7 @@ def cost_figure(
     for ax in axes:
         handles, names = ax.get_legend_handles_labels()
         named |= dict(zip(names, handles, strict=True))
-    figure.legend(list(named.values()), list(named), loc="outside upper left", ncols=min(6, len(named)))
+    figure.legend(list(named.values()), list(named), loc="outside upper left", ncols=legend_columns(named, 6))
     return figure
 
 
@@ -221,7 +221,7 @@ def roc_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         ax.set_visible(False)
     figure.supxlabel("false accept rate", fontsize="medium")
     figure.supylabel("true accept rate, %", fontsize="medium")
-    figure.legend(axes[0].get_lines(), sources, loc="outside upper left", ncols=min(6, len(sources)))
+    figure.legend(axes[0].get_lines(), sources, loc="outside upper left", ncols=legend_columns(sources, 6))
     return figure
 
 
@@ -249,7 +249,7 @@ def distance_figure(layers: Sequence[str], distances: Mapping[str, Sequence[floa
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("BN layer, in the order of the network")
     ax.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-    figure.legend(loc="outside upper left", ncols=min(6, len(sources)))
+    figure.legend(loc="outside upper left", ncols=legend_columns(sources, 6))
     return figure
 
 

@@ -69,10 +69,19 @@ def empty_figure(height_inches: float) -> Figure:
 
 
 def looks(sources: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """source -> (colour, marker); noise is grey, real is ink."""
+    """source -> (colour, marker), of up to 36 sources no two alike; noise is grey, real is ink."""
     own = [source for source in ordered_sources(sources) if source not in (REAL, NOISE)]
-    cycle = {s: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate(own)}
+    number = len(COLOURS)
+    cycle = {
+        source: (COLOURS[i % number], MARKERS[(i + i // number) % len(MARKERS)])
+        for i, source in enumerate(own)
+    }
     return cycle | {REAL: (INK, "*"), NOISE: (GREY, "X")}
+
+
+def legend_columns(names: Iterable[str], most: int) -> int:
+    """How many columns of these names stand side by side."""
+    return max(1, min(most, int(WIDTH_INCHES / (0.5 + 0.065 * max(map(len, names))))))
 
 
 def _inline(document: str) -> str:

@@ -15,7 +15,7 @@ from zsq.measure.gap import Gap, Row, Run
 from zsq.report.build import html, markdown
 from zsq.report.data import ReportData, finite
 from zsq.report.plots import cost_figure, distance_figure, gap_figure, roc_figure
-from zsq.report.svg import INK, looks
+from zsq.report.svg import INK, legend_columns, looks
 from zsq.report.tables import DASH, MINUS, entries, gap_table, interval, number, ordered_sources, plus_minus
 
 
@@ -32,6 +32,12 @@ def gap(source, value, half=None, student="lsq-kd", bits="W4A4", recovery=None):
 def texts(svg):
     root = ET.fromstring(svg)
     return ["".join(node.itertext()) for node in root.iter() if node.tag.endswith("text")]
+
+
+def test_many_sources_look_different_and_their_names_have_room():
+    sources = [f"method-{number}" for number in range(34)]
+    assert len(set(looks([*sources, "real", "noise"]).values())) == 36
+    assert legend_columns(["a", "b"], 6) == 6 and legend_columns(["leaves with 16 copies"], 4) == 3
 
 
 @pytest.mark.parametrize(("metric", "ends"), [("accuracy", ("points", "%")), ("psnr", ("dB", "dB"))])
