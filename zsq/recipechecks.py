@@ -56,5 +56,5 @@ def _check_audit(recipe: Recipe) -> None:
     for what, number in (("count", audit.count), ("sets", min(sets))):
         if number < 2:
             raise OptionError(f"[audit] with {what} of 1 image", "at least 2")
-    if audit.planted > min(audit.count, *sets):
+    if "planted" in audit.model_fields_set and audit.planted > min(audit.count, *sets):
         raise OptionError(f"[audit] with planted = {audit.planted}", f"at most {min(audit.count, *sets)}")

@@ -156,7 +156,8 @@ def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
     )
     seen, unseen = (each.disjoint_sets(1, min(asked.count, len(each)), seed)[0] for each in (train, holdout))
     check_known_membership(seen, unseen)
-    return Owned(seen, unseen, asked.planted)
+    sizes = [source.count or recipe.generate.count for source in recipe.sources]
+    return Owned(seen, unseen, min(asked.planted, len(seen), *sizes))
 
 
 def _recipe_teacher(recipe: Recipe) -> Teacher:
