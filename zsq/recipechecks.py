@@ -49,10 +49,10 @@ def _check_sets(recipe: Recipe) -> None:
 
 def _check_audit(recipe: Recipe) -> None:
     """Distances need two images, and a set has no room for more planted ones than its own."""
-    audit, plan = recipe.audit, recipe.generate
+    audit = recipe.audit
     if audit is None:
         return
-    sets = [plan.count, *(source.count or plan.count for source in recipe.sources)]
+    sets = [recipe.generate.count, *map(recipe.count_of, recipe.sources)]
     for what, number in (("count", audit.count), ("sets", min(sets))):
         if number < 2:
             raise OptionError(f"[audit] with {what} of 1 image", "at least 2")

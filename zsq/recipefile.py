@@ -157,6 +157,10 @@ class Recipe(ImagesConfig, OfflineConfig):
         located = names if names is None or names == BY_ORDER else str(self.located_file(names))
         return ImagesConfig(fit=self.fit, class_names=located)
 
+    def count_of(self, source: RecipeSource) -> int:
+        """Images of each set of `source`."""
+        return source.count or self.generate.count
+
     def missing(self) -> str | None:
         """The first of teacher card, weights, real and evaluation images that is a path to nothing."""
         from zsq.images.sources import is_path
@@ -178,7 +182,7 @@ def source_config(recipe: Recipe, source: RecipeSource, shard_set: int) -> Gener
         teacher=recipe.teacher.name,
         weights=recipe.teacher.weights,
         method=source.method,
-        count=source.count or plan.count,
+        count=recipe.count_of(source),
         batch=source.batch,
         shard_size=plan.shard_size,
         seed=plan.seed + shard_set,

@@ -156,8 +156,7 @@ def _owned(recipe: Recipe, teacher: Teacher) -> Owned | None:
     )
     seen, unseen = (each.disjoint_sets(1, min(asked.count, len(each)), seed)[0] for each in (train, holdout))
     check_known_membership(seen, unseen)
-    sizes = [source.count or recipe.generate.count for source in recipe.sources]
-    return Owned(seen, unseen, min(asked.planted, len(seen), *sizes))
+    return Owned(seen, unseen, min(asked.planted, len(seen), *map(recipe.count_of, recipe.sources)))
 
 
 def _recipe_teacher(recipe: Recipe) -> Teacher:

@@ -18,9 +18,9 @@ def quantity(number: float, noun: str) -> str:
     return f"{shown} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-def printable(text: str) -> str:
-    """Without what a terminal would obey: names of files may come from strangers."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def printable(text: str, besides: str = "\n\t") -> str:
+    """Without what a terminal would obey, `besides` left out: names of files may come from strangers."""
+    return "".join(c if c.isprintable() or c in besides else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def one_line(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zsq.core.wording import printable
 from zsq.datasetcard.audited import AuditFigures
 from zsq.shards.manifest import Manifest
 
@@ -74,7 +75,7 @@ def plain(value: Any) -> str:
     """One short line of printable characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     cut = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut)
+    return printable(cut, besides="")
 
 
 def code(value: Any) -> str:
