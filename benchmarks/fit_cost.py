@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import Results, run_again
+from common import Results, run_again, with_threads
 from memory import peak_mb
 
-from zsq.config import RuntimeConfig
 from zsq.recipefile import load_recipe
 from zsq.workflow import recipe_protocol
 
 
 def one_fit(recipe: str, index: int, threads: int) -> dict[str, Any]:
     """Seconds of student `index`, and the process's peak memory before and after."""
-    loaded = load_recipe(recipe).model_copy(update={"runtime": RuntimeConfig(threads=threads)})
+    loaded = with_threads(load_recipe(recipe), threads)
     protocol = recipe_protocol(loaded)
     chosen, teacher, runtime = protocol.students[index], protocol.teacher, protocol.runtime
     spec = chosen.spec

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import RESULTS, BudgetHours, Jobs, Threads, machine
+from common import RESULTS, BudgetHours, Jobs, Threads, machine, with_threads
 
-from zsq.config import RuntimeConfig
 from zsq.core.files import atomic_write_text
 from zsq.core.jobs import in_jobs
 from zsq.core.progress import Reporter
@@ -50,7 +49,7 @@ def main(
         return
     loaded = load_recipe(recipe)
     if threads is not None:
-        loaded = loaded.model_copy(update={"runtime": RuntimeConfig(threads=threads)})
+        loaded = with_threads(loaded, threads)
     finished = fits_of(target, loaded) if target.exists() else []
 
     def keep(data: ReportData, fits: list[RunRecord]) -> None:
