@@ -31,15 +31,18 @@ from zsq.images.sources import images_for
 from zsq.measure.protocol import (
     REAL,
     Owned,
+    PlannedFit,
     Protocol,
     ResolvedStudent,
     RunRecord,
     StudentSpec,
+    fit_key,
     resolve_students,
 )
 from zsq.recipechecks import check_recipe
 from zsq.recipefile import Recipe, RecipeSource, RecipeStudent, source_config
 from zsq.report.data import ReportData
+from zsq.shards.manifest import MANIFEST_NAME
 from zsq.shards.reader import ShardDataset
 from zsq.students import own_defaults, own_defaults_line
 from zsq.synthesis.resolved import check_method, method_options
@@ -76,11 +79,11 @@ def run_recipe(
     reporter = processes.spoken(reporter)
     recipe = recipe.model_copy(update={"runtime": _of_rank(recipe.runtime, processes)})
     protocol = recipe_protocol(recipe)
-    say_estimate(recipe, protocol, reporter)
     say_images(protocol, reporter)
     say_own_defaults(protocol, reporter)
     with opened_bench(protocol, out, "run", resume, reporter) as bench:
         bench.adopt(finished, [source.label for source in recipe.sources])
+        say_estimate(recipe, protocol, bench.fits.records, out, reporter)
         data = None
         for shard_set in range(recipe.generate.shard_sets):
             if processes.agreed(budget.spent()):
@@ -105,9 +108,13 @@ def _made_set(
     recipe: Recipe, source: RecipeSource, shard_set: int, out: Path, teacher: Teacher, reporter: Reporter
 ) -> Path:
     """The folder of one shard set, made or completed."""
-    folder = out / f"{source.label}-{shard_set}"
     config = source_config(recipe, source, shard_set)
+    folder = _set_folder(out, source, shard_set)
     return generate(config, folder, resume=True, teacher=teacher, reporter=reporter)
+
+
+def _set_folder(out: Path, source: RecipeSource, shard_set: int) -> Path:
+    return out / f"{source.label}-{shard_set}"
 
 
 def recipe_protocol(recipe: Recipe) -> Protocol:
@@ -125,7 +132,9 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
     for source in recipe.sources:
-        check_method(source_config(recipe, source, 0), teacher)
+        config = source_config(recipe, source, 0)
+        check_method(config, teacher)
+        method_options(config, teacher.spec, recipe.count_of(source))
     protocol = Protocol(
         teacher=teacher.to(runtime.device),
         eval=evaluation,
@@ -226,36 +235,48 @@ def check_identities(teacher: Teacher, real: ImageSet, evaluation: ImageSet) -> 
         )
 
 
-def say_estimate(recipe: Recipe, protocol: Protocol, reporter: Reporter) -> None:
-    """How long the whole recipe takes on this machine, before it begins: from one timed teacher pass."""
-    plan, teacher = recipe.generate, protocol.teacher
-    generating = 0  # teacher passes of one shard set of every source
+def say_estimate(
+    recipe: Recipe, protocol: Protocol, finished: Iterable[RunRecord], out: Path, reporter: Reporter
+) -> None:
+    """How long what is left of the recipe takes on this machine, before it begins: from one timed teacher
+    pass. The processes of a job share it.
+
+    Args:
+        finished: fits that are not made again; shard sets that `out` holds are not either.
+    """
+    plan, teacher, processes = recipe.generate, protocol.teacher, Processes.started()
+    arms = dict.fromkeys((REAL, *(source.label for source in recipe.sources)), protocol.real_sets)
+    fits, done = protocol.fits(arms), {fit_key(record) for record in protocol.belonging(finished, arms)}
+    total = _fit_passes([fit for fit in fits if fit_key(fit.record()) not in done], protocol)
     for source in recipe.sources:
         count = protocol.images_of(source.label)
         method, _, options = method_options(source_config(recipe, source, 0), teacher.spec, count)
-        generating += method.teacher_passes(options, count)
-    num_fits, fitting = _all_fits(protocol, (REAL, *(source.label for source in recipe.sources)))
-    total = round(plan.shard_sets * generating + fitting)
-    seconds = estimated_seconds(teacher, 128, total, protocol.runtime)
+        folders = (_set_folder(out, source, shard_set) for shard_set in range(plan.shard_sets))
+        missing = sum(not (folder / MANIFEST_NAME).exists() for folder in folders)
+        total += missing * method.teacher_passes(options, count)
+    seconds = estimated_seconds(teacher, 128, round(total / processes.count), protocol.runtime)
+    already, left = (f", {len(done)} of them done", " left") if done else ("", "")
     reporter.say(
         f"{recipe.title}: {quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')}"
         f"{other_than(plan.count, protocol.counts)} from {quantity(len(recipe.sources), 'source')}, "
-        f"{quantity(num_fits, 'fit')}; about {duration(seconds)}"
+        f"{quantity(len(fits), 'fit')}{already}; about {duration(seconds)}{left}"
     )
 
 
-def _all_fits(protocol: Protocol, sources: Iterable[str]) -> tuple[int, float]:
-    """Fits on all sets of `sources`, and the teacher passes that they and their scores take as long as."""
-    fits = protocol.fits(dict.fromkeys(sources, protocol.real_sets))
-    passes = len(fits) * score_passes(len(protocol.eval))
+def _fit_passes(fits: Iterable[PlannedFit], protocol: Protocol) -> float:
+    """The teacher passes that these fits and their scores take as long as."""
+    passes, trained = 0.0, dict[Hashable, PlannedFit]()
+    for fit in fits:
+        passes += score_passes(len(protocol.eval))
+        trained.setdefault(fit.training, fit)
     alike: dict[Hashable, float] = {}  # by set and seed nothing changes, and some students look at a network
-    for fit in {fit.training: fit for fit in reversed(fits)}.values():
+    for fit in trained.values():
         key = (fit.student.training, fit.num_images)
         if key not in alike:
             student, bits = fit.student.student, fit.student.spec.bits
             alike[key] = fit_passes(student, protocol.teacher, fit.num_images, bits)
         passes += alike[key]
-    return len(fits), passes
+    return passes
 
 
 def own_defaults_of(students: Iterable[ResolvedStudent], spec: ImageSpec) -> dict[str, Any]:

@@ -87,11 +87,28 @@ def test_estimate_counts_each_training_once(tmp_path, monkeypatch, student, bits
     monkeypatch.setattr(
         "zsq.workflow.estimated_seconds", lambda teacher, batch, total, runtime: seen.append(total) or 1
     )
-    say_estimate(recipe, recipe_protocol(recipe), Spoken())
+    say_estimate(recipe, recipe_protocol(recipe), [], tmp_path, Spoken())
     training = STEP_COST * 1000 * trained * NUM_FITS
     looks = 10 * 8 / 3 * NUM_FITS * len(bits)
     scores = score_passes(238) * NUM_FITS * len(bits)
     assert training + scores <= seen[0] <= training + scores + looks + 2 * 8 * 3
+
+
+def test_estimate_counts_only_what_is_left(tmp_path, monkeypatch):
+    """A made set takes no passes, and a finished fit neither."""
+    recipe = load(tmp_path, RECIPE)
+    seen, spoken, protocol = [], Spoken(), recipe_protocol(recipe)
+    monkeypatch.setattr(
+        "zsq.workflow.estimated_seconds", lambda teacher, batch, total, runtime: seen.append(total) or 1
+    )
+    fits = protocol.fits(dict.fromkeys(("real", "zeroq", "noise"), protocol.real_sets))
+    say_estimate(recipe, protocol, [], tmp_path, spoken)
+    say_estimate(recipe, protocol, [fit.record() for fit in fits], tmp_path, spoken)
+    (tmp_path / "zeroq-0").mkdir()
+    (tmp_path / "zeroq-0" / "manifest.json").touch()
+    say_estimate(recipe, protocol, [fit.record() for fit in fits], tmp_path, spoken)
+    assert seen[0] > seen[1] == 2 * 2 * 8 and seen[2] == 2 * 8
+    assert spoken.lines[1].endswith(f"{len(fits)} fits, {len(fits)} of them done; about 1 s left")
 
 
 @pytest.mark.parametrize("change", [('"zeroq"', '"zerooq"'), ('"ptq"', '"pqt"'), ("0.25", '"fast"')])
