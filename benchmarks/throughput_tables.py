@@ -32,7 +32,8 @@ def throughput() -> Grid:
             lines.append(
                 (name, label, f"{rate[key]:.4g}", spread, f"{rate['zsq'] / rate[key]:.2f}x", job, faster)
             )
-    header = ("network", "contender", "image-iterations/s", "spread", "zsq is", "job, cold start", "zsq is")
+    speeds = "image-iterations/s", "in each round", "step: zsq is faster"
+    header = ("network", "contender", *speeds, "job, cold start", "job: zsq is faster")
     return Grid(header, tuple(lines), 2)
 
 
@@ -42,7 +43,7 @@ def cold_starts() -> Grid:
         (name, f"{row['cold_start_seconds']:.0f} s", f"{row['warm_start_seconds']:.0f} s")
         for name, row in Results("throughput").read()["rows"].items()
     )
-    return Grid(("network", "first step after, cold", "from the cache"), lines, 1)
+    return Grid(("network", "first step, first run", "from the cache"), lines, 1)
 
 
 def speed() -> Grid:

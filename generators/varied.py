@@ -53,7 +53,7 @@ class Varied(Generator):
     facts = Facts(
         paper="our own; statistics of the whole set: DGH, WACV 2025; dead leaves: Lee, Mumford, Huang, "
         "IJCV 2001",
-        summary="BN statistics of the whole set; images start with a light and a contrast of their own",
+        summary="BN statistics of the whole set; images start with different light and contrast",
         needs_batch_norm=True,
         recommended=True,
     )

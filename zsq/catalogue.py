@@ -97,11 +97,15 @@ def methods_for(teacher: Teacher) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Suited:
-    """A method or student, for a teacher: the seconds it takes here, or in one line why it cannot be."""
+    """A method or student, for a teacher: the seconds it takes here, or in one line why it cannot be.
+
+    `passes`: teacher passes per image of a method, with its shared training counted in.
+    """
 
     name: str
     seconds: float | None
     refusal: str = ""
+    passes: int = 0
 
 
 def suited_methods(
@@ -123,7 +127,7 @@ def suited_methods(
         cls, _, options = method_options(asked, teacher.spec, count)
         passes = cls.teacher_passes(options, count)
         runtime = Runtime.resolve(**config.model_dump(), total_gflops=gflops * passes)
-        found.append(Suited(name, job_seconds(seconds_per_pass, passes, runtime)))
+        found.append(Suited(name, job_seconds(seconds_per_pass, passes, runtime), passes=passes // count))
     return found
 
 
@@ -161,14 +165,20 @@ def timed_pass(teacher: Teacher) -> float:
 def suited_lines(heading: str, found: Sequence[Suited]) -> list[str]:
     """Those that suit with their times, and a line for each reason that the others do not."""
     suit = [each for each in found if each.seconds is not None]
-    # What passes no image through the teacher is drawn, in a time that is not estimated.
-    times = [f"    {each.name} {duration(each.seconds) if each.seconds else 'drawn'}" for each in suit]
+    times = [f"    {each.name} {_time(each)}" for each in suit]
     refused: dict[str, list[str]] = {}
     for each in found:
         if each.seconds is None:
             refused.setdefault(_without_name(each), []).append(each.name)
     others = [f"    not {', '.join(names)}: {why}" for why, names in refused.items()]
     return [heading, *(times or ["    none"]), *others]
+
+
+def _time(suited: Suited) -> str:
+    # Images that no pass made are drawn, in a time that is not estimated.
+    if not suited.seconds:
+        return "no passes"
+    return duration(suited.seconds) + (f", {suited.passes} passes per image" if suited.passes else "")
 
 
 def _without_name(refused: Suited) -> str:

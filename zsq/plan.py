@@ -65,7 +65,7 @@ class Plan:
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name.replace('_', '-')} {getattr(self, name)}", "at least 1")
         if not all(before < after for before, after in pairwise((0, *self.counts))):
-            raise OptionError(f"a set of {self.counts} images in turn", "each extension larger")
+            raise OptionError(f"a set of {self.counts} images in turn", "each number larger than the last")
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"--seed {self.seed}", "a number from 0 to 2**63 - 1")
 

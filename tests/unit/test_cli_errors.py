@@ -67,7 +67,7 @@ def elsewhere(tmp_path, monkeypatch):
         ((*NOISE, "--set", "colour=1"), "noise has no option 'colour'", "one of"),
         ((*NOISE, "--set", "colour"), "--set colour", "key=value"),
         ((*NOISE, "--real", "embedded:digits"), "--real embedded:digits", "noise reads no images"),
-        ((*NOISE, "--weights", "w.pt"), "--weights w.pt", "carries its own"),
+        ((*NOISE, "--weights", "w.pt"), "--weights w.pt", "has its own weights"),
         ((*NOISE, "--batch", 0), "batch", "greater than or equal to 1"),
         ((*NOISE, "--seed", -1), "seed", "greater than or equal to 0"),
         ((*NOISE, "--threads", 0), "threads", "greater than or equal to 1"),

@@ -259,5 +259,5 @@ def test_digits_features_are_an_embedding_teacher():
     logits = classifier.network.linear(features)
     np.testing.assert_allclose(logits.numpy(), classifier.logits(standard).numpy(), rtol=1e-5, atol=1e-5)
     assert dataclasses.replace(teacher, name=classifier.name).weights_sha256 == classifier.weights_sha256
-    with pytest.raises(OptionError, match="carries its own"):
+    with pytest.raises(OptionError, match="has its own weights"):
         load_teacher("embedded:digits-features", weights="w.safetensors")

@@ -27,7 +27,8 @@ from zsq.core.version import __version__
 from zsq.core.wording import one_line
 
 app = typer.Typer(
-    help="A trained network goes in, the calibration images that its quantizer needs come out.",
+    help="Make calibration images from a trained network, without its training data, and quantize it with "
+    "them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

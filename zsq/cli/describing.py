@@ -19,7 +19,7 @@ def list_(
     ] = None,
     offline: Offline = OFFLINE,
 ) -> None:
-    """Print what there is of one kind."""
+    """List methods, students, teachers, passes, recipes or the networks of timm."""
     from zsq.catalogue import catalogue, methods_for
     from zsq.core.errors import OptionError
 
@@ -57,14 +57,14 @@ def inspect(
         str | None,
         typer.Option(
             metavar="SRC",
-            help="With a student: images to say on which layer hurts. With --teacher: labelled images to "
-            "measure its accuracy with.",
+            help="With a student: images to find out which layers lose the most. With --teacher: labelled "
+            "images to measure its accuracy.",
         ),
     ] = None,
     count: Annotated[int, typer.Option(help="With a student: use only so many images.")] = INSPECT.count,
     layers: Annotated[
         int | None,
-        typer.Option(help="With a student: try only so many layers alone. Without it, all."),
+        typer.Option(help="With a student: test only the N worst layers. Without it, all."),
     ] = INSPECT.layers,
     html: Annotated[
         str | None, typer.Option(metavar="FILE", help="With a student: also write a page with a figure.")
@@ -76,7 +76,8 @@ def inspect(
     """Describe a run, a saved student, or a teacher.
 
     Of a run: what it holds and where it comes from; its contact sheet is written beside it. Of a student: how
-    it was made, and on images, which of its layers hurt. Of a teacher: which methods and students suit it.
+    it was made, and with --images, which of its layers lose the most. Of a teacher: which methods and
+    students suit it.
     """
     from zsq import api
     from zsq.core.errors import OptionError

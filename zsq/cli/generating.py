@@ -61,7 +61,7 @@ def generate(
     sealed: Annotated[
         bool,
         typer.Option(
-            "--sealed", help="Open no file but the teacher's, and no socket; the manifest states which."
+            "--sealed", help="Refuse to open data files and sockets. The manifest lists what was opened."
         ),
     ] = GENERATE.sealed,
     offline: Offline = OFFLINE,

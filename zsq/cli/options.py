@@ -38,7 +38,7 @@ Precision = Annotated[str, typer.Option(help="Number format: auto, fp32 or bf16.
 Compile = Annotated[str, typer.Option(help="Compile with torch: auto, on or off. Pays in long runs.")]
 Jobs = Annotated[
     int | None,
-    typer.Option(help="Processes on this machine that share the work, of 1 thread each without --threads."),
+    typer.Option(help="Processes that share the work. Each has 1 thread, unless --threads says more."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Number of CPU threads per process.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")]
@@ -69,7 +69,8 @@ ClassNames = Annotated[
 ]
 # Required where it stands without a default.
 Evaluation = Annotated[
-    str | None, typer.Option(metavar="SRC", help="Labelled images to measure accuracy with.")
+    str | None,
+    typer.Option(metavar="SRC", help="Labelled images to measure accuracy with: a folder, .zip or .npz."),
 ]
 RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a run.")]
 

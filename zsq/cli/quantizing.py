@@ -39,7 +39,9 @@ def quantize(
     images: Annotated[
         str | None,
         typer.Option(
-            metavar="SRC", help="The images to calibrate or train with. Without it, they are made first."
+            metavar="SRC",
+            help="Images to calibrate or train with: the folder of a run, another folder, .zip or "
+            ".npz. Without it, they are made first.",
         ),
     ] = QUANTIZE.images,
     student: Annotated[

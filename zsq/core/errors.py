@@ -75,7 +75,7 @@ class NoBatchNormError(UsageError):
 
 
 class NoAttentionError(UsageError):
-    """A method that reads attention was given a teacher without any, or with none that we understand."""
+    """A method that reads attention was given a teacher without any, or with none that zsq can read."""
 
 
 class UntraceableError(UsageError):
@@ -95,7 +95,8 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         """Name the extra that brings it."""
-        super().__init__(f"{package} is not installed", f"the extra '{extra}'", f"pip install 'zsq[{extra}]'")
+        remedy = f"in the folder of zsq: pip install '.[{extra}]'"
+        super().__init__(f"{package} is not installed", f"the extra '{extra}'", remedy)
 
 
 class WeightsError(UsageError):

@@ -217,7 +217,7 @@ def require_attention(teacher: Teacher, owner: str) -> None:
     """Nothing, where there is attention that `owner` can read.
 
     Raises:
-        NoAttentionError: there is none, or none that we understand.
+        NoAttentionError: there is none, or none that zsq can read.
         UntraceableError: there may be some, but the network cannot be captured.
     """
     tapped_attention(teacher, (), owner)
@@ -277,7 +277,7 @@ def _understood(network: fx.GraphModule, teacher: Teacher, owner: str) -> list[A
 def _no_attention(teacher: Teacher, owner: str, unknown: Sequence[str] = ()) -> NoAttentionError:
     where = f", such as that at '{unknown[0]}'" if unknown else ""
     return NoAttentionError(
-        f"teacher '{teacher.name}' has no attention that we understand{where}",
+        f"teacher '{teacher.name}' has no attention that zsq can read{where}",
         f"a softmax between a product of queries and keys and one with values, which {owner} reads",
     )
 

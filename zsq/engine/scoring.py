@@ -48,7 +48,7 @@ class AttentionScorer:
         """Tap a copy of `teacher`, which is on the runtime's device.
 
         Raises:
-            NoAttentionError: there is no attention that we understand.
+            NoAttentionError: there is no attention that zsq can read.
             UntraceableError: the network cannot be captured.
         """
         self.spec, self.device = teacher.spec, runtime.device

@@ -36,7 +36,7 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
 
     Raises:
         NoBatchNormError: no batch norm with stored statistics.
-        NoAttentionError: no attention, or none that we understand.
+        NoAttentionError: no attention, or none that zsq can read.
         MismatchError: no classes, no boxes, or no statistics that follow from the weights.
         UntraceableError: the network cannot be captured, to find its attention.
     """

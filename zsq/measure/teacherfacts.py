@@ -30,10 +30,8 @@ class Answers:
 
     def __str__(self) -> str:
         """In words."""
-        classes = quantity(self.num_classes, "class")
-        return (
-            f"mean confidence {self.confidence:.2f}, {classes} named on {quantity(self.num_images, 'image')}"
-        )
+        classes, images = quantity(self.num_classes, "class"), quantity(self.num_images, "image")
+        return f"mean confidence {100 * self.confidence:.0f} %, {classes} named ({images})"
 
 
 @dataclass(frozen=True)

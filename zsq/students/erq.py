@@ -37,7 +37,7 @@ class ERQ(RepQ):
         needs_layer_norm=True,
         deviations=(
             "the strength of the ridge counts mean squares of an input instead of 1,000 to 2,000 of the sums",
-            "the float input is the original network's: errors of earlier layers are taken up too",
+            "the float input is the teacher's: errors of earlier layers are taken up too",
             "an output that this makes worse on the images is rounded to the nearest, as repq does",
             "convolutions are rounded to the nearest",
             *RepQ.facts.deviations,

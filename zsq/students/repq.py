@@ -36,7 +36,7 @@ class RepQ(Student):
         deviations=(
             "the zero point that all channels share is rounded: in the public code it is a mean",
             "every linear layer behind a LayerNorm, the last one too, is calibrated per channel",
-            "ranges are those of the original network on all images, not of the quantized one on 32",
+            "ranges are those of the teacher on all images, not of the quantized one on 32",
             "ranges of weights, and of activations with one step from the start, hold zero",
         ),
     )

@@ -91,7 +91,7 @@ def _load(name: str, weights: Path | None, offline: bool) -> Teacher:
         return _load_cifar(name, rest, weights)
     if name in dict(_EMBEDDED):
         if weights is not None:
-            raise OptionError(f"--weights {weights}", f"none: {name} carries its own")
+            raise OptionError(f"--weights {weights}", f"none: {name} has its own weights")
         return _load_embedded(name)
     from zsq.teacher.torchvision_models import load_torchvision_teacher, torchvision_names
 

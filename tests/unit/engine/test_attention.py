@@ -162,7 +162,7 @@ def flat(channels, outputs):
 
 @pytest.mark.parametrize("build", [without_bn, flat])
 def test_no_attention_is_a_typed_error(build):
-    with pytest.raises(NoAttentionError, match=r"has no attention that we understand; .* which psaq reads"):
+    with pytest.raises(NoAttentionError, match=r"has no attention that zsq can read; .* which psaq reads"):
         require_attention(make_teacher(build), "psaq")
 
 
@@ -172,7 +172,7 @@ def test_attention_that_is_not_understood_is_named():
     def columns(q, k, v):
         return (q @ k.mT).softmax(-2) @ v
 
-    with pytest.raises(NoAttentionError, match="no attention that we understand"):
+    with pytest.raises(NoAttentionError, match="no attention that zsq can read"):
         require_attention(teacher_of(lambda: Block(columns)), "psaq")
 
 

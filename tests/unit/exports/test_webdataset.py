@@ -76,7 +76,8 @@ def test_webdataset_without_its_package_names_the_extra(run, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "webdataset", None)
     said = call(capsys, "export", run, "--to", "webdataset", "--out", tmp_path / "out")
     assert said.complaint() == (
-        "webdataset is not installed; expected the extra 'webdataset'; pip install 'zsq[webdataset]'"
+        "webdataset is not installed; expected the extra 'webdataset'; "
+        "in the folder of zsq: pip install '.[webdataset]'"
     )
     assert not Path(tmp_path / "out").exists()
 

@@ -43,7 +43,7 @@ def test_a_bare_path_is_refused_with_both_corrections(name):
 
 
 def test_digits_take_no_other_weights():
-    with pytest.raises(OptionError, match="carries its own"):
+    with pytest.raises(OptionError, match="has its own weights"):
         load_teacher("embedded:digits", Path("other.pt"))
 
 
