@@ -146,7 +146,7 @@ def suited_students(
         student = create(name, teacher.spec, {}, runtime)
         try:
             student.check(Fit(teacher, black, bits, None, 0, Silent()))
-            check_placeable(teacher.network, teacher.example())
+            check_placeable(teacher.network, teacher.example(), bits)
         except ZsqError as error:
             found.append(Suited(name, None, str(error)))
             continue

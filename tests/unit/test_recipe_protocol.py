@@ -6,7 +6,7 @@ import pytest
 from commands import Spoken
 from small_recipe import NUM_FITS, RECIPE, load
 
-from zsq.core.errors import TeacherAccuracyError, UsageError
+from zsq.core.errors import OptionError, TeacherAccuracyError, UsageError
 from zsq.core.runtime import Runtime
 from zsq.engine.estimate import STEP_COST, score_passes
 from zsq.generators import METHODS
@@ -116,6 +116,18 @@ def test_mistakes_are_found_before_anything_is_written(change, tmp_path):
     with pytest.raises(UsageError):
         run_recipe(load(tmp_path, RECIPE.replace(*change)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("row", ["conv1.weight", "layer1.nothing.weight"])
+def test_widths_of_rows_are_checked_before_images_are_made(row, tmp_path):
+    student = f'name = "ptq"\nbits = ["W4A4"]\nwidths = {{ "{row}" = 8 }}\n'
+    head, tail = RECIPE.split("[[students]]\n")
+    recipe = load(tmp_path, f"{head}[[students]]\n{student}\n[runtime]{tail.partition('[runtime]')[2]}")
+    if row == "conv1.weight":
+        assert recipe_protocol(recipe).students[0].spec.bits.rows == {row: 8}
+    else:
+        with pytest.raises(OptionError, match=f"bits for '{row}', which is no row of this network"):
+            recipe_protocol(recipe)
 
 
 def test_teacher_that_measures_something_else_stops_the_run(tmp_path):

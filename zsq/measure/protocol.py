@@ -16,6 +16,7 @@ from zsq.core.imagespec import ImageSpec
 from zsq.core.options import check_given_once
 from zsq.core.runtime import Runtime
 from zsq.images.imageset import ImageSet
+from zsq.placement.sites import check_placeable
 from zsq.students import check_bits, create, student_class
 from zsq.widths import Bits
 
@@ -225,11 +226,13 @@ class Protocol:
         """Refuse what no fit could begin with, before images are made.
 
         Raises:
-            ZsqError: whatever `Student.check` raises.
+            ZsqError: whatever `Student.check` or `check_placeable` raises.
         """
         for each in self.students:
             spec, pixels = each.spec, self.real_sets[0].pixels
             each.student.check(Fit(self.teacher, pixels, spec.bits, spec.first_last, 0, Silent()))
+        for bits in dict.fromkeys(s.spec.bits for s in self.students if s.student.quantizes_teacher):
+            check_placeable(self.teacher.network, self.teacher.example(), bits)
 
     def images_of(self, source: str) -> int:
         """Images of `source` that each student is fitted on."""

@@ -147,7 +147,7 @@ class Preparation:
                 raise OptionError(f"--bits {bits} twice", "each once")
             check_bits(student, bits.with_rows(config.widths), config.first_last, teacher.spec)
         if student.quantizes_teacher:
-            check_placeable(teacher.network, teacher.example())
+            check_placeable(teacher.network, teacher.example(), widths[0].with_rows(config.widths))
         places.check(teacher, student, config)
         evaluation, reference = None, None
         if config.eval is not None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from zsq.contract import FittedStudent, QuantizedTensor
-from zsq.core.errors import UntraceableError
+from zsq.core.errors import OptionError, UntraceableError
 from zsq.graph import capture
 from zsq.graph.fold import fold_batch_norms
 from zsq.graph.vocabulary import calls_module, is_layer, multiplied, name_of, operands, operation
@@ -134,13 +134,19 @@ def placement_of(fitted: FittedStudent) -> Placement:
     return Placement(network, tuple(sites))
 
 
-def check_placeable(network: nn.Module, example: Tensor) -> None:
-    """Refuse a network that no quantizers can be placed in, before images are made for it.
+def check_placeable(network: nn.Module, example: Tensor, bits: Bits) -> None:
+    """Refuse a network that no quantizers of `bits` can be placed in, before images are made for it.
 
     Raises:
         UntraceableError: as `zsq.graph.capture`; or an operation with weights that is not known.
+        OptionError: a width for a row that the network has neither with its batch norms nor without.
     """
     _refuse_unknown(capture(network, example))
+    if bits.own:
+        try:
+            place(network, example, bits, fold=True, slopes=True)
+        except OptionError:
+            place(network, example, bits, fold=False, slopes=True)
 
 
 def _refuse_unknown(module: fx.GraphModule) -> None:
