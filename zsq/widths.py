@@ -37,7 +37,7 @@ def kind_of(row: str) -> Kind:
 
 def is_width(bits: int) -> bool:
     """Whether `bits` is a quantizer's width, or float's."""
-    return LEAST_BITS <= bits <= MOST_BITS or bits == FLOAT_BITS
+    return isinstance(bits, int) and (LEAST_BITS <= bits <= MOST_BITS or bits == FLOAT_BITS)
 
 
 def check_first_last(bits: int | None) -> None:

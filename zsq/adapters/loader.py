@@ -38,10 +38,14 @@ class CalibrationImages(Dataset[tuple[Tensor, int]]):
 
         Raises:
             MismatchError: images that name no teacher and no `spec`, or of another shape than its.
+            OptionError: something that is no images.
             ImagesError, ShardError: no images, or damaged ones.
         """
         if isinstance(images, str | Path):
             images = ShardDataset(images) if holds_shards(images) else load_images(images, spec)
+        if not isinstance(images, ShardDataset | ImageSet):
+            found = f"images in a {type(images).__name__}"
+            raise OptionError(found, "a run's folder, a ShardDataset, an ImageSet, or the name of a source")
         self.images: ShardDataset | ImageSet = images
         self.spec = spec or _own_spec(images)
         pixels = images.spec.shape if isinstance(images, ShardDataset) else tuple(images.pixels.shape[1:])
@@ -85,8 +89,7 @@ class Batches(Sequence[Tensor]):
         Raises:
             OptionError: a batch below 1; else as `CalibrationImages`.
         """
-        if batch < 1:
-            raise OptionError(f"batch {batch}", "at least 1")
+        _check_batch(batch)
         self.images = images if isinstance(images, CalibrationImages) else CalibrationImages(images, spec)
         self.batch = batch
 
@@ -112,8 +115,10 @@ def data_loader(
     """A torch DataLoader of (float32 (n, C, H, W) in the teacher's normalisation, int64 labels (n,)).
 
     Raises:
+        OptionError: a batch below 1.
         MismatchError, ImagesError, ShardError: as `CalibrationImages`.
     """
+    _check_batch(batch)
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(
         CalibrationImages(images, spec),
@@ -122,6 +127,11 @@ def data_loader(
         generator=generator,
         num_workers=num_workers,
     )
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise OptionError(f"batch {batch}", "at least 1")
 
 
 def _own_spec(images: ShardDataset | ImageSet) -> ImageSpec:

@@ -17,6 +17,7 @@ from zsq.config import (
 )
 from zsq.core.errors import OptionError
 from zsq.core.files import input_path
+from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.images.imageset import photo_fits_of, said
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from zsq.measure.audits import Audit
 
 
+@usual_modes()
 def verify_export(
     folder: str | Path,
     export: str | Path,
@@ -65,6 +67,7 @@ def verify_export(
     return run(input_path(folder, "folder"), input_path(export, "export"), loaded, tolerance)
 
 
+@usual_modes()
 def audit(
     teacher: str | Path,
     shards: str | Path,

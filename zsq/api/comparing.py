@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsq.api.given import RuntimeGiven, folder_of, images_given, runtime_given, several, teacher_of, text_of
 from zsq.config import GAP, IMAGES, OFFLINE, GapConfig, ImagesConfig, validated
+from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
 from zsq.recipefile import load_recipe
 from zsq.runfolder import folder_out, plain_name
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from zsq.report.data import ReportData
 
 
+@usual_modes()
 def measure_gap(
     teacher: str | Path,
     shards: Sequence[str | Path],
@@ -84,6 +86,7 @@ def measure_gap(
     return in_jobs(jobs, call, reporter=reporter)
 
 
+@usual_modes()
 def run(
     recipe: str | Path,
     *,

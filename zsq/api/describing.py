@@ -16,6 +16,7 @@ from zsq.config import (
     validated,
 )
 from zsq.core.errors import ImagesError, MismatchError
+from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
@@ -59,6 +60,7 @@ def _what_is_not(path: Path) -> str:
     return "is a file" if path.exists() else "does not exist"
 
 
+@usual_modes()
 def inspect_teacher(
     teacher: str | Path,
     *,
@@ -111,6 +113,7 @@ def inspect_teacher(
     return [*facts.lines(), *methods, *students]
 
 
+@usual_modes()
 def inspect_student(
     folder: str | Path,
     images: str | Path,

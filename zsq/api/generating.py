@@ -14,6 +14,7 @@ from zsq.config import (
     validated,
 )
 from zsq.core.effort import Effort
+from zsq.core.modes import usual_modes
 from zsq.core.processes import failing_together
 from zsq.core.progress import Reporter
 from zsq.core.seal import watched
@@ -24,6 +25,7 @@ from zsq.synthesis import synthesize
 from zsq.teacher import load_teacher
 
 
+@usual_modes()
 @failing_together()
 def generate(
     teacher: str | Path,

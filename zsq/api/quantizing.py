@@ -26,6 +26,7 @@ from zsq.config import (
 from zsq.core.effort import Effort
 from zsq.core.errors import OptionError
 from zsq.core.files import output_path
+from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
 from zsq.measure.quantize import Places, Quantized
 from zsq.request.fulfil import fulfil
@@ -33,6 +34,7 @@ from zsq.runfolder import file_out
 from zsq.widths import Rows
 
 
+@usual_modes()
 def quantize(
     teacher: str | Path,
     images: str | Path | None = QUANTIZE.images,

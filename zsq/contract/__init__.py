@@ -18,6 +18,7 @@ from zsq.contract.student import (
     Made,
     QuantizedTensor,
     Student,
+    check_fitted,
 )
 from zsq.contract.teacher import Teacher
 
@@ -36,4 +37,5 @@ __all__ = [
     "Student",
     "SyntheticBatch",
     "Teacher",
+    "check_fitted",
 ]

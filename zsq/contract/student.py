@@ -17,11 +17,12 @@ from zsq.contract.parts import Facts, Silent, StepLog
 from zsq.contract.teacher import Teacher
 from zsq.core.errors import OptionError
 from zsq.core.imagespec import ImageSpec
+from zsq.core.modes import usual_modes
 from zsq.core.options import Options
 from zsq.core.runtime import Runtime
 from zsq.tasks import Task
 from zsq.tasks.classify import Classify
-from zsq.widths import Bits, Kind, check_least
+from zsq.widths import Bits, Kind, check_least, is_width
 
 # The name of a kind of grid, which its quantizer states: how a file holds it.
 Form = str
@@ -101,6 +102,17 @@ class FittedStudent:
         return self.network(self.spec.standard_to_norm(standard_NCHW.to(self.device)))
 
 
+def check_fitted(value: object) -> None:
+    """Refuse what is no fitted student, such as all that `zsq.quantize` returns.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if not isinstance(value, FittedStudent):
+        expected = "a FittedStudent, such as zsq.quantize(...).fitted"
+        raise OptionError(f"a student that is a {type(value).__name__}", expected)
+
+
 @dataclass(frozen=True)
 class Fit:
     """One fit as asked for: see `Student.fit`. `start` is the student that this one starts from. `masks`:
@@ -169,18 +181,27 @@ class Student(ABC):
 
     def check(self, fit: Fit) -> None:
         """Refuse images that are not the teacher's, and widths, a teacher or a start that it cannot take."""
+        if not isinstance(fit.teacher, Teacher):
+            raise OptionError(
+                f"a teacher that is a {type(fit.teacher).__name__}", "what zsq.load_teacher returns"
+            )
+        if not isinstance(fit.seed, int) or fit.seed < 0:
+            raise OptionError(f"seed {fit.seed!r}", "a whole number from 0")
         self.check_bits(fit.bits, fit.first_last)
+        fit.teacher.check_float32()
         fit.teacher.spec.check_pixels(fit.pixels_NCHW)
         if fit.start is not None and not self.starts_from:
             found = f"student {self.name} cannot start from the result of {fit.start.student}"
             raise OptionError(found, "one that trains on its grids, such as lsq-kd")
 
     def check_bits(self, bits: Bits, first_last: int | None) -> None:
-        """Refuse widths below the least.
+        """Refuse what are no widths, and those below the least.
 
         Raises:
             OptionError: of weights, activations, the first and last layer, or of a row.
         """
+        if not isinstance(bits, Bits) or not (is_width(bits.weights) and is_width(bits.activations)):
+            raise OptionError(f"bits {bits!r}", "Bits of 1 to 8 or 32, as Bits.parse('W4A4') gives them")
         check_least(self.name, self.least_bits, bits, self.first_last_bits(first_last))
 
     @abstractmethod
@@ -203,11 +224,12 @@ class Student(ABC):
             self.name, fit.bits, fit.first_last, network, teacher.spec, tensors, teacher.task, made, kept
         )
 
+    @usual_modes()
     def fit(
         self,
         teacher: Teacher,
         pixels_NCHW: Tensor,
-        bits: Bits,
+        bits: Bits | str,
         *,
         first_last: int | None = None,
         seed: int = 0,
@@ -218,6 +240,7 @@ class Student(ABC):
         """Fit on uint8 images of the teacher's spec, unlabelled; the teacher is left as it was.
 
         Args:
+            bits: of weights and activations; text such as `W4A4` will do.
             first_last: bits of the first convolution and of the last layer; None: the student's own policy,
                 as `bits` where it has none; with a start, the start's.
             seed: of every random draw of the fit.
@@ -231,6 +254,8 @@ class Student(ABC):
                 learn from, or a start of other bits.
             OptionError: a student that cannot start from this one, or widths that it does not take.
         """
+        if isinstance(bits, str):
+            bits = Bits.parse(bits)
         if start is not None and first_last is None:
             first_last = start.first_last
         first_last = self.first_last_bits(first_last)

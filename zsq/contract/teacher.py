@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zsq.core.errors import MismatchError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.photofit import OWN_SIZE, PhotoFit
 from zsq.core.runtime import device_of
@@ -18,6 +19,8 @@ from zsq.tasks.classify import Classify
 @dataclass(frozen=True)
 class Teacher:
     """A frozen pretrained network: eval mode, no parameter requires grad, never modified by anybody.
+
+    `network` itself is frozen so. Give a copy of a network that you go on training.
 
     `classes` are the names of its classes in their order, None where it does not say; `photo_fit` is how its
     own preprocessing brings photos to the size of `spec`. `num_outputs` is the number of classes,
@@ -37,6 +40,18 @@ class Teacher:
     def __post_init__(self) -> None:
         """Freeze the network."""
         self.network.eval().requires_grad_(False)
+
+    def check_float32(self) -> None:
+        """Refuse weights that were converted since the teacher was loaded.
+
+        Raises:
+            MismatchError: some are not float32.
+        """
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        other = next((t.dtype for t in tensors if t.is_floating_point() and t.dtype != torch.float32), None)
+        if other is not None:
+            found = f"teacher '{self.name}' with weights of {str(other).removeprefix('torch.')}"
+            raise MismatchError(found, "float32", "teacher.network.float() converts them")
 
     @property
     def num_classes(self) -> int | None:

@@ -219,14 +219,32 @@ class ImageSpec(Record):
         """
         sides = "length" if self.is_signal else "height, width"
         expected = f"(N, {', '.join(map(str, self.shape))}) uint8: images, channels, {sides}"
+        if not isinstance(pixels_NCHW, Tensor):
+            raise MismatchError(f"{what} in a {type(pixels_NCHW).__name__}", f"a tensor {expected}")
         found = f"{what} of shape {tuple(pixels_NCHW.shape)} {str(pixels_NCHW.dtype).removeprefix('torch.')}"
         if tuple(pixels_NCHW.shape[1:]) != self.shape or pixels_NCHW.dtype != torch.uint8:
             raise MismatchError(found, expected)
         if len(pixels_NCHW) == 0:
             raise MismatchError(f"no {what}", "at least one")
 
+    def _check_stored(self, pixels: Tensor) -> None:
+        if not isinstance(pixels, Tensor):
+            raise MismatchError(f"pixels in a {type(pixels).__name__}", "a uint8 tensor")
+        axes = len(self.shape) + 1
+        if pixels.dtype != torch.uint8 or pixels.ndim != axes or pixels.shape[1] != self.channels:
+            found = f"pixels of shape {tuple(pixels.shape)} {str(pixels.dtype).removeprefix('torch.')}"
+            sides = "length" if self.is_signal else "height, width"
+            raise MismatchError(
+                found, f"uint8 0..255 of {axes} axes: images, {self.channels} channels, {sides}"
+            )
+
     def pixels_to_standard(self, pixels_NCHW: Tensor) -> Tensor:
-        """uint8 0..255 -> float32 standard space."""
+        """uint8 (N, C, H, W) 0..255 -> float32 standard space.
+
+        Raises:
+            MismatchError: other values than uint8, or other channels: images may be normalised already.
+        """
+        self._check_stored(pixels_NCHW)
         unit = pixels_NCHW.to(torch.float32) / 255
         mean, std = self._standard_moments(unit)
         return (unit - mean) / std
@@ -256,7 +274,11 @@ class ImageSpec(Record):
         return images
 
     def pixels_to_norm(self, pixels_NCHW: Tensor) -> Tensor:
-        """uint8 0..255 -> the network's input."""
+        """uint8 (N, C, H, W) 0..255 -> the network's input.
+
+        Raises:
+            MismatchError: as `pixels_to_standard`.
+        """
         return self.standard_to_norm(self.pixels_to_standard(pixels_NCHW))
 
     def norm_to_unit(self, norm_NCHW: Tensor) -> Tensor:

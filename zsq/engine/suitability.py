@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+from torch import Tensor, nn
+
 from zsq.contract import Facts, Teacher
 from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError, UntraceableError
 from zsq.engine.attention import require_attention
@@ -54,6 +57,40 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
 def suited(teacher: Teacher, others: Mapping[str, Facts]) -> list[str]:
     """The names of those that `teacher` suits, see `ordered`."""
     return ordered([name for name, reason in refusals(teacher, others).items() if reason is None], others)
+
+
+def asks(facts: Facts) -> bool:
+    """Whether a method with these facts asks the teacher for anything. Then it follows its gradients."""
+    return any(getattr(facts, need) for need in NEEDS)
+
+
+def require_gradients(teacher: Teacher, owner: str) -> None:
+    """Nothing, where gradients of what the teacher computes reach its images.
+
+    Raises:
+        MismatchError: none does, in any of its modules.
+    """
+    device = next((p.device for p in teacher.network.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, *teacher.spec.shape, device=device, requires_grad=True)
+    followed: list[bool] = []
+
+    def look(module: nn.Module, inputs: object, outputs: object) -> None:
+        parts = outputs if isinstance(outputs, list | tuple) else (outputs,)
+        followed.extend(part.requires_grad for part in parts if isinstance(part, Tensor))
+
+    hooks = [module.register_forward_hook(look) for module in teacher.network.modules()]
+    try:
+        with torch.enable_grad():
+            teacher.logits(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not any(followed):
+        raise MismatchError(
+            f"teacher '{teacher.name}' gives no gradient of its images, which {owner} follows",
+            "a forward that is differentiable",
+            "take torch.no_grad or torch.inference_mode out of it",
+        )
 
 
 def ordered(names: Sequence[str], others: Mapping[str, Facts]) -> list[str]:

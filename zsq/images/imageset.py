@@ -52,8 +52,15 @@ class ImageSet:
         return known + [part for target in self.boxes or () for _, part in sorted(target.items())]
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """A copy of the images at `indices`, in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        """A copy of the images at `indices`, in that order.
+
+        Raises:
+            IndexError: outside the set, or no whole numbers: a mask says `mask.nonzero()[:, 0]`.
+        """
+        chosen = torch.as_tensor(indices)
+        if chosen.numel() and (chosen.dtype == torch.bool or chosen.is_floating_point()):
+            raise IndexError(f"indices of {chosen.dtype}; expected whole numbers")
+        chosen = chosen.to(torch.int64)
         targets = None if self.targets is None else self.targets[chosen]
         boxes = None if self.boxes is None else tuple(self.boxes[index] for index in chosen.tolist())
         pixels, labels = self.pixels[chosen], self.labels[chosen]

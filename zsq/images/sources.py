@@ -110,9 +110,17 @@ def load_images(
         >>> images.pixels.shape, images.pixels.dtype
         (torch.Size([10, 1, 32, 32]), torch.uint8)
     """
+    if not isinstance(source, str | Path):
+        raise OptionError(f"a source of images that is a {type(source).__name__}", "a path or a name")
+    if not isinstance(spec, ImageSpec | None):
+        raise OptionError(
+            f"a spec that is a {type(spec).__name__}", "an ImageSpec, as load_teacher(...).spec"
+        )
+    if not isinstance(fit, PhotoFit | None):
+        raise OptionError(f"fit {fit!r}", "a PhotoFit, such as load_teacher(...).photo_fit")
     source = str(source)
-    if limit is not None and limit < 1:
-        raise OptionError(f"{limit} images", "at least 1")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise OptionError(f"{limit} images", "a whole number from 1")
     source, wanted = split_source(source)
     reading = Reading(spec, limit if wanted is None else None, one_per_class, class_names, fit)
     images = _loaded(source, reading)

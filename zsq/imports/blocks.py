@@ -19,7 +19,7 @@ from zsq.core.imagespec import MAX_CHANNELS, ImageSpec
 from zsq.core.wording import quantity
 from zsq.exports.export_json import RECORD_NAME
 from zsq.exports.exporting import open_export
-from zsq.images.sources import CHANNELS, load_images
+from zsq.images.sources import CHANNELS, is_path, load_images
 from zsq.images.tensors import SUFFIXES, Arrays, read_arrays
 
 BLOCK = 256
@@ -75,7 +75,8 @@ def open_source(source: str, moments: Moments | None, layout: str | None) -> Sou
     path = input_path(source, "images")
     if path.suffix in SUFFIXES and path.is_file():
         return _arrays(source, read_arrays(path), moments, layout)
-    _refuse(moments, layout, f"{source} states what its values are")
+    if path.exists() or not is_path(source):
+        _refuse(moments, layout, f"{source} states what its values are")
     return _export(path) if (path / RECORD_NAME).is_file() else _pixels(source)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from zsq.shards.schema import ShardContent, ShardEntry, ShardProvenance, shard_n
 from zsq.shards.writer import write_shard
 
 DATA_READ = "unknown: images made elsewhere"
+Values = float | Iterable[float]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
 
 
@@ -41,8 +42,8 @@ def import_images(
     out: str | Path,
     *,
     name: str = IMPORT.name,
-    mean: Sequence[float] | None = IMPORT.mean,
-    std: Sequence[float] | None = IMPORT.std,
+    mean: Values | None = IMPORT.mean,
+    std: Values | None = IMPORT.std,
     layout: str | None = IMPORT.layout,
 ) -> Imported:
     """Make a shard set of images made elsewhere: a run folder without a teacher, complete or absent.
@@ -83,11 +84,12 @@ def import_images(
     return Imported(manifest.num_images, num_labelled, opened.clamped)
 
 
-def _moments(mean: Sequence[float] | None, std: Sequence[float] | None) -> Moments | None:
+def _moments(mean: Values | None, std: Values | None) -> Moments | None:
     if (mean is None) != (std is None):
         raise OptionError("--mean without --std" if std is None else "--std without --mean", "both or none")
     if mean is None or std is None:
         return None
+    mean, std = (_numbers(given) for given in (mean, std))
     if not np.isfinite([*mean, *std]).all() or min(std, default=0) <= 0:
         raise OptionError(f"--mean {list(mean)} --std {list(std)}", "finite numbers, --std above 0")
     try:
@@ -95,6 +97,13 @@ def _moments(mean: Sequence[float] | None, std: Sequence[float] | None) -> Momen
     except ValueError as error:
         raise OptionError(f"--mean {list(mean)} --std {list(std)}: {error}") from None
     return Moments(tuple(mean), tuple(std))
+
+
+def _numbers(given: Values) -> tuple[float, ...]:
+    values = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(isinstance(value, int | float) for value in values):
+        raise OptionError(f"mean or std {given!r}", "one number, or one for each channel")
+    return tuple(map(float, values))
 
 
 def _write_shards(folder: Path, blocks: Blocks, provenance: ShardProvenance) -> tuple[list[ShardEntry], int]:

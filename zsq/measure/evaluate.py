@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from zsq.contract import FittedStudent, Teacher
+from zsq.contract import FittedStudent, Teacher, check_fitted
 from zsq.core.boxes import Target
 from zsq.core.errors import MismatchError, TeacherAccuracyError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.layout import maps_channels_last
+from zsq.core.modes import in_eval_mode, usual_modes
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
 from zsq.engine.executed import images_at_once
@@ -72,6 +74,7 @@ class Reference:
         self, teacher: Teacher, images: EvaluationImages, runtime: Runtime, truth: Truth | None
     ) -> None:
         """`teacher` is on the runtime's device; it is scored where there is `truth`, already checked."""
+        teacher.check_float32()
         self.teacher, self.images, self.runtime, self.truth = teacher, images, runtime, truth
         self.batch = BATCH
         if not teacher.task.stores_logits:
@@ -125,7 +128,9 @@ def outputs_of(model: Scorable, pixels_NCHW: Tensor, runtime: Runtime, what: str
     Raises:
         MismatchError: outputs that are not finite.
     """
-    with runtime.in_force(exact=True), torch.inference_mode():
+    # A program of another library has no modes.
+    mode = in_eval_mode(model.network) if isinstance(model, Teacher | FittedStudent) else nullcontext()
+    with usual_modes(), mode, runtime.in_force(exact=True), torch.inference_mode():
         standard = model.spec.pixels_to_standard(pixels_NCHW.to(runtime.device))
         found = model.logits(maps_channels_last(standard))
         outputs = mapped(lambda tensor: tensor.float().cpu(), found)
@@ -169,6 +174,11 @@ def score_teacher(
     task = teacher.task
     teacher.spec.check_pixels(images.pixels, "evaluation images")
     labelled = task.has_truth(images)
+    count = len(images.pixels)
+    if tuple(images.labels.shape) != (count,):
+        raise MismatchError(
+            f"labels of shape {tuple(images.labels.shape)}", f"({count},), one for each image"
+        )
     if labelled or (need_truth and task.needs_truth):
         task.check_truth(images, teacher.num_outputs)
     reference = Reference(teacher, images, runtime, images if labelled else None)
@@ -201,6 +211,7 @@ def _allowed(metric: str, expected: float, num_images: int) -> float:
 
 def all_scores(student: FittedStudent, reference: Reference) -> Scores:
     """What a fitted student measures beside its teacher."""
+    check_fitted(student)
     return reference.score(student, f"student {student.student} {student.bits}")
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from zsq.contract import THEN, FittedStudent, Teacher
+from zsq.contract import THEN, FittedStudent, Teacher, check_fitted
 from zsq.core.errors import ExportError, MissingExtraError, OptionError, first_line
 from zsq.core.files import atomic_write_bytes
 from zsq.core.imagespec import ImageSpec
@@ -125,6 +125,7 @@ def export_onnx(fitted: FittedStudent, path: str | Path) -> None:
         >>> result = zsq.quantize("embedded:digits", "embedded:digits:train", "ptq", "W8A8", count=64)
         >>> zsq.export_onnx(result.fitted, "digits.onnx")
     """
+    check_fitted(fitted)
     target = file_out(path, "path")
     check_exportable(fitted.student, fitted.bits, fitted.first_last)
     network = _with_onnx_quantizers(fitted.network, fitted.student)

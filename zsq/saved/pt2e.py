@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from zsq.contract import FittedStudent, Student
+from zsq.contract import FittedStudent, Student, check_fitted
 from zsq.core.errors import ExportError, OptionError, first_line
 from zsq.core.files import atomic_write_bytes
 from zsq.core.runtime import one_thread
@@ -105,6 +105,7 @@ def pt2e_student(fitted: FittedStudent) -> fx.GraphModule:
         >>> import torch
         >>> program = torch.export.export(zsq.pt2e_student(result.fitted), (torch.zeros(1, 1, 32, 32),))
     """
+    check_fitted(fitted)
     check_widths("--pt2", fitted.bits, fitted.first_last)
     # Where PyTorch keeps these operations; to import it is what registers them.
     import_module("torch.ao.quantization.fx._decomposed")

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor, fx
 
-from zsq.contract import FittedStudent, QuantizedTensor, Teacher
+from zsq.contract import FittedStudent, QuantizedTensor, Teacher, check_fitted
 from zsq.core.errors import OptionError, StudentFileError, UntraceableError, first_line
 from zsq.core.files import atomic_write_bytes, atomic_write_text, input_path, read_regular
+from zsq.core.modes import usual_modes
 from zsq.core.records import first_fault
 from zsq.core.runtime import device_of
 from zsq.core.version import __version__
@@ -118,6 +119,7 @@ def save_student(fitted: FittedStudent, teacher: Teacher, path: str | Path) -> t
         >>> [path.name for path in paths]
         ['student.safetensors', 'student.json']
     """
+    check_fitted(fitted)
     check_destination(path)
     tensors_path, record_path = student_files(path)
     data, text = student_bytes(fitted, teacher)
@@ -179,6 +181,7 @@ def cost_record(cost: Cost) -> CostRecord:
     return CostRecord(**{name: getattr(cost, name) for name in CostRecord.model_fields})
 
 
+@usual_modes()
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> FittedStudent:
     """The student that `zsq quantize --out` or `save_student` wrote: the same outputs, bit by bit.
 

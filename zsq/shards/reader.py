@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -287,7 +288,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
             IndexError: outside the set.
             ShardError: the shard is missing or damaged.
         """
-        index = range(self.num_images)[index]
+        index = range(self.num_images)[operator.index(index)]
         number = bisect.bisect_right(self._ends, index)
         shard, row = self._shard(number), index - self._start(number)
         label = int(shard.read("labels", row))
@@ -343,6 +344,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         rows = np.asarray(indices)
         if rows.size and not np.issubdtype(rows.dtype, np.integer):
             raise IndexError(f"indices of {rows.dtype}; expected whole numbers")
+        if rows.ndim != 1:
+            raise IndexError("a single index; expected a list of them")
         if rows.size and not 0 <= rows.min() <= rows.max() < self.num_images:
             raise IndexError(f"indices {rows.min()} to {rows.max()}; expected 0 to {self.num_images - 1}")
         return rows.astype(np.int64)

@@ -100,6 +100,7 @@ def create(
     student = student_class(name)
     resolved = student.options_class.resolve(f"student {name}", spec, options, iterations)
     created = student(resolved, runtime)
+    passes = (passes,) if isinstance(passes, str) else passes
     return Passed(created, passes) if passes else created
 
 

@@ -12,6 +12,7 @@ from zsq.contract import Teacher
 from zsq.core.errors import OptionError, UnknownNameError, UsageError
 from zsq.core.files import input_path
 from zsq.core.imagespec import ImageSpec
+from zsq.core.modes import usual_modes
 from zsq.core.runtime import device_of
 from zsq.core.seeding import global_rng_of
 from zsq.teacher.cifar_resnet import CIFAR_SPEC, DEPTHS, CifarResNet
@@ -34,6 +35,7 @@ _EMBEDDED = (
 )
 
 
+@usual_modes()
 def load_teacher(
     name: str | Path,
     weights: str | Path | None = None,

@@ -73,9 +73,11 @@ def _whole(value: Any) -> Any:
 
 
 def made_float(network: nn.Module, what: str) -> bool:
-    """Turn weights of 16 bits into float32, in place; whether there were any, which a warning says."""
+    """Turn weights of 16 or 64 bits into float32, in place; whether there were any, which a warning says."""
     tensors = [*network.parameters(), *network.buffers()]
-    found = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype in HALVES})
+    found = sorted(
+        {str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype in (*HALVES, torch.float64)}
+    )
     if found:
         network.float()
         warnings.warn(f"{what} is {' and '.join(found)}: it runs in float32 here", stacklevel=2)

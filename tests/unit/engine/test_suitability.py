@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from toys import as_detector, make_teacher, with_attention, without_bn
 
+from zsq import generators
 from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError
 from zsq.engine.suitability import suited, suits
 from zsq.generators import METHODS, require
@@ -78,3 +79,20 @@ def test_refusal_leaves_no_trace_on_the_teacher():
         require("dgh", teacher)
     assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
     assert not any(module._forward_hooks for module in teacher.network.modules())
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_a_forward_without_gradients_suits_only_methods_that_ask_nothing(switched_off):
+    """It would leave images as they began, without a word."""
+
+    class Careful(nn.Sequential):
+        @switched_off()
+        def forward(self, images):
+            return super().forward(images)
+
+    teacher = make_teacher(lambda channels, outputs: Careful(without_bn(channels, outputs)))
+    fit = [name for name, reason in generators.suited(teacher).items() if reason is None]
+    assert {"leaves", "noise"} <= set(fit) and "ce_tv" not in fit
+    require("leaves", teacher)
+    with pytest.raises(MismatchError, match="no gradient of its images, which ce_tv follows"):
+        require("ce_tv", teacher)
