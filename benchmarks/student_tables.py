@@ -9,7 +9,7 @@ import numpy as np
 from common import Results
 
 from zsq.measure.choices import choices_by_student
-from zsq.measure.confidence import mean_interval, set_means, welch_interval
+from zsq.measure.confidence import mean_interval, repeats, set_means, welch_interval
 from zsq.measure.gap import Run
 from zsq.measure.protocol import REAL
 from zsq.report.choices import ALWAYS
@@ -72,12 +72,14 @@ def gains_grid(name: str, beside: dict[str, str]) -> Grid:
 
 def ahead_grid(name: str, student: str, beside: Mapping[str, Sequence[str]]) -> Grid:
     """How far each source is ahead of the best of the others that stand beside it, in the first metric of one
-    student; the interval is Welch's, as that of a gap to real images."""
-    sets = {
-        row["source"]: set_means(Run(**run) for run in row["runs"])
+    student; the interval is Welch's, as that of a gap to real images: over seeds where there is one set."""
+    runs = {
+        row["source"]: [Run(**run) for run in row["runs"]]
         for row in of_first_metric(Results(name).read(), "rows")
         if row["student"] == student
     }
+    over_seeds = all(len(set_means(each)) == 1 for each in runs.values())
+    sets = {source: repeats(each, over_seeds) for source, each in runs.items()}
     means = {source: float(np.mean(values)) for source, values in sets.items()}
     lines = []
     for source, others in beside.items():

@@ -279,6 +279,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "images": partial(by_arm, IMAGES, "images", (REAL, "varied", "dgh", "deepinversion")),
     "effort-mcunet": partial(efforts, "effort-mcunet"),
     "effort-pyramid": partial(efforts, "effort-pyramid"),
+    "mcunet-250-ahead": partial(ahead_grid, "mcunet-250", "genie-m", {"pyramid-50": ("dgh-100",)}),
     "mcunet-250": partial(gaps_of, "mcunet-250", OF_ONE_STUDENT, 1),
     "effort-cifar10": partial(efforts, "effort-cifar10"),
     "cifar10-resnet20": partial(gaps_of, "cifar10-resnet20", ("student", *ALL), 3),
