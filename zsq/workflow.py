@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -244,23 +244,32 @@ def say_estimate(
     Args:
         finished: fits that are not made again; shard sets that `out` holds are not either.
     """
-    plan, teacher, processes = recipe.generate, protocol.teacher, Processes.started()
-    arms = dict.fromkeys((REAL, *(source.label for source in recipe.sources)), protocol.real_sets)
-    fits, done = protocol.fits(arms), {fit_key(record) for record in protocol.belonging(finished, arms)}
-    total = _fit_passes([fit for fit in fits if fit_key(fit.record()) not in done], protocol)
+    plan, teacher, making = recipe.generate, protocol.teacher, 0
     for source in recipe.sources:
         count = protocol.images_of(source.label)
         method, _, options = method_options(source_config(recipe, source, 0), teacher.spec, count)
         folders = (_set_folder(out, source, shard_set) for shard_set in range(plan.shard_sets))
         missing = sum(not (folder / MANIFEST_NAME).exists() for folder in folders)
-        total += missing * method.teacher_passes(options, count)
-    seconds = estimated_seconds(teacher, 128, round(total / processes.count), protocol.runtime)
-    already, left = (f", {len(done)} of them done", " left") if done else ("", "")
-    reporter.say(
-        f"{recipe.title}: {quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')}"
+        making += missing * method.teacher_passes(options, count)
+    images = (
+        f"{quantity(plan.shard_sets, 'set')} of {quantity(plan.count, 'image')}"
         f"{other_than(plan.count, protocol.counts)} from {quantity(len(recipe.sources), 'source')}, "
-        f"{quantity(len(fits), 'fit')}{already}; about {duration(seconds)}{left}"
     )
+    arms = dict.fromkeys((REAL, *(source.label for source in recipe.sources)), protocol.real_sets)
+    fits = _time_of_fits(protocol, arms, finished, making)
+    reporter.say(f"{recipe.title}: {images}{fits}")
+
+
+def _time_of_fits(
+    protocol: Protocol, arms: Mapping[str, Sized], finished: Iterable[RunRecord], making: int = 0
+) -> str:
+    """How many fits there are, and how long those take that are not finished, after `making` more passes."""
+    fits, done = protocol.fits(arms), {fit_key(record) for record in protocol.belonging(finished, arms)}
+    passes = making + _fit_passes([fit for fit in fits if fit_key(fit.record()) not in done], protocol)
+    share = round(passes / Processes.started().count)
+    seconds = estimated_seconds(protocol.teacher, 128, share, protocol.runtime)
+    already, left = (f", {len(done)} of them done", " left") if done else ("", "")
+    return f"{quantity(len(fits), 'fit')}{already}; about {duration(seconds)}{left}"
 
 
 def _fit_passes(fits: Iterable[PlannedFit], protocol: Protocol) -> float:
@@ -350,6 +359,8 @@ def run_gap(
     say_own_defaults(protocol, reporter)
     with opened_bench(protocol, out, "gap", resume, reporter, pixels) as bench:
         bench.sets = sets
+        arms = {REAL: protocol.real_sets, **sets}
+        reporter.say(f"{title}: {_time_of_fits(protocol, arms, bench.fits.records)}")
         bench.fit(num_sets, Budget(None))
         return bench.report()
 

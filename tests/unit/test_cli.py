@@ -123,6 +123,7 @@ def test_gap_ends_in_a_table_and_a_report(tmp_path, capsys):
     assert outcome.status == 0
     assert "noise" in outcome.out
     assert outcome.out.splitlines()[-1] == "report: gap/report.html"
+    assert "Gap to real images: embedded:digits: 2 fits; about " in outcome.err
     assert outcome.out.startswith("At W4A4 with ptq, noise ")
     rows = json.loads((tmp_path / "gap/report.json").read_text())["rows"]
     assert {row["source"] for row in rows} == {"real", "noise"}

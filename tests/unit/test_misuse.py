@@ -139,7 +139,7 @@ def test_moments_as_one_number(tmp_path):
     [
         ({"spec": "embedded:digits"}, "a spec that is a str; expected an ImageSpec"),
         ({"source": torch.zeros(1)}, "a source of images that is a Tensor"),
-        ({"limit": "8"}, "8 images; expected a whole number"),
+        ({"limit": "8"}, "8 images; expected a whole number, at least 1"),
         ({"fit": "crop"}, "fit 'crop'; expected a PhotoFit"),
     ],
 )

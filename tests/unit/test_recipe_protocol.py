@@ -141,7 +141,7 @@ def test_every_recipe_names_methods_and_students_that_exist(name):
     recipe = load_recipe(name)
     for source in recipe.sources:
         assert source.method in METHODS
-        assert source_config(recipe, source, 0).count == recipe.generate.count
+        assert source_config(recipe, source, 0).count == recipe.count_of(source)
     for student in recipe.students:
         assert create(student.name, CIFAR_SPEC, student.set, Runtime()).name == student.name
     assert all("/" not in text or "${ZSQ_DATA" in text for text in (recipe.real, recipe.eval))

@@ -120,7 +120,7 @@ def load_images(
         raise OptionError(f"fit {fit!r}", "a PhotoFit, such as load_teacher(...).photo_fit")
     source = str(source)
     if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise OptionError(f"{limit} images", "a whole number from 1")
+        raise OptionError(f"{limit} images", "a whole number, at least 1")
     source, wanted = split_source(source)
     reading = Reading(spec, limit if wanted is None else None, one_per_class, class_names, fit)
     images = _loaded(source, reading)

@@ -297,7 +297,7 @@ def test_a_download_is_said_and_takes_no_code(vit, monkeypatch):
 
 def test_without_transformers_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingExtraError, match=r"transformers is not installed.*pip install 'zsq\[hf\]'"):
+    with pytest.raises(MissingExtraError, match=r"transformers is not installed.*pip install '\.\[hf\]'"):
         load_teacher("hf:someone/vit")
 
 

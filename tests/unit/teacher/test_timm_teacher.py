@@ -174,7 +174,7 @@ def test_without_network_one_line_names_the_repository():
 
 def test_without_timm_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match=r"timm is not installed.*pip install 'zsq\[timm\]'"):
+    with pytest.raises(MissingExtraError, match=r"timm is not installed.*pip install '\.\[timm\]'"):
         load_teacher("timm:resnet18")
 
 
