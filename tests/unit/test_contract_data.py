@@ -65,7 +65,7 @@ def test_an_extended_plan_begins_with_the_plan_and_adds_whole_shards(plan):
 
 @pytest.mark.parametrize("earlier", [(0,), (10,), (12,), (5, 5), (7, 3)])
 def test_an_extension_is_larger(earlier):
-    with pytest.raises(OptionError, match="each extension larger"):
+    with pytest.raises(OptionError, match="each number larger than the last"):
         Plan(count=10, batch=2, shard_size=4, seed=0, earlier=earlier)
 
 

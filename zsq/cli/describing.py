@@ -19,7 +19,7 @@ def list_(
     ] = None,
     offline: Offline = OFFLINE,
 ) -> None:
-    """List methods, students, teachers, passes, recipes or the networks of timm."""
+    """List methods, students, teachers, passes or recipes."""
     from zsq.catalogue import catalogue, methods_for
     from zsq.core.errors import OptionError
 

@@ -70,8 +70,8 @@ def require_gradients(teacher: Teacher, owner: str) -> None:
     Raises:
         MismatchError: none does, in any of its modules.
     """
-    device = next((p.device for p in teacher.network.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, *teacher.spec.shape, device=device, requires_grad=True)
+    like = next((p for p in teacher.network.parameters() if p.is_floating_point()), torch.zeros(0))
+    image = torch.zeros(1, *teacher.spec.shape, device=like.device, dtype=like.dtype, requires_grad=True)
     followed: list[bool] = []
 
     def look(module: nn.Module, inputs: object, outputs: object) -> None:

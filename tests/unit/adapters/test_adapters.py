@@ -199,5 +199,5 @@ def test_onnxruntime_models_that_do_not_take_these_images(digits, tools, inputs,
 def test_a_missing_tool_is_one_line_with_the_extra(digits, monkeypatch, module, extra, use):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "zsq.adapters.onnxruntime", raising=False)
-    with pytest.raises(MissingExtraError, match=rf"is not installed.*pip install 'zsq\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"is not installed.*pip install '\.\[{extra}\]'"):
         use(digits)
