@@ -128,6 +128,8 @@ def test_moments_as_one_number(tmp_path):
     given = {"name": "other", "std": 1.0}
     made = zsq.import_images(tmp_path / "made.pt", tmp_path / "one", mean=0.0, **given)
     assert made.num_images == 8
+    single = np.zeros(1, np.float32)
+    assert zsq.import_images(tmp_path / "made.pt", tmp_path / "array", mean=single, **given).num_images == 8
     with pytest.raises(OptionError, match="mean or std '0'; expected one number, or one for each channel"):
         zsq.import_images(tmp_path / "made.pt", tmp_path / "two", mean="0", **given)
     with pytest.raises(zsq.ZsqError, match="does not exist"):

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _moments(mean: Values | None, std: Values | None) -> Moments | None:
 
 def _numbers(given: Values) -> tuple[float, ...]:
     values = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-    if not all(isinstance(value, int | float) for value in values):
+    if not all(isinstance(value, Real) for value in values):
         raise OptionError(f"mean or std {given!r}", "one number, or one for each channel")
     return tuple(map(float, values))
 
