@@ -28,7 +28,6 @@ from zsq.images.imageset import ImageSet
 from zsq.images.sources import images_for, load_images
 from zsq.measure.evaluate import Reference, all_scores
 from zsq.measure.protocol import REAL
-from zsq.recipefile import Recipe
 from zsq.shards.manifest import library_versions
 from zsq.students import create
 from zsq.tasks import Scores
@@ -56,11 +55,6 @@ def machine() -> dict[str, str]:
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         **library_versions(),
     }
-
-
-def with_threads(recipe: Recipe, threads: int) -> Recipe:
-    """The recipe with so many threads, and its own precision and compilation."""
-    return recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"threads": threads})})
 
 
 def load_resnet20() -> Teacher:

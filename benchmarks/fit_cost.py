@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import Results, run_again, with_threads
+from common import Results, run_again
 from memory import peak_mb
 
 from zsq.recipefile import load_recipe
@@ -22,7 +22,7 @@ from zsq.workflow import recipe_protocol
 
 def one_fit(recipe: str, index: int, threads: int) -> dict[str, Any]:
     """Seconds of student `index`, and the process's peak memory before and after."""
-    loaded = with_threads(load_recipe(recipe), threads)
+    loaded = load_recipe(recipe).with_runtime(threads=threads)
     protocol = recipe_protocol(loaded)
     chosen, teacher, runtime = protocol.students[index], protocol.teacher, protocol.runtime
     spec = chosen.spec

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import RESULTS, BudgetHours, Jobs, Threads, machine, with_threads
+from common import RESULTS, BudgetHours, Jobs, Threads, machine
 
 from zsq.core.files import atomic_write_text
 from zsq.core.jobs import in_jobs
@@ -49,7 +49,7 @@ def main(
         return
     loaded = load_recipe(recipe)
     if threads is not None:
-        loaded = with_threads(loaded, threads)
+        loaded = loaded.with_runtime(threads=threads)
     finished = fits_of(target, loaded) if target.exists() else []
 
     def keep(data: ReportData, fits: list[RunRecord]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from zsq.contract import Generator, Teacher
 from zsq.core.effort import Effort
-from zsq.core.errors import MismatchError, UnknownNameError, UsageError
+from zsq.core.errors import UnknownNameError, UsageError
 from zsq.core.imagespec import ImageSpec
 from zsq.core.runtime import Runtime
 from zsq.engine import suitability
@@ -105,13 +105,10 @@ def require(name: str, teacher: Teacher) -> None:
 
     Raises:
         UnknownNameError: no such method.
-        NoBatchNormError, MismatchError: see `zsq.engine.suitability`.
+        NoBatchNormError, MismatchError: see `zsq.engine.suitability.require`.
     """
     others = {other: cls.facts for other, cls in available_methods().items() if not cls.facts.needs_real}
-    facts = method_class(name).facts
-    suitability.require(teacher, name, facts, others)
-    if suitability.asks(facts):
-        suitability.require_gradients(teacher, name)
+    suitability.require(teacher, name, method_class(name).facts, others)
 
 
 def suited(teacher: Teacher) -> dict[str, str | None]:
@@ -119,10 +116,6 @@ def suited(teacher: Teacher) -> dict[str, str | None]:
     why the others do not."""
     facts = {name: cls.facts for name, cls in available_methods().items()}
     reasons = suitability.refusals(teacher, facts)
-    try:
-        suitability.require_gradients(teacher, "it")
-    except MismatchError as error:
-        reasons |= {name: str(error) for name in facts if suitability.asks(facts[name])}
     fit = suitability.ordered([name for name, reason in reasons.items() if reason is None], facts)
     return dict.fromkeys(fit) | {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -150,6 +150,10 @@ class Recipe(ImagesConfig, OfflineConfig):
             given["class_names"] = os.path.relpath(given["class_names"], self.folder)
         return self.model_copy(update=given)
 
+    def with_runtime(self, **changes: Any) -> Recipe:
+        """This recipe with these fields of its runtime changed."""
+        return self.model_copy(update={"runtime": self.runtime.model_copy(update=changes)})
+
     @property
     def images(self) -> ImagesConfig:
         """How images are read, a file's name from the current folder."""

@@ -132,9 +132,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
     check_identities(teacher, real, evaluation)
     students = resolve_students(specs, teacher.spec, runtime)
     for source in recipe.sources:
-        config = source_config(recipe, source, 0)
-        check_method(config, teacher)
-        method_options(config, teacher.spec, recipe.count_of(source))
+        check_method(source_config(recipe, source, 0), teacher)
     protocol = Protocol(
         teacher=teacher.to(runtime.device),
         eval=evaluation,

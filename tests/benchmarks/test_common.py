@@ -5,9 +5,7 @@ import json
 import common
 import pytest
 import typer
-from common import Results, with_threads
-
-from zsq.recipefile import load_recipe
+from common import Results
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +80,3 @@ def test_options_are_short_texts():
         "rate=5e-05",
         "batch=16",
     ]
-
-
-def test_threads_leave_the_recipes_precision_and_compilation():
-    runtime = with_threads(load_recipe("mcunet-250"), 1).runtime
-    assert (runtime.threads, runtime.compile) == (1, "on")

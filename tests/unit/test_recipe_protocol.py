@@ -94,6 +94,11 @@ def test_estimate_counts_each_training_once(tmp_path, monkeypatch, student, bits
     assert training + scores <= seen[0] <= training + scores + looks + 2 * 8 * 3
 
 
+def test_threads_leave_the_recipes_precision_and_compilation():
+    runtime = load_recipe("mcunet-250").with_runtime(threads=1).runtime
+    assert (runtime.threads, runtime.compile) == (1, "on")
+
+
 def test_estimate_counts_only_what_is_left(tmp_path, monkeypatch):
     """A made set takes no passes, and a finished fit neither."""
     recipe = load(tmp_path, RECIPE)

@@ -132,8 +132,7 @@ def run(
     if offline:
         loaded = loaded.model_copy(update={"offline": True})
     if runtime is not None:
-        given = runtime_given(runtime).model_dump(exclude_defaults=True)
-        loaded = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=given)})
+        loaded = loaded.with_runtime(**runtime_given(runtime).model_dump(exclude_defaults=True))
     folder = folder_of(out, plain_name(recipe), resume)
     call = partial(run_recipe, loaded, folder, resume=resume, budget_hours=budget_hours)
     return in_jobs(jobs, call, reporter=reporter), folder

@@ -48,3 +48,9 @@ class Facts:
     own_rows: str = ""
     recommended: bool = False
     deviations: tuple[str, ...] = ()
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a method changes images by what reaches them from the teacher: it asks for something."""
+        asked = self.needs_batch_norm or self.needs_labels or self.needs_boxes
+        return asked or self.needs_moments or self.needs_attention

@@ -24,19 +24,20 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 def blank(network: nn.Module, spec: ImageSpec) -> Tensor:
     """One image (1, C, H, W) of zeros in standard space, of the network's device and dtype."""
-    like = next(network.parameters(), torch.empty(0))
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(1, *spec.shape, device=like.device, dtype=like.dtype)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: how many values it puts out, in whatever holds them, and whether all are
-    finite."""
+    """One call of a module: how many values it puts out, in whatever holds them, whether all are finite, and
+    whether gradients of any can be followed."""
 
     name: str
     module: nn.Module
     num_values: int
     finite: bool
+    requires_grad: bool
 
 
 @torch.no_grad()
@@ -46,8 +47,9 @@ def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            num_values = sum(tensor.numel() for tensor in tensors(output))
-            calls.append(Call(name, module, num_values, finite(output)))
+            parts = list(tensors(output))
+            followed = any(part.requires_grad for part in parts)
+            calls.append(Call(name, module, sum(part.numel() for part in parts), finite(output), followed))
 
         return hook
 
@@ -58,6 +60,26 @@ def executed(network: nn.Module, run: Callable[[], Any]) -> list[Call]:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def require_gradients(teacher: Teacher, owner: str) -> None:
+    """Nothing, where gradients of what the teacher computes reach its images.
+
+    Raises:
+        MismatchError: none does, in any of its modules.
+    """
+    image = blank(teacher.network, teacher.spec).requires_grad_()
+
+    def run() -> None:
+        with torch.enable_grad():
+            teacher.logits(image)
+
+    if not any(call.requires_grad for call in executed(teacher.network, run)):
+        raise MismatchError(
+            f"teacher '{teacher.name}' gives no gradient of its images, which {owner} follows",
+            "a forward that is differentiable",
+            "take torch.no_grad or torch.inference_mode out of it",
+        )
 
 
 def layer_values(network: nn.Module, *inputs: Any) -> int:

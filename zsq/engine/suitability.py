@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
-
 from zsq.contract import Facts, Teacher
 from zsq.core.errors import MismatchError, NoAttentionError, NoBatchNormError, UntraceableError
 from zsq.engine.attention import require_attention
 from zsq.engine.detector import require_boxes
+from zsq.engine.executed import require_gradients
 from zsq.engine.statistics import require_batch_norm
 from zsq.engine.targets import class_count
 from zsq.engine.weights import require_estimates
@@ -22,6 +20,7 @@ NEEDS: Mapping[str, Callable[[Teacher, str], object]] = {
     "needs_boxes": require_boxes,
     "needs_moments": require_estimates,
     "needs_attention": require_attention,
+    "needs_gradients": require_gradients,
 }
 Refusal = (NoBatchNormError, NoAttentionError, MismatchError, UntraceableError)
 
@@ -40,7 +39,7 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
     Raises:
         NoBatchNormError: no batch norm with stored statistics.
         NoAttentionError: no attention, or none that zsq can read.
-        MismatchError: no classes, no boxes, or no statistics that follow from the weights.
+        MismatchError: no classes, no boxes, no statistics that follow from the weights, or no gradients.
         UntraceableError: the network cannot be captured, to find its attention.
     """
     try:
@@ -57,40 +56,6 @@ def require(teacher: Teacher, owner: str, facts: Facts, others: Mapping[str, Fac
 def suited(teacher: Teacher, others: Mapping[str, Facts]) -> list[str]:
     """The names of those that `teacher` suits, see `ordered`."""
     return ordered([name for name, reason in refusals(teacher, others).items() if reason is None], others)
-
-
-def asks(facts: Facts) -> bool:
-    """Whether a method with these facts asks the teacher for anything. Then it follows its gradients."""
-    return any(getattr(facts, need) for need in NEEDS)
-
-
-def require_gradients(teacher: Teacher, owner: str) -> None:
-    """Nothing, where gradients of what the teacher computes reach its images.
-
-    Raises:
-        MismatchError: none does, in any of its modules.
-    """
-    like = next((p for p in teacher.network.parameters() if p.is_floating_point()), torch.zeros(0))
-    image = torch.zeros(1, *teacher.spec.shape, device=like.device, dtype=like.dtype, requires_grad=True)
-    followed: list[bool] = []
-
-    def look(module: nn.Module, inputs: object, outputs: object) -> None:
-        parts = outputs if isinstance(outputs, list | tuple) else (outputs,)
-        followed.extend(part.requires_grad for part in parts if isinstance(part, Tensor))
-
-    hooks = [module.register_forward_hook(look) for module in teacher.network.modules()]
-    try:
-        with torch.enable_grad():
-            teacher.logits(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not any(followed):
-        raise MismatchError(
-            f"teacher '{teacher.name}' gives no gradient of its images, which {owner} follows",
-            "a forward that is differentiable",
-            "take torch.no_grad or torch.inference_mode out of it",
-        )
 
 
 def ordered(names: Sequence[str], others: Mapping[str, Facts]) -> list[str]:

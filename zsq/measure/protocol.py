@@ -231,7 +231,8 @@ class Protocol:
         for each in self.students:
             spec, pixels = each.spec, self.real_sets[0].pixels
             each.student.check(Fit(self.teacher, pixels, spec.bits, spec.first_last, 0, Silent()))
-        for bits in dict.fromkeys(s.spec.bits for s in self.students if s.student.quantizes_teacher):
+        quantizing = [each.spec.bits for each in self.students if each.student.quantizes_teacher]
+        for bits in {bits.own: bits for bits in quantizing}.values():  # other widths, the same places
             check_placeable(self.teacher.network, self.teacher.example(), bits)
 
     def images_of(self, source: str) -> int:

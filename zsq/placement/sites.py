@@ -141,12 +141,13 @@ def check_placeable(network: nn.Module, example: Tensor, bits: Bits) -> None:
         UntraceableError: as `zsq.graph.capture`; or an operation with weights that is not known.
         OptionError: a width for a row that the network has neither with its batch norms nor without.
     """
-    _refuse_unknown(capture(network, example))
-    if bits.own:
-        try:
-            place(network, example, bits, fold=True, slopes=True)
-        except OptionError:
-            place(network, example, bits, fold=False, slopes=True)
+    if not bits.own:
+        _refuse_unknown(capture(network, example))
+        return
+    try:
+        place(network, example, bits, fold=True, slopes=True)
+    except OptionError:
+        place(network, example, bits, fold=False, slopes=True)
 
 
 def _refuse_unknown(module: fx.GraphModule) -> None:

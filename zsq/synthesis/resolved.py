@@ -143,10 +143,12 @@ def check_method(config: GenerateConfig, teacher: Teacher) -> None:
     """Refuse a configuration whose method cannot work, before anything is built.
 
     Raises:
-        ZsqError: this teacher does not suit it, or it gets images that it does not read, or none.
+        ZsqError: this teacher does not suit it, it gets images that it does not read, or none, or an option
+            that it does not have.
     """
     _check_reads(config)
     require(config.method, teacher)
+    method_options(config, teacher.spec, config.count or DEFAULT_COUNT)
 
 
 def _check_reads(config: GenerateConfig) -> None:
