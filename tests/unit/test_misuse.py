@@ -66,6 +66,26 @@ def test_bits_as_text(ptq, teacher, images):
     assert ptq.fit(teacher, images.pixels, "W8A4").bits == Bits(8, 4)
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda run: zsq.measure_gap(DIGITS, [run], DIGITS, DIGITS, ["ptq"], ["W8A8"], "gap", jobs=1.5),
+            "jobs: ",
+        ),
+        (lambda run: zsq.run("digits", budget_hours="an hour"), "budget_hours: "),
+        (lambda run: zsq.verify_export(run, "arrays", tolerance="small"), "tolerance: "),
+        (lambda run: zsq.inspect_teacher(DIGITS, count=0), "count: "),
+        (lambda run: zsq.export(run, 5, "arrays"), "export: to: "),
+        (lambda run: zsq.import_images(run, "copy", name=None), "name: "),
+    ],
+)
+def test_arguments_of_another_type(call, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match=f"^{said}Input should be"):
+        call("run")
+
+
 def test_what_are_no_images_no_teacher_and_no_seed(ptq, teacher, images):
     with pytest.raises(MismatchError, match="images in a ImageSet; expected a tensor"):
         ptq.fit(teacher, images, Bits(8, 8))

@@ -19,6 +19,7 @@ from zsq.core.errors import OptionError
 from zsq.core.files import input_path
 from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
+from zsq.core.records import valid
 from zsq.core.runtime import Runtime
 from zsq.images.imageset import photo_fits_of, said
 from zsq.images.shared import check_known_membership, warn_of_seen
@@ -57,6 +58,7 @@ def verify_export(
     """
     from zsq.exports.exporting import verify_export as run
 
+    tolerance = valid(float, tolerance, "tolerance")
     if not 0 <= tolerance < math.inf:
         raise OptionError(f"tolerance {tolerance:g}", "0 or more")
     given = {"weights": weights is not None, "tolerance": tolerance != VERIFY.tolerance, "offline": offline}

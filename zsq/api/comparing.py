@@ -11,6 +11,7 @@ from zsq.api.given import RuntimeGiven, folder_of, images_given, runtime_given, 
 from zsq.config import GAP, IMAGES, OFFLINE, GapConfig, ImagesConfig, validated
 from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
+from zsq.core.records import valid
 from zsq.recipefile import load_recipe
 from zsq.runfolder import folder_out, plain_name
 
@@ -83,7 +84,7 @@ def measure_gap(
         "runtime": runtime_given(runtime),
     }
     call = partial(run_gap, validated(GapConfig, values, "gap"), folder_out(out), resume=resume)
-    return in_jobs(jobs, call, reporter=reporter)
+    return in_jobs(valid(int | None, jobs, "jobs"), call, reporter=reporter)
 
 
 @usual_modes()
@@ -134,5 +135,7 @@ def run(
     if runtime is not None:
         loaded = loaded.with_runtime(**runtime_given(runtime).model_dump(exclude_defaults=True))
     folder = folder_of(out, plain_name(recipe), resume)
+    jobs = valid(int | None, jobs, "jobs")
+    budget_hours = valid(float | None, budget_hours, "budget_hours")
     call = partial(run_recipe, loaded, folder, resume=resume, budget_hours=budget_hours)
     return in_jobs(jobs, call, reporter=reporter), folder

@@ -11,6 +11,7 @@ from zsq.config import (
     IMAGES,
     INSPECT,
     OFFLINE,
+    Images,
     ImagesConfig,
     InspectConfig,
     validated,
@@ -18,6 +19,7 @@ from zsq.config import (
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.modes import usual_modes
 from zsq.core.progress import Reporter
+from zsq.core.records import valid
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
 from zsq.images.imageset import said
@@ -92,6 +94,7 @@ def inspect_teacher(
     from zsq.measure.teacherfacts import teacher_facts
 
     check_read(images_given(fit, class_names), "--images", images)
+    count = valid(Images, count, "count")
     config = runtime_given(runtime)
     resolved = Runtime.resolve(**config.model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)

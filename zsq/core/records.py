@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from zsq.core.errors import OptionError
 from zsq.core.files import read_regular
@@ -74,6 +74,18 @@ def read_csv(path: Path, what: str, columns: Sequence[str]) -> list[list[str]]:
     if [name.strip() for name in header] != list(columns):
         raise OptionError(f"{what} {path} begins with {','.join(header)[:60]!r}", f"a header {header_wanted}")
     return [[cell.strip() for cell in line] for line in lines]
+
+
+def valid(kind: Any, value: Any, name: str) -> Any:
+    """`value` as `kind` has it, a type with or without constraints.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise OptionError(f"{name}: {first_fault(error)}") from None
 
 
 def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:

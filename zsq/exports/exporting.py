@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from zsq.config import EXPORT
+from zsq.config import EXPORT, ExportConfig, validated
 from zsq.contract import Teacher
 from zsq.core.errors import ExportError, MismatchError, OptionError, UnknownNameError
 from zsq.core.files import atomic_write_text, input_path
@@ -80,11 +80,13 @@ def export(
     """
     if out is None:
         raise OptionError("no folder to export to", "out")
+    given = {"to": to, "tool": tool, "each": each, "layout": layout, "range": range, "card": card}
+    asked = validated(ExportConfig, given, "export")
     folder, out = input_path(folder, "folder"), folder_out(out)
     dataset, manifest = ShardDataset(folder), read_manifest(folder)
-    plan = _planned(dataset, manifest, _resolved(tool, to, each, layout, range, dataset))
+    plan = _planned(dataset, manifest, _resolved(asked, dataset))
     with whole_folder(out) as staged:
-        record = _written(staged, folder, manifest, plan, card)
+        record = _written(staged, folder, manifest, plan, asked.card)
         atomic_write_text(staged / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
     return record
 
@@ -176,20 +178,13 @@ class _Seen:
         return encoded.reshape(-1, shape[0])[0] if last else encoded.reshape(shape[0], -1)[:, 0]
 
 
-def _resolved(
-    tool: str | None,
-    to: str | None,
-    each: str | None,
-    layout: str | None,
-    range: str | None,
-    dataset: ShardDataset,
-) -> dict[str, Any]:
+def _resolved(asked: ExportConfig, dataset: ShardDataset) -> dict[str, Any]:
     """`to`, `each`, `layout`, `range`, `dtype` and `tool` of the record."""
-    if tool is not None:
-        to, each, layout, range = _of_tool(tool, to, each, layout, range)
-    elif to is None:
+    if asked.tool is not None:
+        asked = _of_tool(asked.tool, asked)
+    to, each, layout, range = asked.to, asked.each, asked.layout, asked.range or "uint8"
+    if to is None:
         raise OptionError("neither --to nor --for", f"one of them: --to {', '.join(FORMATS)}")
-    range = range or "uint8"
     if to not in FORMATS:
         raise UnknownNameError("format", to, FORMATS, "zsq export --help")
     if (each is None) == (to == "files") or each not in (None, *get_args(Each)):
@@ -205,20 +200,26 @@ def _resolved(
     own = "png" if stores_png else writer.default_layout
     _check_layout(to, layout, own, dataset)
     dtype = "uint8" if range == "uint8" else "float32"
-    return {"to": to, "each": each, "layout": layout or own, "range": range, "dtype": dtype, "tool": tool}
+    return {
+        "to": to,
+        "each": each,
+        "layout": layout or own,
+        "range": range,
+        "dtype": dtype,
+        "tool": asked.tool,
+    }
 
 
-def _of_tool(
-    tool: str, to: str | None, each: str | None, layout: str | None, range: str | None
-) -> tuple[str, str | None, str | None, str]:
-    """What the row of a tool sets; the layout may be another one."""
+def _of_tool(tool: str, asked: ExportConfig) -> ExportConfig:
+    """`asked` with what the row of a tool sets; the layout may be another one."""
     if tool not in TOOLS:
         raise UnknownNameError("tool", tool, TOOLS, "zsq export --help")
-    for option, value in (("--to", to), ("--each", each), ("--range", range)):
+    for option, value in (("--to", asked.to), ("--each", asked.each), ("--range", asked.range)):
         if value is not None:
             raise OptionError(f"{option} {value} with --for {tool}", "one of the two", "--for sets it")
     row = TOOLS[tool]
-    return row.to, row.each, layout or row.layout, row.range
+    sets = {"to": row.to, "each": row.each, "layout": asked.layout or row.layout, "range": row.range}
+    return asked.model_copy(update=sets)
 
 
 def _check_layout(to: str, layout: str | None, own: str, dataset: ShardDataset) -> None:

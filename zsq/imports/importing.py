@@ -16,6 +16,7 @@ from zsq.config import IMPORT, config_json, config_sha256
 from zsq.core.errors import OptionError
 from zsq.core.files import atomic_write_text
 from zsq.core.imagespec import check_moments
+from zsq.core.records import valid
 from zsq.core.version import __version__
 from zsq.datasetcard.writing import write_run_card
 from zsq.imports.blocks import Blocks, Moments, open_source
@@ -70,6 +71,7 @@ def import_images(
     """
     start = time.perf_counter()
     source, out = str(source), folder_out(out)
+    name = valid(str, name, "name")
     if not NAME.fullmatch(name) or name in ("real", "noise"):
         raise OptionError(f"--name '{name}'", "letters, digits, '.', '_', '+', '-'; real and noise are taken")
     opened = open_source(source, _moments(mean, std), layout)
