@@ -11,7 +11,7 @@ from commands import call, run_python, start
 
 from zsq.shards.verify import verify_run, verify_shard
 
-NUM_WARM_KILLS = 24
+NUM_WARM_KILLS = 16
 
 OPTIONS = {
     "zeroq": ("--count", 24, "--batch", 2, "--shard-size", 4, "--iterations", 3),

@@ -1,6 +1,8 @@
 """Detectors from the command line: images are made, a student is fitted, saved and measured by its boxes."""
 
+import json
 import re
+import zipfile
 
 import pytest
 from commands import call
@@ -61,6 +63,19 @@ def test_a_student_of_a_detector_is_measured_by_its_boxes(tmp_path, capsys):
     assert load_student(saved).task.name == "detect"
 
 
+def fewer_photos(source, target):
+    """Every third photo, with its boxes."""
+    with zipfile.ZipFile(source) as photos, zipfile.ZipFile(target, "w") as kept:
+        known = json.loads(photos.read("annotations.json"))
+        known["images"] = known["images"][::3]
+        names = {image["id"]: image["file_name"] for image in known["images"]}
+        known["annotations"] = [box for box in known["annotations"] if box["image_id"] in names]
+        kept.writestr("annotations.json", json.dumps(known))
+        for name in names.values():
+            kept.writestr(name, photos.read(name))
+    return target
+
+
 @pytest.mark.data
 def test_fastestdet_on_photos(data_folder, tmp_path, capsys):
     folder = data_folder / "detector"
@@ -79,7 +94,7 @@ def test_fastestdet_on_photos(data_folder, tmp_path, capsys):
             "--bits",
             "W8A8",
             "--eval",
-            folder / "eval77.zip",
+            fewer_photos(folder / "eval77.zip", tmp_path / "eval.zip"),
         )
     )
     # The float network has 19.0; other photos move a student by about 3 points of agreement.

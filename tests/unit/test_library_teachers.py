@@ -20,8 +20,8 @@ def empty_caches(tmp_path, monkeypatch):
 def timm_network(tmp_path):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    torch.save(timm.create_model("resnet18d").state_dict(), tmp_path / "net.pt")
-    return ["--teacher", "timm:resnet18d", "--weights", tmp_path / "net.pt"]
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "net.pt")
+    return ["--teacher", "timm:resnet10t", "--weights", tmp_path / "net.pt"]
 
 
 def hf_network(tmp_path):

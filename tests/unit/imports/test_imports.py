@@ -1,12 +1,9 @@
 """Images made elsewhere become a run that verifies, and that `zsq gap` takes."""
 
-import json
-import subprocess
-
 import numpy as np
 import pytest
 import torch
-from commands import PYTHON, call, environment
+from commands import call
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -155,33 +152,26 @@ def test_a_folder_in_the_way_and_options_without_effect(tmp_path, capsys):
     assert said.status == 0 and "with a label" in said.out
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Digits made by two processes, in four shards."""
-    out = tmp_path_factory.mktemp("two") / "run"
-    launch = (PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    job = ("generate", "--teacher", "embedded:digits", "--method", "deepinversion", "--iterations", "2")
-    size = ("--count", "32", "--batch", "8", "--shard-size", "8", "--threads", "1", "--out", str(out))
-    command = [*launch, "-m", "zsq", *job, *size]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads((out / "manifest.json").read_text())["shards"]) == 4
-    return out
-
-
 FORMS = [("imagefolder", "uint8"), ("npy", "norm"), ("npz", "uint8"), ("npz", "norm"), ("raw", "unit")]
 
 
-# One test, so that one worker alone starts the two processes.
-def test_made_by_two_processes_exported_and_imported(two_processes, tmp_path):
-    wanted = zsq.ShardDataset(two_processes)
-    for to, name in FORMS:
-        folder = tmp_path / f"{to}-{name}"
-        folder.mkdir()
-        zsq.export(two_processes, to, folder / "out", range=name)
-        _, found = imported(folder / "out", folder)
-        assert torch.equal(found.pixels(), wanted.pixels()), folder.name
-        assert torch.equal(found.labels(), wanted.labels()) and (found.labels() >= 0).all(), folder.name
+@pytest.fixture(scope="module")
+def four_shards(tmp_path_factory):
+    """Digits with classes, in four shards."""
+    out = tmp_path_factory.mktemp("four") / "run"
+    sizes = {"count": 32, "batch": 8, "shard_size": 8, "iterations": 2}
+    zsq.generate("embedded:digits", "deepinversion", out=out, **sizes)
+    assert zsq.verify_run(out).num_shards == 4
+    return out
+
+
+@pytest.mark.parametrize(("to", "name"), FORMS)
+def test_made_exported_and_imported(four_shards, tmp_path, to, name):
+    wanted = zsq.ShardDataset(four_shards)
+    zsq.export(four_shards, to, tmp_path / "out", range=name)
+    _, found = imported(tmp_path / "out", tmp_path)
+    assert torch.equal(found.pixels(), wanted.pixels())
+    assert torch.equal(found.labels(), wanted.labels()) and (found.labels() >= 0).all()
 
 
 def test_an_imported_set_stands_in_a_gap_table(tmp_path):
