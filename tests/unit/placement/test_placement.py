@@ -367,7 +367,8 @@ def test_w8a8_of_each_torchvision_family_is_close_to_float(name):
     About the mean, because the logits of an untrained network are mostly the same for all images.
     """
     teacher, pixels = random_teacher(name), smooth_images(8)
-    student = create("ptq", SPEC, {"observer": "minmax"}, Runtime()).fit(teacher, pixels, Bits(8, 8))
+    unsearched = {"observer": "minmax", "weight_observer": "minmax"}
+    student = create("ptq", SPEC, unsearched, Runtime()).fit(teacher, pixels, Bits(8, 8))
     standard = SPEC.pixels_to_standard(pixels)
     with torch.no_grad():
         expected, actual = teacher.logits(standard).double(), student.logits(standard).double()
