@@ -86,6 +86,26 @@ def test_arguments_of_another_type(call, said, tmp_path, monkeypatch):
         call("run")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: zsq.generate(DIGITS, "noise", count=2, reporter=print),
+        lambda: zsq.generate(DIGITS, count=2, reporter=print),
+        lambda: zsq.quantize(DIGITS, "run", "ptq", "W8A8", reporter=print),
+        lambda: zsq.measure_gap(DIGITS, ["run"], DIGITS, DIGITS, ["ptq"], ["W8A8"], "gap", reporter=print),
+        lambda: zsq.run("digits", reporter=print),
+        lambda: zsq.audit(DIGITS, "run", DIGITS, DIGITS, reporter=print),
+        lambda: zsq.inspect_teacher(DIGITS, reporter=print),
+        lambda: zsq.inspect_student("student", "run", reporter=print),
+    ],
+    ids=lambda call: call.__code__.co_names[1],
+)
+def test_what_is_no_reporter(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match=r"^reporter: a builtin_function_or_method; expected a zsq\.core"):
+        call()
+
+
 def test_what_are_no_images_no_teacher_and_no_seed(ptq, teacher, images):
     with pytest.raises(MismatchError, match="images in a ImageSet; expected a tensor"):
         ptq.fit(teacher, images, Bits(8, 8))

@@ -18,7 +18,7 @@ from zsq.config import (
 from zsq.core.errors import OptionError
 from zsq.core.files import input_path
 from zsq.core.modes import usual_modes
-from zsq.core.progress import Reporter
+from zsq.core.progress import Reporter, reporter_or_silent
 from zsq.core.records import valid
 from zsq.core.runtime import Runtime
 from zsq.images.imageset import photo_fits_of, said
@@ -113,13 +113,14 @@ def audit(
     from zsq.measure.audits import audit_images, audit_json, identities_of
     from zsq.shards.manifest import read_manifest
 
+    told = reporter_or_silent(reporter)
     teacher, target = teacher_of(teacher), None if out is None else file_out(out)
     resolved = Runtime.resolve(**runtime_given(runtime, AUDIT_RUNTIME).model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "audit")
     own, seen, unseen = (images_for(loaded, source, asked) for source in (shards, train, holdout))
     for line in said(own, seen, unseen):
-        (reporter or Reporter(quiet=True)).say(line)
+        told.say(line)
     check_known_membership(seen, unseen)
     warn_of_seen(own, unseen)
     identities = identities_of(loaded, seen, unseen)

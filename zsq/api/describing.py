@@ -18,7 +18,7 @@ from zsq.config import (
 )
 from zsq.core.errors import ImagesError, MismatchError
 from zsq.core.modes import usual_modes
-from zsq.core.progress import Reporter
+from zsq.core.progress import Reporter, reporter_or_silent
 from zsq.core.records import valid
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
@@ -94,14 +94,14 @@ def inspect_teacher(
     from zsq.measure.teacherfacts import teacher_facts
 
     check_read(images_given(fit, class_names), "--images", images)
-    count = valid(Images, count, "count")
+    count, told = valid(Images, count, "count"), reporter_or_silent(reporter)
     config = runtime_given(runtime)
     resolved = Runtime.resolve(**config.model_dump())
     loaded = load_teacher(teacher, path_of(weights), offline=offline).to(resolved.device)
     asked = validated(ImagesConfig, images_given(fit, class_names), "inspect")
     labelled = None if images is None else images_for(loaded, images, asked, labelled=True)
     for line in said(*([labelled] if labelled else [])):
-        (reporter or Reporter(quiet=True)).say(line)
+        told.say(line)
     facts = teacher_facts(loaded, resolved, labelled)
     seconds = timed_pass(loaded)
     number = quantity(count, "image")
@@ -156,6 +156,7 @@ def inspect_student(
     from zsq.report.layers import write_layers_page
     from zsq.saved.saving import read_student
 
+    told = reporter_or_silent(reporter)
     page = None if html is None else file_out(html, "--html")
     given = images_given(fit, class_names) | {"count": count, "layers": layers}
     asked = validated(InspectConfig, given, "inspect")
@@ -168,7 +169,6 @@ def inspect_student(
         wanted = f"{record.teacher.weights_sha256[:16]}, which the student was fitted to"
         raise MismatchError(found, wanted, "--weights FILE")
     check_shape(str(folder), fitted.spec.shape, loaded.spec, "takes")
-    told = reporter or Reporter(quiet=True)
     shown = images_for(loaded, images, asked, limit=asked.count)
     for line in said(shown):
         told.say(line)

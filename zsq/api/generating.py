@@ -16,7 +16,7 @@ from zsq.config import (
 from zsq.core.effort import Effort
 from zsq.core.modes import usual_modes
 from zsq.core.processes import failing_together
-from zsq.core.progress import Reporter
+from zsq.core.progress import Reporter, reporter_or_silent
 from zsq.core.seal import watched
 from zsq.core.wording import quantity
 from zsq.request.defaults import choice_line, choose
@@ -117,5 +117,5 @@ def _with_own_choice(
         (iterations, quantity(config.iterations, "iteration") if config.iterations else ""),
     ]
     for line in (choice_line(teacher, parts), *chosen.notes):
-        (reporter or Reporter(quiet=True)).say(line)
+        reporter_or_silent(reporter).say(line)
     return synthesize.generate(config, folder, resume=resume, teacher=loaded, reporter=reporter)

@@ -27,7 +27,7 @@ from zsq.core.effort import Effort
 from zsq.core.errors import OptionError
 from zsq.core.files import output_path
 from zsq.core.modes import usual_modes
-from zsq.core.progress import Reporter
+from zsq.core.progress import Reporter, reporter_or_silent
 from zsq.measure.quantize import Places, Quantized
 from zsq.request.fulfil import fulfil
 from zsq.runfolder import file_out
@@ -129,5 +129,5 @@ def quantize(
             None if onnx is None else file_out(onnx, "--onnx"),
             None if pt2 is None else file_out(pt2, "--pt2"),
         ),
-        reporter or Reporter(quiet=True),
+        reporter_or_silent(reporter),
     )

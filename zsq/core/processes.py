@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from zsq.core.errors import ProcessesError, first_line
-from zsq.core.progress import Reporter
+from zsq.core.progress import Reporter, reporter_or_silent
 
 if TYPE_CHECKING:
     from torch.distributed import Store, TCPStore
@@ -69,7 +69,8 @@ class Processes:
 
     def spoken(self, reporter: Reporter | None) -> Reporter:
         """`reporter` in the first process, a silent one in the others."""
-        return reporter if reporter is not None and self.first else Reporter(quiet=True)
+        given = reporter_or_silent(reporter)
+        return given if self.first else Reporter(quiet=True)
 
     def wait(self) -> None:
         """Until all processes are here."""

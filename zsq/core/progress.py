@@ -14,7 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from zsq.core.errors import StorageError
+from zsq.core.errors import OptionError, StorageError
 from zsq.core.files import append_regular
 from zsq.core.wording import printable
 
@@ -117,6 +117,20 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             yield Job(title, total, self.console, bar, self.events)
+
+
+def reporter_or_silent(given: Reporter | None) -> Reporter:
+    """What is given, a silent one in place of None.
+
+    Raises:
+        OptionError: it is no Reporter.
+    """
+    if given is None:
+        return Reporter(quiet=True)
+    if not isinstance(given, Reporter):
+        found, wanted = type(given).__name__, "a zsq.core.progress.Reporter, or None for silence"
+        raise OptionError(f"reporter: a {found}", wanted)
+    return given
 
 
 def duration(seconds: float) -> str:

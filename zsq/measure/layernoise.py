@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsq.contract import FittedStudent, StepLog, Teacher
-from zsq.core.progress import Reporter, duration
+from zsq.core.progress import Reporter, duration, reporter_or_silent
 from zsq.core.runtime import Runtime
 from zsq.core.wording import quantity
 from zsq.engine.executed import images_at_once
@@ -143,7 +143,7 @@ def layer_noise(
     fitted.spec.check_pixels(pixels_NCHW)
     at_once = images_at_once(teacher.network, teacher.spec, BATCH)
     batches = list(norm_batches(fitted.spec, pixels_NCHW, runtime.device, at_once))
-    told = reporter or Reporter(quiet=True)
+    told = reporter_or_silent(reporter)
     with runtime.in_force(exact=True), torch.no_grad():
         twin = Twin(fitted, teacher, runtime.device)
         walk, start = _Walk(twin), time.monotonic()
