@@ -1,8 +1,12 @@
 """What all tests share: one torch thread, tiny teachers, and the folder of real images and weights."""
 
+import copy
 import gc
+import hashlib
+import importlib
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -40,6 +44,25 @@ def pytest_sessionfinish():
 def one_thread():
     """Two cores shared by several workers; results of float32 sums do not change with the machine either."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def embedded_networks_captured_once():
+    """Many tests load an embedded teacher and capture its network: torch.export takes most of their time."""
+    module = importlib.import_module("zsq.graph.capture")  # the package gives its function that name
+    captured, known = module._captured, {}
+
+    def once(network, example):
+        if not type(network).__module__.startswith("zsq.teacher.digits"):
+            return captured(network, example)
+        values = b"".join(t.detach().cpu().numpy().tobytes() for t in network.state_dict().values())
+        key = (*map(type, network.modules()), example.shape, hashlib.sha256(values).digest())
+        if key not in known:
+            known[key] = copy.deepcopy(captured(network, example))
+        return known[key]
+
+    with mock.patch.object(module, "_captured", once):
+        yield
 
 
 @pytest.fixture
