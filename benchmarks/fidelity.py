@@ -6,7 +6,7 @@ most half a point behind its mean over three sets of 256 real images. Each tool 
 until its images are.
 
 Everything runs on one thread, in processes of its own. Seconds are those of the core. Rows are kept in
-benchmarks/results/fidelity.json; finished ones are not measured again.
+benchmarks/results/fidelity.json, or fidelity-avx2.json with AVX2 alone; finished ones are not measured again.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from zsq.measure.protocol import REAL
 from zsq.measure.quantize import Places, Preparation, quantized
 from zsq.report.tables import DASH, Grid, number
 
+KIND = "fidelity-avx2" if torch.backends.cpu.get_cpu_capability() == "AVX2" else "fidelity"
 METHOD, TOOL = "varied", "model-compression-toolkit"
 SETS, BEHIND = 3, 0.5
 # Images and passes, from the least work to the most.
@@ -52,7 +53,7 @@ def run(
     budget_hours: BudgetHours = None,
 ) -> None:
     """Measure what is missing."""
-    results = Results("fidelity", "python benchmarks/fidelity.py run --mct PYTHON")
+    results = Results(KIND, "python benchmarks/fidelity.py run --mct PYTHON")
     measure = partial(row, results, Budget(budget_hours))
     real = [measure(sys.executable, REAL, REAL_IMAGES, 0, index)["accuracy"] for index in range(SETS)]
     least = statistics.mean(real) - BEHIND
@@ -133,11 +134,11 @@ def fit(source: str, index: int, made: Path) -> None:
     typer.echo(round(quantized(prepared, images, Reporter()).metrics["accuracy"], 2))
 
 
-def fidelity_grid() -> Grid:
-    """Core seconds and accuracy of each try, means over its sets."""
+def fidelity_grid(kind: str) -> Grid:
+    """Core seconds and accuracy of each try, means over its sets; `kind` names the file of results."""
     header = ("source", "images", "passes", "s for images", "s in all", "accuracy", "each set")
     tries: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    for kept in Results("fidelity").rows():
+    for kept in Results(kind).rows():
         tries.setdefault((kept["source"], kept["images"], kept["passes"]), []).append(kept)
     lines = []
     for (source, images, passes), sets in tries.items():
