@@ -137,7 +137,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out.parent)
         with temporary_sibling(out, Path.mkdir) as temporary:
-            yield temporary
+            try:
+                yield temporary
+            except StorageError as error:
+                # Nobody knows the temporary name, and it is gone.
+                raise StorageError(str(error).replace(str(temporary), str(out))) from None
             for folder in (temporary, *(path for path in temporary.iterdir() if path.is_dir())):
                 fsync_folder(folder)
             temporary.replace(out)

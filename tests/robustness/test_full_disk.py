@@ -101,6 +101,19 @@ def test_quota_on_shards(tmp_path, capsys):
     assert_resumes(out, tmp_path / "unbroken", capsys)
 
 
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_quota_on_what_is_whole_or_absent(command, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(capsys, *arguments(out)).status == 0
+    given = ("import", out) if command == "import" else ("export", out, "--to", "npz")
+    with file_size_limit(3000):
+        outcome = call(capsys, *given, "--out", tmp_path / "copy")
+    assert (outcome.status, outcome.out) == (FAILED, "")
+    assert f"cannot write {tmp_path / 'copy'}" in outcome.err.splitlines()[-1]
+    assert ".zsq.tmp" not in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_quota_on_the_event_log(tmp_path, capsys):
     """The log outgrows what the shards need, in the middle of the run."""
     out = tmp_path / "run"
