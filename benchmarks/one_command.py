@@ -34,7 +34,7 @@ from zsq.measure.quantize import Places, Preparation, quantized
 from zsq.report.tables import DASH, Grid, number
 from zsq.request.defaults import TABLE, choose
 from zsq.teacher.load import build_without_global_rng
-from zsq.widths import Bits
+from zsq.widths import FLOAT_BITS, Bits
 
 MADE = "made"
 UNITS = {"h": 3600, "min": 60, "s": 1}
@@ -153,11 +153,13 @@ def defaults_grid() -> Grid:
     for row in TABLE:
         size = f"{row.side} px and more" if row.side else "any"
         size += "" if math.isinf(row.gflops) else f", at most {row.gflops:g} GFLOPs"
+        bits = f"{row.bits} and more" if row.bits > 1 else "any"
+        bits += f", activations at most {row.activations}" if row.activations < FLOAT_BITS else ""
         options = " ".join(f"{key}={value}" for key, value in row.options.items())
         lines.append(
             (
                 size,
-                f"{row.bits} and more" if row.bits > 1 else "any",
+                bits,
                 f"`{row.method}`",
                 str(row.count),
                 DASH if row.iterations is None else str(row.iterations),

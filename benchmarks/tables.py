@@ -307,6 +307,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "students-seeds": partial(by_arm, {"students-seeds": ""}, None, ARMS),
     "transformers-32": partial(losses_grid, "transformers-32"),
     "transformers": partial(losses_grid, "transformers"),
+    "transformers-defaults": partial(by_arm, {"transformers-defaults": ""}, None, (REAL, "leaves")),
     "students-gains": partial(gains_grid, "students-gains", {"lq-net": "lsq-kd", "dir-net": "binary"}),
     "kd-small": partial(by_arm, KD_SMALL, "images", ARMS),
     "daq": partial(by_arm, {"daq": ""}, None, (REAL, NOISE)),

@@ -22,7 +22,7 @@ from zsq.engine.estimate import forward_gflops
 from zsq.generators import require
 from zsq.students import create
 from zsq.tasks.classify import Classify
-from zsq.widths import Bits
+from zsq.widths import FLOAT_BITS, Bits
 
 # Where images are asked for and no bits are known.
 USUAL_BITS = Bits(4, 4)
@@ -35,6 +35,7 @@ class Defaults:
     Attributes:
         side: of networks whose longer side takes at least so many pixels.
         bits: at widths of which the narrower has at least so many bits.
+        activations: at activations of at most so many bits.
         gflops: of networks whose forward pass of one image takes at most so many 10^9 operations, a
             multiply-add counted as two.
         method: how images are made; of networks that have the layers for it.
@@ -52,6 +53,7 @@ class Defaults:
     iterations: int | None
     students: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    activations: int = FLOAT_BITS
     gflops: float = math.inf
     notes: tuple[str, ...] = ()
 
@@ -65,6 +67,7 @@ class Defaults:
         return (
             longest_side(teacher) >= self.side
             and min(bits.weights, bits.activations) >= self.bits
+            and bits.activations <= self.activations
             and (self.gflops == math.inf or forward_gflops(teacher) <= self.gflops)
         )
 
@@ -80,14 +83,15 @@ class Defaults:
         return config.model_copy(update=changes)
 
 
-# A teacher gets the first row that fits it and whose method suits it. The last is of networks without batch
-# norm: on images that do not come from the network, a student that trains can lose what it knows.
+# A teacher gets the first row that fits it and whose method suits it. The last two are of networks without
+# batch norm: on images that do not come from the network, a student that trains can lose what it knows.
 TABLE = (
     Defaults(64, 6, "dgh", 128, 30, ("ptq",)),
     Defaults(64, 1, "pyramid", 256, 100, ("genie-m",), {"iterations": 200}, gflops=5),
     Defaults(64, 1, "pyramid", 64, 100, ("genie-m",), {"iterations": 200}),
     Defaults(0, 6, "dgh", 256, 100, ("ptq",)),
     Defaults(0, 1, "varied", 512, 100, ("genie-m",)),
+    Defaults(0, 1, "leaves", 256, None, ("repq", "ptq"), activations=5),
     Defaults(0, 1, "leaves", 256, None, ("ptq",)),
 )
 

@@ -12,6 +12,7 @@ from zsq.request import defaults
 from zsq.request.defaults import TABLE, Defaults, choice_line, choose
 from zsq.students import create
 from zsq.tasks import TASKS
+from zsq.teacher import load_teacher
 from zsq.widths import Bits
 
 LARGE = image_spec(size=(64, 48))
@@ -73,6 +74,14 @@ def test_a_teacher_without_batch_norm_gets_leaves_and_hears_why():
     (note,) = chosen.notes
     assert note.startswith("leaves instead of varied: ") and "no BatchNorm layer" in note
     assert note.endswith("see docs/choosing.md")
+
+
+@pytest.mark.parametrize(
+    ("bits", "student"), [("W4A4", "repq"), ("W8A5", "repq"), ("W4A8", "ptq"), ("W6A6", "ptq")]
+)
+def test_a_transformer_without_batch_norm_gets_repq_at_few_bits_of_activations(bits, student):
+    chosen = choose(load_teacher("embedded:digits-vit"), Bits.parse(bits))
+    assert (chosen.method, chosen.student) == ("leaves", student)
 
 
 def test_another_task_is_said():
